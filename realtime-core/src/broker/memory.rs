@@ -1,0 +1,207 @@
+//! The broker of a single node: order, positions and idempotency keys in memory.
+//!
+//! Publications of one channel are sequenced under the lock of the channel's stripe, which is held
+//! for "next offset, queue to the interested shards" (`docs/adr` says what else was measured).
+
+use std::collections::{HashMap, VecDeque};
+use std::hash::BuildHasher;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use hashbrown::HashTable;
+use parking_lot::Mutex;
+
+use super::{Broker, Deliver, Published, Reply};
+use crate::error::BrokerError;
+use crate::message::{Epoch, Position, Publish};
+
+/// Locks that channels share; many more than threads that publish at once.
+const STRIPES: usize = 64;
+/// How long an idempotency key is remembered.
+const ID_WINDOW: Duration = Duration::from_secs(300);
+
+/// See the module's documentation.
+pub struct Memory {
+    /// Where publications go once they are sequenced; set by `start`.
+    deliver: OnceLock<Arc<dyn Deliver>>,
+    stripes: Box<[Mutex<Stripe>]>,
+    /// Spreads channel names over stripes and buckets; seeded, so that names cannot be chosen to
+    /// collide.
+    hasher: std::hash::RandomState,
+    /// The next channel's epoch: random at the start and never repeated.
+    next_epoch: AtomicU64,
+    /// Idle channels that one stripe remembers.
+    idle_channels: usize,
+    /// Idempotency keys that one stripe remembers.
+    idempotency_keys: usize,
+    /// What ages are counted from.
+    started: Instant,
+    /// Set by `stop`; read under a stripe's lock.
+    stopped: AtomicBool,
+}
+
+#[derive(Default)]
+struct Stripe {
+    channels: HashTable<Entry>,
+    /// Keys of (channel, id) and what was answered.
+    ids: HashMap<(Box<str>, Box<str>), (Position, Instant)>,
+    /// The same keys, oldest first.
+    id_order: VecDeque<(Instant, Box<str>, Box<str>)>,
+}
+
+struct Entry {
+    name: Box<str>,
+    hash: u64,
+    position: Position,
+    subscribed: bool,
+    /// Seconds since the broker's start.
+    last_used: u32,
+}
+
+impl Memory {
+    /// A broker that remembers at most so many idle channels and idempotency keys.
+    pub fn new(idle_channels: usize, idempotency_keys: usize) -> Result<Self, BrokerError> {
+        let first = getrandom::u64().map_err(|error| BrokerError::Unavailable { reason: error.to_string() })?;
+        Ok(Memory {
+            deliver: OnceLock::new(),
+            stripes: (0..STRIPES).map(|_| Mutex::default()).collect(),
+            hasher: std::hash::RandomState::new(),
+            next_epoch: AtomicU64::new(first),
+            idle_channels: idle_channels.div_ceil(STRIPES),
+            idempotency_keys: idempotency_keys.div_ceil(STRIPES),
+            started: Instant::now(),
+            stopped: AtomicBool::new(false),
+        })
+    }
+
+    fn stripe(&self, channel: &str) -> (&Mutex<Stripe>, u64) {
+        let hash = self.hasher.hash_one(channel);
+        // High bits pick the stripe, low bits the bucket.
+        (&self.stripes[(hash >> 58) as usize % STRIPES], hash)
+    }
+
+    fn age(&self) -> u32 {
+        u32::try_from(self.started.elapsed().as_secs()).unwrap_or(u32::MAX)
+    }
+
+    fn entry<'s>(&self, stripe: &'s mut Stripe, channel: &str, hash: u64) -> &'s mut Entry {
+        stripe
+            .channels
+            .entry(hash, |entry| entry.hash == hash && &*entry.name == channel, |entry| entry.hash)
+            .or_insert_with(|| Entry {
+                name: channel.into(),
+                hash,
+                position: Position { epoch: Epoch(self.next_epoch.fetch_add(1, Ordering::Relaxed)), offset: 0 },
+                subscribed: false,
+                last_used: 0,
+            })
+            .into_mut()
+    }
+}
+
+impl Stripe {
+    fn known_id(&self, channel: &str, id: &str, now: Instant) -> Option<Position> {
+        let (position, at) = self.ids.get(&(Box::from(channel), Box::from(id)))?;
+        (now.duration_since(*at) < ID_WINDOW).then_some(*position)
+    }
+
+    fn remember_id(&mut self, channel: &str, id: &str, position: Position, now: Instant, limit: usize) {
+        self.ids.insert((channel.into(), id.into()), (position, now));
+        self.id_order.push_back((now, channel.into(), id.into()));
+        while self.id_order.len() > limit {
+            self.forget_oldest_id();
+        }
+    }
+
+    fn forget_oldest_id(&mut self) {
+        if let Some((at, channel, id)) = self.id_order.pop_front() {
+            let key = (channel, id);
+            // A key that was used again after its window has a younger entry of its own.
+            if self.ids.get(&key).is_some_and(|(_, remembered)| *remembered == at) {
+                self.ids.remove(&key);
+            }
+        }
+    }
+}
+
+impl Broker for Memory {
+    fn start(&self, deliver: Arc<dyn Deliver>) -> Result<(), BrokerError> {
+        self.deliver.set(deliver).map_err(|_| BrokerError::Unavailable { reason: "already started".into() })
+    }
+
+    fn publish(&self, publish: &Publish<'_>) -> Reply<Published> {
+        let Some(deliver) = self.deliver.get() else { return Reply::Now(Err(BrokerError::Stopped)) };
+        let (stripe, hash) = self.stripe(publish.channel);
+        let mut stripe = stripe.lock();
+        if self.stopped.load(Ordering::Relaxed) {
+            return Reply::Now(Err(BrokerError::Stopped));
+        }
+        let known = publish.id.map(|id| (id, Instant::now()));
+        if let Some((id, now)) = known
+            && let Some(position) = stripe.known_id(publish.channel, id, now)
+        {
+            return Reply::Now(Ok(Published { position, matched: 0 }));
+        }
+        let entry = self.entry(&mut stripe, publish.channel, hash);
+        entry.position.offset += 1;
+        if !entry.subscribed {
+            entry.last_used = self.age();
+        }
+        let position = entry.position;
+        if let Some((id, now)) = known {
+            stripe.remember_id(publish.channel, id, position, now, self.idempotency_keys);
+        }
+        let matched = deliver.deliver(publish, position);
+        Reply::Now(Ok(Published { position, matched }))
+    }
+
+    fn subscribe(&self, channel: &str) -> Reply<Position> {
+        let (stripe, hash) = self.stripe(channel);
+        let mut stripe = stripe.lock();
+        let entry = self.entry(&mut stripe, channel, hash);
+        entry.subscribed = true;
+        Reply::Now(Ok(entry.position))
+    }
+
+    fn unsubscribe(&self, channel: &str) {
+        let (stripe, hash) = self.stripe(channel);
+        let mut stripe = stripe.lock();
+        let age = self.age();
+        if let Some(entry) = stripe.channels.find_mut(hash, |entry| entry.hash == hash && &*entry.name == channel) {
+            entry.subscribed = false;
+            entry.last_used = age;
+        }
+    }
+
+    fn tick(&self) {
+        let now = Instant::now();
+        for stripe in &self.stripes {
+            let mut stripe = stripe.lock();
+            while stripe.id_order.front().is_some_and(|(at, _, _)| now.duration_since(*at) >= ID_WINDOW) {
+                stripe.forget_oldest_id();
+            }
+            let mut idle: Vec<u32> = stripe.channels.iter().filter(|entry| !entry.subscribed).map(|entry| entry.last_used).collect();
+            if idle.len() > self.idle_channels {
+                // Forget down to three quarters, so that the next tick has nothing to do.
+                let surplus = idle.len() - self.idle_channels * 3 / 4;
+                let (_, cutoff, _) = idle.select_nth_unstable(surplus - 1);
+                let cutoff = *cutoff;
+                let mut left = surplus;
+                stripe.channels.retain(|entry| {
+                    let forget = left > 0 && !entry.subscribed && entry.last_used <= cutoff;
+                    left -= usize::from(forget);
+                    !forget
+                });
+            }
+        }
+    }
+
+    fn stop(&self) {
+        self.stopped.store(true, Ordering::Relaxed);
+        // Whoever got in before holds a stripe; after this nobody delivers.
+        for stripe in &self.stripes {
+            drop(stripe.lock());
+        }
+    }
+}

@@ -1,0 +1,65 @@
+//! Why the hub closes a connection, and what that is called on the wire.
+
+/// Why a connection ends; each protocol says with which code (`docs/protocol`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum CloseReason {
+    /// The peer closed, or vanished.
+    Peer,
+    /// The hub drains.
+    Shutdown,
+    /// The outbox passed its limit, or its oldest byte its age.
+    SlowClient,
+    /// No answer to a ping.
+    PongTimeout,
+    /// A WebSocket rule was broken (RFC 6455).
+    Protocol,
+    /// A text message that is not UTF-8 (RFC 6455 section 8.1).
+    InvalidUtf8,
+    /// A message, or its number of fragments, passed the limit.
+    TooLarge,
+    /// Too many protocol errors on one connection.
+    TooManyErrors,
+    /// The application asked for it.
+    Application {
+        /// Close code that the application chose, 1000 or 3000–4999.
+        code: u16,
+    },
+    /// A fault of the hub itself; it was logged.
+    Internal,
+}
+
+/// A WebSocket close code with its reason text (at most 123 bytes).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CloseCode {
+    /// RFC 6455 section 7.4, or 4000–4999. In Pusher's ranges: 40xx stay away, 41xx come back
+    /// after a delay, 42xx come back at once.
+    pub code: u16,
+    /// For people; clients decide by the code.
+    pub reason: &'static str,
+}
+
+impl CloseReason {
+    /// Code and text for WebSocket protocols that follow Pusher's ranges. Protocols with codes of
+    /// their own start from this table.
+    pub fn websocket(self) -> CloseCode {
+        let (code, reason) = match self {
+            CloseReason::Peer => (1000, ""),
+            CloseReason::Shutdown => (1001, "server is going away"),
+            CloseReason::SlowClient => (4100, "client reads too slowly"),
+            CloseReason::PongTimeout => (4201, "no answer to ping"),
+            CloseReason::Protocol => (1002, "protocol error"),
+            CloseReason::InvalidUtf8 => (1007, "text is not UTF-8"),
+            CloseReason::TooLarge => (1009, "message too large"),
+            CloseReason::TooManyErrors => (4000, "too many errors"),
+            CloseReason::Application { code } => (code, ""),
+            CloseReason::Internal => (1011, "internal error"),
+        };
+        CloseCode { code, reason }
+    }
+}
+
+/// Whether an application may close with this code: 1000, or 3000–4999 (RFC 6455 section 7.4.2).
+pub fn is_application_code(code: u16) -> bool {
+    code == 1000 || (3000..=4999).contains(&code)
+}

@@ -1,0 +1,655 @@
+//! One configuration for every way of running the hub: defaults < file < INI < environment < code.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+/// Everything that can be set. Durations are `_ms`, sizes are `_bytes`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Address and port to listen on; port 0 takes a free one. Default `127.0.0.1:8080`. An address
+    /// that others can reach needs `auth.mode` written out, be it `none`.
+    pub listen: String,
+    /// Path of the local bus socket. Absent: the default path; empty: no bus.
+    pub socket: Option<String>,
+    /// Who may connect.
+    pub auth: AuthConfig,
+    /// Origins that may open connections: `https://app.example.com`, `https://*.example.com`, or
+    /// `*`. Default empty: the host that the request names, whatever its port. A request without
+    /// an `Origin` header does not come from a browser and is always allowed.
+    pub allowed_origins: Vec<String>,
+    /// Threads that own connections. Default 0: one a core.
+    pub shards: usize,
+    /// Liveness of connections.
+    pub heartbeat: HeartbeatConfig,
+    /// What a peer may make the hub hold or do.
+    pub limits: Limits,
+    /// How long a publish waits for room in the ingress queue. Default 1,000; 0 refuses at once.
+    pub publish_timeout_ms: u64,
+    /// How long a stop waits for clients to take what is queued and to close. Default 5,000.
+    pub drain_timeout_ms: u64,
+    /// Policies by channel name, the first match wins.
+    pub channels: Vec<ChannelPolicy>,
+}
+
+/// Who may connect.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AuthConfig {
+    /// How connections are authenticated. Absent: not at all, and only on loopback.
+    pub mode: Option<AuthModes>,
+}
+
+/// One mode or a list of them.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum AuthModes {
+    /// A single mode.
+    One(AuthMode),
+    /// Tried in order.
+    Many(Vec<AuthMode>),
+}
+
+/// A way to authenticate connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum AuthMode {
+    /// Everybody may connect.
+    None,
+}
+
+/// Liveness of connections.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct HeartbeatConfig {
+    /// A connection that has been silent this long gets a ping. Default 25,000, below the idle
+    /// timeouts of usual proxies (nginx: 60 s). The shortest is 50.
+    pub ping_interval_ms: u64,
+    /// A pinged connection that stays silent this long is closed. Default 10,000. The shortest is 50.
+    pub pong_timeout_ms: u64,
+}
+
+/// What a peer may make the hub hold or do.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// Connections on this hub. Default 100,000; past it new ones get 503.
+    pub max_connections: usize,
+    /// Bytes of one inbound message. Default 64 KiB; past it the connection is closed with 1009.
+    pub max_message_bytes: usize,
+    /// Frames that one inbound message may be split into. Default 64; past it 1009.
+    pub max_fragments: usize,
+    /// Bytes of a request's head. Default 16 KiB, at least 8 KiB; past it 431.
+    pub max_header_bytes: usize,
+    /// Headers in a request. Default 64; past it 431.
+    pub max_headers: usize,
+    /// Time to send a complete request head. Default 5,000.
+    pub handshake_timeout_ms: u64,
+    /// Subscriptions of one connection. Default 1,024.
+    pub max_subscriptions: usize,
+    /// Protocol errors after which a connection is closed. Default 10.
+    pub max_protocol_errors: u8,
+    /// Bytes of one publication's body. Default 256 KiB, at most a quarter of `outbox_bytes`.
+    pub publication_bytes: usize,
+    /// Bytes that may wait for one connection. Default 1 MiB; past it the connection is closed
+    /// with a code that tells it to come back.
+    pub outbox_bytes: usize,
+    /// Age of the oldest byte that waits for one connection. Default 30,000.
+    pub outbox_age_ms: u64,
+    /// Bytes of publications that are accepted and not yet fanned out. Default 64 MiB. One channel
+    /// may hold a quarter of it.
+    pub ingress_bytes: usize,
+    /// Channels without subscribers whose position is remembered. Default 100,000; the ones that
+    /// were silent longest are forgotten first and start a new epoch.
+    pub idle_channels: usize,
+    /// Idempotency keys that are remembered, each for five minutes. Default 100,000.
+    pub idempotency_keys: usize,
+}
+
+/// Policy of the channels whose name matches.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ChannelPolicy {
+    /// A name, or a pattern in which each `*` stands for any text.
+    #[serde(rename = "match")]
+    pub pattern: String,
+    /// Whether subscribers may publish to the channel. Default false.
+    #[serde(default)]
+    pub client_events: bool,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            listen: "127.0.0.1:8080".into(),
+            socket: None,
+            auth: AuthConfig::default(),
+            allowed_origins: Vec::new(),
+            shards: 0,
+            heartbeat: HeartbeatConfig::default(),
+            limits: Limits::default(),
+            publish_timeout_ms: 1_000,
+            drain_timeout_ms: 5_000,
+            channels: Vec::new(),
+        }
+    }
+}
+
+impl Default for HeartbeatConfig {
+    fn default() -> Self {
+        HeartbeatConfig { ping_interval_ms: 25_000, pong_timeout_ms: 10_000 }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            max_connections: 100_000,
+            max_message_bytes: 64 << 10,
+            max_fragments: 64,
+            max_header_bytes: 16 << 10,
+            max_headers: 64,
+            handshake_timeout_ms: 5_000,
+            max_subscriptions: 1_024,
+            max_protocol_errors: 10,
+            publication_bytes: 256 << 10,
+            outbox_bytes: 1 << 20,
+            outbox_age_ms: 30_000,
+            ingress_bytes: 64 << 20,
+            idle_channels: 100_000,
+            idempotency_keys: 100_000,
+        }
+    }
+}
+
+impl Config {
+    /// The address from `listen`, resolved.
+    pub fn listen_address(&self) -> Result<SocketAddr, ConfigError> {
+        let invalid = |reason: String| ConfigError::InvalidValue { key: "listen".into(), reason };
+        self.listen
+            .to_socket_addrs()
+            .map_err(|error| invalid(format!("`{}` is not an address and port: {error}", self.listen)))?
+            .next()
+            .ok_or_else(|| invalid(format!("`{}` names no address", self.listen)))
+    }
+
+    /// Checks what the types cannot: ranges, and that nobody is let in by omission.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let invalid = |key: &str, reason: String| Err(ConfigError::InvalidValue { key: key.into(), reason });
+        let address = self.listen_address()?;
+        if self.auth.mode.is_none() && !address.ip().is_loopback() {
+            return Err(ConfigError::UnsafeListen { address });
+        }
+        if matches!(&self.auth.mode, Some(AuthModes::Many(modes)) if modes.is_empty()) {
+            return invalid("auth.mode", "the list is empty; write \"none\" to let everybody in".into());
+        }
+        let limits = &self.limits;
+        if self.shards > 64 {
+            return invalid("shards", format!("{} is more than 64", self.shards));
+        }
+        if limits.publication_bytes > limits.outbox_bytes / 4 {
+            return invalid(
+                "limits.publication_bytes",
+                format!("{} is more than a quarter of limits.outbox_bytes ({})", limits.publication_bytes, limits.outbox_bytes),
+            );
+        }
+        if limits.ingress_bytes / 4 < limits.publication_bytes {
+            return invalid(
+                "limits.ingress_bytes",
+                format!("{} is less than four times limits.publication_bytes ({})", limits.ingress_bytes, limits.publication_bytes),
+            );
+        }
+        if limits.max_header_bytes < 8 << 10 {
+            return invalid("limits.max_header_bytes", format!("{} is less than 8192", limits.max_header_bytes));
+        }
+        for (key, value) in
+            [("heartbeat.ping_interval_ms", self.heartbeat.ping_interval_ms), ("heartbeat.pong_timeout_ms", self.heartbeat.pong_timeout_ms)]
+        {
+            if !(50..=86_400_000).contains(&value) {
+                return invalid(key, format!("{value} is not within 50–86400000"));
+            }
+        }
+        for (key, value) in [
+            ("limits.max_connections", limits.max_connections),
+            ("limits.max_message_bytes", limits.max_message_bytes),
+            ("limits.max_fragments", limits.max_fragments),
+            ("limits.max_headers", limits.max_headers),
+            ("limits.max_subscriptions", limits.max_subscriptions),
+            ("limits.max_protocol_errors", usize::from(limits.max_protocol_errors)),
+            ("limits.handshake_timeout_ms", usize::try_from(limits.handshake_timeout_ms).unwrap_or(usize::MAX)),
+            ("limits.outbox_age_ms", usize::try_from(limits.outbox_age_ms).unwrap_or(usize::MAX)),
+            ("limits.publication_bytes", limits.publication_bytes),
+        ] {
+            if value == 0 {
+                return invalid(key, "must be at least 1".into());
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn publish_timeout(&self) -> Duration {
+        Duration::from_millis(self.publish_timeout_ms)
+    }
+
+    /// The policy for a channel: the first pattern that matches, or none.
+    pub(crate) fn channel_policy(&self, channel: &str) -> Option<&ChannelPolicy> {
+        self.channels.iter().find(|policy| wildcard_matches(&policy.pattern, channel))
+    }
+}
+
+/// Whether `text` matches `pattern`, in which each `*` stands for any text.
+pub(crate) fn wildcard_matches(pattern: &str, text: &str) -> bool {
+    let mut parts = pattern.split('*');
+    let first = parts.next().unwrap_or_default();
+    let Some(mut rest) = text.strip_prefix(first) else { return false };
+    let mut last = None;
+    for part in parts {
+        if let Some(previous) = last.replace(part) {
+            match rest.find(previous) {
+                Some(at) => rest = &rest[at + previous.len()..],
+                None => return false,
+            }
+        }
+    }
+    match last {
+        None => rest.is_empty(),
+        Some(suffix) => rest.ends_with(suffix),
+    }
+}
+
+/// Where a value came from, weakest first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Source {
+    /// The value built in.
+    Default,
+    /// The TOML file.
+    File,
+    /// A `realtime.*` INI setting.
+    Ini,
+    /// A `REALTIME_*` variable.
+    Environment,
+    /// An array or struct that the program gave.
+    Code,
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Source::Default => "default",
+            Source::File => "file",
+            Source::Ini => "php.ini",
+            Source::Environment => "environment",
+            Source::Code => "code",
+        })
+    }
+}
+
+/// Why a configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// No setting has this name.
+    #[error("{origin}: unknown setting `{key}`{}", suggestion.as_ref().map(|s| format!(", did you mean `{s}`?")).unwrap_or_default())]
+    UnknownKey {
+        /// The name as it was written, with its tables.
+        key: String,
+        /// The nearest name that exists.
+        suggestion: Option<String>,
+        /// The layer that held it.
+        origin: Source,
+    },
+    /// The value has the wrong type or is out of range.
+    #[error("setting `{key}`: {reason}")]
+    InvalidValue {
+        /// Which setting.
+        key: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Others could reach the address and nothing says that they may.
+    #[error("listening on {address} would let in anybody who can reach it: set `auth.mode` (\"none\" says that this is meant)")]
+    UnsafeListen {
+        /// The address from `listen`.
+        address: SocketAddr,
+    },
+    /// The file could not be read.
+    #[error("cannot read {}: {source}", path.display())]
+    File {
+        /// Which file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The file is not TOML.
+    #[error("not valid TOML: {reason}")]
+    Syntax {
+        /// The parser's message, with line and column.
+        reason: String,
+    },
+}
+
+/// A configuration with the origin of each value that was set.
+#[derive(Debug, Clone)]
+pub struct EffectiveConfig {
+    /// The values.
+    pub config: Config,
+    /// Dotted key to the layer that set it; what is absent is a default.
+    pub origins: BTreeMap<String, Source>,
+    /// What was ignored, for the log.
+    pub warnings: Vec<String>,
+}
+
+/// Puts layers on top of each other. Within one builder the stronger [`Source`] wins, whatever the
+/// order of the calls.
+#[derive(Debug, Default)]
+pub struct ConfigBuilder {
+    layers: BTreeMap<Source, Map<String, Value>>,
+    warnings: Vec<String>,
+}
+
+impl ConfigBuilder {
+    /// Defaults only.
+    pub fn new() -> Self {
+        ConfigBuilder::default()
+    }
+
+    /// Reads a TOML file.
+    pub fn file(self, path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::File { path: path.into(), source })?;
+        self.toml(&text)
+    }
+
+    /// Reads TOML text as the file's layer.
+    pub fn toml(self, text: &str) -> Result<Self, ConfigError> {
+        let value: Value = toml::from_str(text).map_err(|error| ConfigError::Syntax { reason: error.to_string() })?;
+        self.layer(Source::File, value)
+    }
+
+    /// Takes `REALTIME_*` variables: `REALTIME_LISTEN`, `REALTIME_LIMITS__OUTBOX_BYTES`. One that
+    /// names no setting becomes a warning, because orchestrators inject some of their own.
+    pub fn environment(mut self, variables: impl IntoIterator<Item = (String, String)>) -> Self {
+        let schema = schema();
+        for (name, text) in variables {
+            let Some(rest) = name.strip_prefix("REALTIME_") else { continue };
+            let path: Vec<String> = rest.to_ascii_lowercase().split("__").map(str::to_owned).collect();
+            let Some(template) = lookup(&schema, &path) else {
+                self.warnings.push(format!("ignored {name}: no such setting"));
+                continue;
+            };
+            let value = parse_text(template, &text);
+            insert(self.layers.entry(Source::Environment).or_default(), &path, value);
+        }
+        self
+    }
+
+    /// Takes a tree of settings, named as in the file. Strings are accepted where a number or a
+    /// truth value is meant, because INI values are strings.
+    pub fn layer(mut self, source: Source, values: Value) -> Result<Self, ConfigError> {
+        let Value::Object(mut values) = values else {
+            return Err(ConfigError::InvalidValue { key: String::new(), reason: "expected a table of settings".into() });
+        };
+        check_keys(&values, &schema(), "", source)?;
+        if source == Source::Ini {
+            from_text(&mut values, &schema());
+        }
+        merge(self.layers.entry(source).or_default(), values);
+        Ok(self)
+    }
+
+    /// Merges the layers and validates the result.
+    pub fn build(self) -> Result<EffectiveConfig, ConfigError> {
+        let mut merged = Map::new();
+        let mut origins = BTreeMap::new();
+        for (source, layer) in self.layers {
+            record_origins(&layer, "", source, &mut origins);
+            merge(&mut merged, layer);
+        }
+        let config = parse(merged)?;
+        config.validate()?;
+        Ok(EffectiveConfig { config, origins, warnings: self.warnings })
+    }
+}
+
+/// The settings that exist, as the defaults written out; it tells known names from unknown ones.
+fn schema() -> Map<String, Value> {
+    match serde_json::to_value(Config::default()) {
+        Ok(Value::Object(map)) => map,
+        _ => Map::new(),
+    }
+}
+
+fn parse(merged: Map<String, Value>) -> Result<Config, ConfigError> {
+    // Top-level keys one by one, so that an error can name its setting.
+    for (key, value) in &merged {
+        let mut single = Map::new();
+        single.insert(key.clone(), value.clone());
+        if let Err(error) = serde_json::from_value::<Config>(Value::Object(single)) {
+            if let Value::Object(table) = value {
+                for (inner, inner_value) in table {
+                    let nested = Value::Object(Map::from_iter([(
+                        key.clone(),
+                        Value::Object(Map::from_iter([(inner.clone(), inner_value.clone())])),
+                    )]));
+                    if let Err(error) = serde_json::from_value::<Config>(nested) {
+                        return Err(ConfigError::InvalidValue { key: format!("{key}.{inner}"), reason: error.to_string() });
+                    }
+                }
+            }
+            return Err(ConfigError::InvalidValue { key: key.clone(), reason: error.to_string() });
+        }
+    }
+    serde_json::from_value(Value::Object(merged))
+        .map_err(|error| ConfigError::InvalidValue { key: String::new(), reason: error.to_string() })
+}
+
+fn check_keys(values: &Map<String, Value>, schema: &Map<String, Value>, prefix: &str, origin: Source) -> Result<(), ConfigError> {
+    for (key, value) in values {
+        match (schema.get(key), value) {
+            (None, _) => {
+                let suggestion = nearest(key, schema.keys().map(String::as_str)).map(|name| format!("{prefix}{name}"));
+                return Err(ConfigError::UnknownKey { key: format!("{prefix}{key}"), suggestion, origin });
+            }
+            (Some(Value::Object(inner)), Value::Object(table)) => check_keys(table, inner, &format!("{prefix}{key}."), origin)?,
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// The candidate that is most like `name`, if any is like it at all.
+pub fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    candidates
+        .map(|candidate| (strsim::jaro_winkler(name, candidate), candidate))
+        .filter(|(score, _)| *score > 0.75)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, candidate)| candidate)
+}
+
+fn lookup<'a>(schema: &'a Map<String, Value>, path: &[String]) -> Option<&'a Value> {
+    let (first, rest) = path.split_first()?;
+    let value = schema.get(first)?;
+    match (rest.is_empty(), value) {
+        (true, Value::Object(_)) => None,
+        (true, leaf) => Some(leaf),
+        (false, Value::Object(inner)) => lookup(inner, rest),
+        (false, _) => None,
+    }
+}
+
+fn insert(map: &mut Map<String, Value>, path: &[String], value: Value) {
+    match path {
+        [] => {}
+        [leaf] => {
+            map.insert(leaf.clone(), value);
+        }
+        [table, rest @ ..] => {
+            if let Value::Object(inner) = map.entry(table.clone()).or_insert_with(|| Value::Object(Map::new())) {
+                insert(inner, rest, value);
+            }
+        }
+    }
+}
+
+/// Reads a text as the kind of value that the template has; what does not fit stays text, so that
+/// the error names it.
+fn parse_text(template: &Value, text: &str) -> Value {
+    match template {
+        Value::Number(_) => text.trim().parse::<u64>().map_or_else(|_| text.into(), Value::from),
+        Value::Bool(_) => match text.trim().to_ascii_lowercase().as_str() {
+            "1" | "true" | "on" | "yes" => true.into(),
+            "0" | "false" | "off" | "no" | "" => false.into(),
+            _ => text.into(),
+        },
+        Value::Array(_) => match serde_json::from_str::<Value>(text) {
+            Ok(list @ Value::Array(_)) => list,
+            _ => text.split(',').map(str::trim).filter(|item| !item.is_empty()).map(Value::from).collect(),
+        },
+        _ => text.into(),
+    }
+}
+
+fn from_text(values: &mut Map<String, Value>, schema: &Map<String, Value>) {
+    for (key, value) in values.iter_mut() {
+        match (schema.get(key), &mut *value) {
+            (Some(Value::Object(inner)), Value::Object(table)) => from_text(table, inner),
+            (Some(template), Value::String(text)) => *value = parse_text(template, text),
+            _ => {}
+        }
+    }
+}
+
+fn merge(into: &mut Map<String, Value>, from: Map<String, Value>) {
+    for (key, value) in from {
+        match (into.get_mut(&key), value) {
+            (Some(Value::Object(existing)), Value::Object(table)) => merge(existing, table),
+            (_, value) => {
+                into.insert(key, value);
+            }
+        }
+    }
+}
+
+fn record_origins(layer: &Map<String, Value>, prefix: &str, source: Source, origins: &mut BTreeMap<String, Source>) {
+    for (key, value) in layer {
+        let path = format!("{prefix}{key}");
+        match value {
+            Value::Object(table) => record_origins(table, &format!("{path}."), source, origins),
+            _ => {
+                origins.insert(path, source);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn env(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
+        pairs.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect()
+    }
+
+    #[test]
+    fn the_stronger_layer_wins_whatever_the_order_of_calls() {
+        let effective = ConfigBuilder::new()
+            .layer(Source::Code, json!({"shards": 4}))
+            .and_then(|b| b.toml("shards = 1\nlisten = \"127.0.0.1:1\"\n[limits]\nmax_fragments = 3"))
+            .map(|b| b.environment(env(&[("REALTIME_LISTEN", "127.0.0.1:2"), ("REALTIME_LIMITS__OUTBOX_BYTES", "2097152")])))
+            .and_then(ConfigBuilder::build)
+            .expect("valid");
+        assert_eq!((effective.config.shards, effective.config.listen.as_str()), (4, "127.0.0.1:2"));
+        assert_eq!(effective.config.limits.max_fragments, 3);
+        assert_eq!(effective.config.limits.outbox_bytes, 2 << 20);
+        assert_eq!(effective.origins["shards"], Source::Code);
+        assert_eq!(effective.origins["limits.outbox_bytes"], Source::Environment);
+        assert_eq!(effective.origins.get("socket"), None);
+    }
+
+    #[test]
+    fn an_unknown_key_is_an_error_that_suggests_the_nearest() {
+        let error = ConfigBuilder::new().toml("lissten = \"x\"").expect_err("unknown");
+        assert_eq!(error.to_string(), "file: unknown setting `lissten`, did you mean `listen`?");
+        let error = ConfigBuilder::new().layer(Source::Code, json!({"limits": {"outbox_byte": 1}})).expect_err("unknown");
+        assert_eq!(error.to_string(), "code: unknown setting `limits.outbox_byte`, did you mean `limits.outbox_bytes`?");
+        let error = ConfigBuilder::new()
+            .toml("[[channels]]\nmatch = \"a\"\nclient_event = true")
+            .and_then(ConfigBuilder::build)
+            .expect_err("unknown");
+        assert!(error.to_string().contains("client_event"), "{error}");
+    }
+
+    #[test]
+    fn an_unknown_variable_is_a_warning() {
+        let effective = ConfigBuilder::new().environment(env(&[("REALTIME_PORT", "tcp://1"), ("HOME", "/")])).build().expect("valid");
+        assert_eq!(effective.warnings, ["ignored REALTIME_PORT: no such setting"]);
+    }
+
+    #[test]
+    fn a_wrong_type_names_its_setting() {
+        let error = ConfigBuilder::new().toml("[limits]\nmax_fragments = \"many\"").and_then(ConfigBuilder::build).expect_err("wrong type");
+        assert!(error.to_string().starts_with("setting `limits.max_fragments`:"), "{error}");
+        assert!(matches!(ConfigBuilder::new().toml("listen ="), Err(ConfigError::Syntax { .. })));
+    }
+
+    #[test]
+    fn an_open_address_needs_its_auth_mode_written_out() {
+        let build = |text: &str| ConfigBuilder::new().toml(text).and_then(ConfigBuilder::build);
+        assert!(matches!(build("listen = \"0.0.0.0:0\""), Err(ConfigError::UnsafeListen { .. })));
+        assert!(build("listen = \"0.0.0.0:0\"\n[auth]\nmode = \"none\"").is_ok());
+        assert!(build("listen = \"0.0.0.0:0\"\n[auth]\nmode = [\"none\"]").is_ok());
+        assert!(build("listen = \"0.0.0.0:0\"\n[auth]\nmode = []").is_err());
+        assert!(build("listen = \"[::1]:0\"").is_ok());
+        assert!(build("listen = \"nonsense\"").is_err());
+    }
+
+    #[test]
+    fn sizes_that_contradict_each_other_are_refused_at_their_border() {
+        let build = |publication: usize| {
+            ConfigBuilder::new()
+                .layer(Source::Code, json!({"limits": {"publication_bytes": publication, "outbox_bytes": 4000}}))
+                .and_then(ConfigBuilder::build)
+        };
+        assert!(build(999).is_ok() && build(1000).is_ok() && build(1001).is_err() && build(0).is_err());
+    }
+
+    #[test]
+    fn ini_strings_become_numbers() {
+        let effective = ConfigBuilder::new()
+            .layer(Source::Ini, json!({"shards": "3", "allowed_origins": "https://a.test, https://b.test"}))
+            .and_then(ConfigBuilder::build)
+            .expect("valid");
+        assert_eq!(effective.config.shards, 3);
+        assert_eq!(effective.config.allowed_origins, ["https://a.test", "https://b.test"]);
+    }
+
+    #[test]
+    fn patterns_match_as_written() {
+        for (pattern, text, expected) in [
+            ("a", "a", true),
+            ("a", "ab", false),
+            ("a*", "ab", true),
+            ("*", "", true),
+            ("*b", "ab", true),
+            ("*b", "ba", false),
+            ("a*c", "abc", true),
+            ("a*c", "ac", true),
+            ("a*c", "abcd", false),
+            ("a*b*c", "a1b2c", true),
+            ("a*b*c", "acb", false),
+            ("*a*", "xay", true),
+            ("a*a", "a", false),
+            ("", "", true),
+            ("", "a", false),
+        ] {
+            assert_eq!(wildcard_matches(pattern, text), expected, "{pattern} {text}");
+        }
+    }
+}

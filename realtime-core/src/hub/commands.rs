@@ -1,0 +1,180 @@
+//! What clients ask for, carried out on their shard.
+
+use crate::broker::Reply;
+use crate::error::PublishError;
+use crate::message::{InvalidChannel, MAX_EVENT_BYTES, Payload, Publish, find_control, validate_channel};
+use crate::protocol::{Command, ProtocolError, Push, RelayBody, RequestId};
+
+use super::fanout::{ConnectionKey, JoinRequest};
+use super::shard::{Job, Shard};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+/// In front of every event that comes from a client, so that none can pass for the server's.
+const CLIENT_PREFIX: &str = "client-";
+/// The event under which raw messages reach clients that see events.
+const RELAY_EVENT: &str = "client-message";
+
+impl Shard {
+    pub(crate) fn apply(&mut self, key: ConnectionKey, command: Command) -> Result<(), ProtocolError> {
+        match command {
+            Command::Subscribe { id, channel, recover } => {
+                self.subscribe(key, id.clone(), &channel, recover).map_err(|error| error.with_id(id))
+            }
+            Command::Unsubscribe { id, channel } => self.unsubscribe(key, id.as_ref(), &channel).map_err(|error| error.with_id(id)),
+            Command::Publish { id, channel, event, data } => {
+                self.publish(key, id.as_ref(), &channel, &event, &data).map_err(|error| error.with_id(id))
+            }
+            Command::Relay { body } => {
+                self.relay(key, &body);
+                Ok(())
+            }
+            Command::Ping { id } => {
+                self.push(key, &Push::Pong { id: id.as_ref() });
+                Ok(())
+            }
+            Command::Unavailable { id, what } => {
+                Err(ProtocolError::new("not_available", format!("this hub does not offer {what}")).with_id(id))
+            }
+        }
+    }
+
+    fn subscribe(&mut self, key: ConnectionKey, id: Option<RequestId>, channel: &str, recover: bool) -> Result<(), ProtocolError> {
+        check_channel(channel)?;
+        if channel.starts_with("private-") || channel.starts_with("presence-") {
+            return Err(ProtocolError::new(
+                "unauthorized",
+                "channels named `private-` or `presence-` need a signature, and this hub has no key to check one",
+            ));
+        }
+        let name = self.node.channel_ref(channel);
+        let index = self.find_channel(name);
+        let limit = self.node.config.limits.max_subscriptions;
+        let Some(connection) = self.connection(key) else { return Ok(()) };
+        let session = &connection.session;
+        if let Some(index) = index.filter(|index| session.subscriptions.find(*index as u32).is_some()) {
+            self.push_subscribed(key, index, id.as_ref(), recover);
+            return Ok(());
+        }
+        let own = usize::from(session.user.is_some());
+        if session.subscriptions.len() + session.joining as usize - own >= limit {
+            return Err(ProtocolError::new("too_many_subscriptions", format!("a connection may have {limit} subscriptions")));
+        }
+        self.join(key, channel, JoinRequest::Client { id, recover });
+        Ok(())
+    }
+
+    fn unsubscribe(&mut self, key: ConnectionKey, id: Option<&RequestId>, channel: &str) -> Result<(), ProtocolError> {
+        check_channel(channel)?;
+        let name = self.node.channel_ref(channel);
+        let not_subscribed = || ProtocolError::new("not_subscribed", "not subscribed to that channel");
+        let index = self.find_channel(name).ok_or_else(not_subscribed)?;
+        let subscribed = self.connection(key).and_then(|connection| connection.session.subscriptions.find(index as u32));
+        match subscribed {
+            Some(at) => self.leave(key, at),
+            None => {
+                // It may still wait for the broker.
+                let waiting = &mut self.channels[index].joining;
+                let before = waiting.len();
+                waiting.retain(|joining| joining.connection != key);
+                let gone = before - waiting.len();
+                if gone == 0 {
+                    return Err(not_subscribed());
+                }
+                if let Some(connection) = self.connection(key) {
+                    connection.session.joining -= gone as u32;
+                }
+                self.close_channel_if_unused(index);
+            }
+        }
+        self.push(key, &Push::Unsubscribed { id, channel });
+        Ok(())
+    }
+
+    fn publish(&mut self, key: ConnectionKey, id: Option<&RequestId>, channel: &str, event: &str, data: &str) -> Result<(), ProtocolError> {
+        check_channel(channel)?;
+        if !self.node.config.channel_policy(channel).is_some_and(|policy| policy.client_events) {
+            return Err(ProtocolError::new("client_events_disabled", "clients may not publish to this channel"));
+        }
+        let name = self.node.channel_ref(channel);
+        let index = self.find_channel(name);
+        let member = self
+            .connection(key)
+            .is_some_and(|connection| index.is_some_and(|index| connection.session.subscriptions.find(index as u32).is_some()));
+        if !member {
+            return Err(ProtocolError::new("not_subscribed", "publishing needs a subscription to the channel"));
+        }
+        let event = if event.starts_with(CLIENT_PREFIX) { event.to_owned() } else { format!("{CLIENT_PREFIX}{event}") };
+        if event.len() > MAX_EVENT_BYTES || event.len() == CLIENT_PREFIX.len() || find_control(&event).is_some() {
+            return Err(ProtocolError::new(
+                "invalid_event",
+                format!("event names have 1–{} bytes and no control characters", MAX_EVENT_BYTES - CLIENT_PREFIX.len()),
+            ));
+        }
+        self.publish_for(key, id, channel, &event, Payload::Json(data))
+    }
+
+    /// Hands a raw client's message to the other subscribers of its channels.
+    fn relay(&mut self, key: ConnectionKey, body: &RelayBody) {
+        let Some(connection) = self.connection(key) else { return };
+        let joined: Vec<u32> = connection.session.subscriptions.iter().map(|subscription| subscription.channel).collect();
+        let names: Vec<_> = joined
+            .iter()
+            .filter_map(|index| self.channels.get(*index as usize))
+            .map(|channel| channel.channel.clone())
+            .filter(|channel| self.node.config.channel_policy(channel.name()).is_some_and(|policy| policy.client_events))
+            .collect();
+        if names.is_empty() {
+            self.counters().relays_refused.fetch_add(1, Relaxed);
+        }
+        let payload = match body {
+            RelayBody::Text(text) => Payload::Text(text),
+            RelayBody::Binary(bytes) => Payload::Binary(bytes),
+        };
+        for name in names {
+            if let Err(error) = self.publish_for(key, None, name.name(), RELAY_EVENT, payload) {
+                self.protocol_error(key, &error);
+            }
+        }
+    }
+
+    /// Publishes on a client's behalf, without ever waiting.
+    fn publish_for(
+        &mut self,
+        key: ConnectionKey,
+        id: Option<&RequestId>,
+        channel: &str,
+        event: &str,
+        payload: Payload<'_>,
+    ) -> Result<(), ProtocolError> {
+        let node = self.node.clone();
+        let Some(connection) = self.connection(key) else { return Ok(()) };
+        let except = [connection.session.socket_id];
+        let user_id: Option<Arc<str>> = connection.session.user.as_deref().map(crate::message::User::shared_id);
+        let publish = Publish { except: &except, user_id: user_id.as_ref(), ..Publish::new(channel, event, payload) };
+        match node.try_publish(&publish) {
+            Ok(Reply::Now(Ok(_))) => Ok(()),
+            Ok(Reply::Now(Err(error))) => Err(ProtocolError::new("unavailable", format!("not published: broker {error}"))),
+            Ok(Reply::Later(promise)) => {
+                let (weak, shard, id) = (Arc::downgrade(&node), self.index, id.cloned());
+                promise.then(move |result| {
+                    if let (Err(error), Some(node)) = (result, weak.upgrade()) {
+                        let error = ProtocolError::new("unavailable", format!("not published: broker {error}")).with_id(id);
+                        node.shards[shard].inbox.push(Job::Refused { connection: key, error });
+                    }
+                });
+                Ok(())
+            }
+            Err(error @ PublishError::QueueFull { .. }) => Err(ProtocolError::new("queue_full", error.to_string())),
+            Err(error @ PublishError::TooLarge { .. }) => Err(ProtocolError::new("message_too_large", error.to_string())),
+            Err(error) => Err(ProtocolError::new("unavailable", error.to_string())),
+        }
+    }
+}
+
+fn check_channel(name: &str) -> Result<(), ProtocolError> {
+    validate_channel(name).map_err(|error| match error {
+        InvalidChannel::Internal => ProtocolError::new("reserved_channel", error.to_string()),
+        _ => ProtocolError::new("invalid_channel", error.to_string()),
+    })
+}

@@ -1,0 +1,296 @@
+//! A channel on one shard: its subscribers, what waits for them, and the batch under way.
+//!
+//! Publications that wait are handed out in batches. A batch is encoded once per format into one
+//! contiguous buffer, so that a subscriber costs one write whatever the batch holds. Long batches
+//! run in slices, so that one channel does not stall the next.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+
+use super::delivery::{Delivery, Scratch};
+use super::ingress::ChannelLoad;
+use crate::message::{Channel, Position, SocketId};
+use crate::protocol::{Format, FormatKey, RequestId};
+use crate::session::Subscription;
+
+/// Publications in one batch.
+const BATCH_PUBLICATIONS: usize = 256;
+/// Bytes of bodies after which a batch takes no further publication.
+const BATCH_BYTES: usize = 64 << 10;
+
+/// Refers to a connection for longer than one event: the index may be reused, the pair is not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ConnectionKey {
+    pub(crate) index: u32,
+    pub(crate) generation: u32,
+}
+
+/// A channel's subscriber.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Subscriber {
+    /// Index of the connection; [`Subscriber::GONE`] marks one that left during a batch.
+    pub(crate) connection: u32,
+    /// Where the subscription stands in the connection's list.
+    pub(crate) at: u32,
+}
+
+impl Subscriber {
+    const GONE: u32 = u32::MAX;
+}
+
+/// A subscription that waits for the broker's position.
+pub(crate) struct Joining {
+    pub(crate) connection: ConnectionKey,
+    pub(crate) request: JoinRequest,
+}
+
+/// What to say when a subscription becomes live.
+pub(crate) enum JoinRequest {
+    /// A client asked.
+    Client {
+        /// From the request.
+        id: Option<RequestId>,
+        /// Whether it asked to recover.
+        recover: bool,
+    },
+    /// The hub itself did; nothing is said.
+    Silent,
+}
+
+/// See the module's documentation.
+pub(crate) struct LocalChannel {
+    pub(crate) channel: Channel,
+    pub(crate) load: Arc<ChannelLoad>,
+    /// Where the newest publication stands that subscribers got, or get in the batch under way.
+    /// `None` until the broker has said where the channel is.
+    pub(crate) position: Option<Position>,
+    /// Those who wait for that.
+    pub(crate) joining: Vec<Joining>,
+    pub(crate) subscribers: Vec<Subscriber>,
+    /// Entries of `subscribers` whose connection left during the batch.
+    gone: usize,
+    /// Publications after `position`.
+    pub(crate) pending: VecDeque<Arc<Delivery>>,
+    batch: Option<Batch>,
+    /// Whether the channel stands in the shard's queue of work.
+    pub(crate) queued: bool,
+    /// Since when its next batch waits for its subscribers to catch up.
+    pub(crate) held_since_ms: Option<u64>,
+    /// Keeps the channel while a connection is on its way to this shard.
+    pub(crate) pins: u32,
+    /// What a connection on its way may have missed; filled while pinned.
+    pub(crate) retained: Vec<Arc<Delivery>>,
+}
+
+/// Publications that are being written to the subscribers that were there when it began.
+struct Batch {
+    deliveries: Vec<Arc<Delivery>>,
+    /// The next subscriber.
+    cursor: usize,
+    /// Subscribers from here on came later and do not get it.
+    end: usize,
+    /// Connections on this shard that do not get one of the deliveries.
+    excepted: Vec<(u32, usize)>,
+    /// The whole batch, by format.
+    encoded: Vec<(FormatKey, Bytes)>,
+}
+
+/// How far a slice came.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Progress {
+    /// Nothing left to do.
+    Idle,
+    /// There is more.
+    More,
+}
+
+impl LocalChannel {
+    pub(crate) fn new(channel: Channel, load: Arc<ChannelLoad>) -> Self {
+        LocalChannel {
+            channel,
+            load,
+            position: None,
+            joining: Vec::new(),
+            subscribers: Vec::new(),
+            gone: 0,
+            pending: VecDeque::new(),
+            batch: None,
+            queued: false,
+            held_since_ms: None,
+            pins: 0,
+            retained: Vec::new(),
+        }
+    }
+
+    /// Subscribers without those that left during the batch.
+    pub(crate) fn live(&self) -> usize {
+        self.subscribers.len() - self.gone
+    }
+
+    /// Whether nothing refers to the channel any more.
+    pub(crate) fn is_unused(&self) -> bool {
+        self.live() == 0 && self.joining.is_empty() && self.pins == 0
+    }
+
+    /// Whether there is a batch to go on with or to begin.
+    pub(crate) fn has_work(&self) -> bool {
+        self.batch.is_some() || (self.position.is_some() && !self.pending.is_empty())
+    }
+
+    /// Whether the next thing to do is to begin a batch.
+    pub(crate) fn is_between_batches(&self) -> bool {
+        self.batch.is_none()
+    }
+
+    /// Adds a subscriber that gets what follows `position`; says which slot it has.
+    pub(crate) fn add(&mut self, connection: u32, at: u32) -> u32 {
+        let slot = self.subscribers.len() as u32;
+        if self.subscribers.is_empty() {
+            self.subscribers.reserve_exact(1);
+        }
+        self.subscribers.push(Subscriber { connection, at });
+        self.load.subscribers.fetch_add(1, Ordering::Relaxed);
+        slot
+    }
+
+    /// Takes a subscriber out; the one that moved into its slot is given, if one did.
+    pub(crate) fn remove(&mut self, slot: u32) -> Option<Subscriber> {
+        let slot = slot as usize;
+        self.load.subscribers.fetch_sub(1, Ordering::Relaxed);
+        if self.batch.is_some() {
+            // Moving another one here could carry it past the cursor, and it would miss the batch.
+            self.subscribers[slot].connection = Subscriber::GONE;
+            self.gone += 1;
+            return None;
+        }
+        self.subscribers.swap_remove(slot);
+        self.subscribers.get(slot).copied()
+    }
+
+    /// Queues a publication unless its subscribers have, or will have, seen it.
+    pub(crate) fn queue(&mut self, delivery: Arc<Delivery>) {
+        let position = delivery.publication.position;
+        if self.position.is_some_and(|top| top.epoch == position.epoch && position.offset <= top.offset) {
+            return;
+        }
+        self.pending.push_back(delivery);
+    }
+
+    /// The broker has said where the channel is: what was queued before that is not for anybody.
+    pub(crate) fn start_at(&mut self, position: Position) {
+        self.position = Some(position);
+        self.pending.retain(|delivery| {
+            let at = delivery.publication.position;
+            at.epoch != position.epoch || at.offset > position.offset
+        });
+    }
+
+    /// Takes what waits into a batch.
+    pub(crate) fn begin_batch(&mut self, find: impl Fn(&SocketId) -> Option<u32>) {
+        let mut deliveries = Vec::new();
+        let mut excepted = Vec::new();
+        let mut bytes = 0;
+        while deliveries.len() < BATCH_PUBLICATIONS && bytes < BATCH_BYTES {
+            let Some(delivery) = self.pending.pop_front() else { break };
+            bytes += delivery.publication.body.as_payload().len();
+            for socket in &delivery.publication.except {
+                if let Some(connection) = find(socket) {
+                    excepted.push((connection, deliveries.len()));
+                }
+            }
+            self.position = Some(delivery.publication.position);
+            if self.pins > 0 {
+                self.retained.push(delivery.clone());
+            }
+            deliveries.push(delivery);
+        }
+        if !deliveries.is_empty() {
+            self.batch = Some(Batch { deliveries, cursor: 0, end: self.subscribers.len(), excepted, encoded: Vec::new() });
+        }
+    }
+
+    /// Goes on with the batch for at most `writes` subscribers. `write` gets a connection's index
+    /// and `key` tells its format.
+    pub(crate) fn run(
+        &mut self,
+        writes: usize,
+        formats: &[Format],
+        scratch: &mut Scratch,
+        mut format_of: impl FnMut(u32) -> Option<FormatKey>,
+        mut write: impl FnMut(u32, &Bytes),
+    ) -> usize {
+        let Some(batch) = &mut self.batch else { return 0 };
+        let end = batch.end.min(batch.cursor + writes);
+        let mut written = 0;
+        for subscriber in &self.subscribers[batch.cursor..end] {
+            let connection = subscriber.connection;
+            if connection == Subscriber::GONE {
+                continue;
+            }
+            let Some(key) = format_of(connection) else { continue };
+            written += 1;
+            if !batch.excepted.is_empty() && batch.excepted.iter().any(|(excepted, _)| *excepted == connection) {
+                for (index, delivery) in batch.deliveries.iter().enumerate() {
+                    if !batch.excepted.contains(&(connection, index)) {
+                        write(connection, delivery.frame(formats, key, scratch));
+                    }
+                }
+                continue;
+            }
+            let at = match batch.encoded.iter().position(|(existing, _)| *existing == key) {
+                Some(at) => at,
+                None => {
+                    let frame = join_frames(&batch.deliveries, formats, key, scratch);
+                    batch.encoded.push((key, frame));
+                    batch.encoded.len() - 1
+                }
+            };
+            write(connection, &batch.encoded[at].1);
+        }
+        batch.cursor = end;
+        written
+    }
+
+    /// Ends the batch if all its subscribers have been served. `moved` is told of each subscriber
+    /// that has a new slot.
+    pub(crate) fn finish_batch(&mut self, mut moved: impl FnMut(Subscriber, u32)) -> Progress {
+        if let Some(batch) = &self.batch {
+            if batch.cursor < batch.end {
+                return Progress::More;
+            }
+            self.batch = None;
+            if self.gone > 0 {
+                self.gone = 0;
+                let mut slot = 0;
+                self.subscribers.retain(|subscriber| {
+                    let stays = subscriber.connection != Subscriber::GONE;
+                    if stays {
+                        moved(*subscriber, slot);
+                        slot += 1;
+                    }
+                    stays
+                });
+            }
+        }
+        if self.has_work() { Progress::More } else { Progress::Idle }
+    }
+}
+
+fn join_frames(deliveries: &[Arc<Delivery>], formats: &[Format], key: FormatKey, scratch: &mut Scratch) -> Bytes {
+    if let [only] = deliveries {
+        return only.frame(formats, key, scratch).clone();
+    }
+    let mut joined = Vec::with_capacity(deliveries.iter().map(|delivery| delivery.frame(formats, key, scratch).len()).sum());
+    for delivery in deliveries {
+        joined.extend_from_slice(delivery.frame(formats, key, scratch));
+    }
+    Bytes::from(joined)
+}
+
+/// A subscription to hand to its connection.
+pub(crate) fn subscription(channel: usize, slot: u32) -> Subscription {
+    Subscription { channel: channel as u32, slot }
+}

@@ -1,0 +1,69 @@
+//! What other threads ask of a shard: a queue that wakes the shard only when it sleeps.
+
+use std::sync::Arc;
+
+use mio::Waker;
+use parking_lot::Mutex;
+
+/// A shard's queue of jobs. The lock is held for a push or a swap, never for work.
+pub(crate) struct Inbox<T> {
+    state: Mutex<State<T>>,
+    waker: Arc<Waker>,
+}
+
+struct State<T> {
+    jobs: Vec<T>,
+    /// Whether the shard is in, or on its way into, its poll without jobs to do.
+    asleep: bool,
+    /// Set when the shard has ended: jobs are dropped.
+    closed: bool,
+}
+
+/// Queue slots that a burst may leave behind.
+const KEPT_SLOTS: usize = 4096;
+
+impl<T> Inbox<T> {
+    pub(crate) fn new(waker: Arc<Waker>) -> Self {
+        Inbox { state: Mutex::new(State { jobs: Vec::new(), asleep: false, closed: false }), waker }
+    }
+
+    /// Queues a job. False: the shard has ended and the job was dropped.
+    pub(crate) fn push(&self, job: T) -> bool {
+        let wake = {
+            let mut state = self.state.lock();
+            if state.closed {
+                drop(state);
+                drop(job);
+                return false;
+            }
+            state.jobs.push(job);
+            std::mem::take(&mut state.asleep)
+        };
+        if wake && let Err(error) = self.waker.wake() {
+            tracing::error!(%error, "cannot wake a shard");
+        }
+        true
+    }
+
+    /// Swaps the queued jobs into `jobs`, which must be empty. With none queued and `may_sleep`,
+    /// the next push wakes the shard; true says that this is so.
+    pub(crate) fn take(&self, jobs: &mut Vec<T>, may_sleep: bool) -> bool {
+        if jobs.capacity() > KEPT_SLOTS {
+            *jobs = Vec::new();
+        }
+        let mut state = self.state.lock();
+        std::mem::swap(&mut state.jobs, jobs);
+        state.asleep = jobs.is_empty() && may_sleep;
+        state.asleep
+    }
+
+    /// Refuses further jobs and drops those queued.
+    pub(crate) fn close(&self) {
+        let jobs = {
+            let mut state = self.state.lock();
+            state.closed = true;
+            std::mem::take(&mut state.jobs)
+        };
+        drop(jobs);
+    }
+}

@@ -1,0 +1,582 @@
+//! The hub: a handle for hosts, shards that own connections, and what they share.
+//!
+//! A publication's path: [`Hub::publish`] checks it and waits for room → the broker gives it its
+//! place → [`Node::deliver`] looks up who hears the channel and queues it to those shards → each
+//! shard batches, encodes once per format and writes (`fanout`, `shard`).
+
+mod commands;
+mod delivery;
+mod fanout;
+mod inbox;
+mod ingress;
+mod interest;
+mod query;
+mod shard;
+mod stats;
+
+use std::collections::HashMap;
+use std::hash::BuildHasher;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, Weak};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+use crate::broker::memory::Memory;
+use crate::broker::{Broker, Deliver, Published, Reply};
+use crate::close::is_application_code;
+use crate::config::Config;
+use crate::error::{PublishError, QueryError, StartError};
+use crate::message::{
+    Channel, ChannelInfo, ChannelRef, ChannelUser, MAX_EVENT_BYTES, MAX_ID_BYTES, Payload, Position, Publish, Receipt, SocketId, User,
+    find_control, validate_channel,
+};
+use crate::protocol::native::Native;
+use crate::protocol::{Format, Opening, Protocol};
+use crate::transport::link::{Link, SinkLink};
+use crate::transport::websocket::WebSocket;
+use crate::transport::{FrameSink, Framing, http};
+use delivery::Delivery;
+use inbox::Inbox;
+use ingress::{ChannelLoad, Full, Ingress};
+use interest::InterestTable;
+use query::Query;
+use shard::{Accepted, Job, Shard};
+use stats::ShardCounters;
+pub use stats::Stats;
+
+/// How long a question to the shards may take.
+const QUERY_TIMEOUT: Duration = Duration::from_secs(1);
+/// Longest reason in a close frame (RFC 6455 section 5.5).
+const MAX_REASON_BYTES: usize = 123;
+
+/// What shards, transport and handle share.
+pub(crate) struct Node {
+    pub(crate) config: Config,
+    pub(crate) formats: Vec<Format>,
+    pub(crate) shards: Vec<ShardHandle>,
+    broker: Arc<dyn Broker>,
+    interest: InterestTable,
+    /// Serialises "shard gains or loses a channel" with the broker call that follows from it;
+    /// publications do not take it.
+    membership: Box<[Mutex<()>]>,
+    ingress: Arc<Ingress>,
+    /// Spreads channel names; seeded, so that clients cannot choose names that collide.
+    hasher: std::hash::RandomState,
+    pub(crate) started: Instant,
+    pub(crate) connections: AtomicUsize,
+    pub(crate) refused: AtomicU64,
+    published: AtomicU64,
+    queue_full: AtomicU64,
+    stopping: AtomicBool,
+}
+
+/// A shard as others see it.
+pub(crate) struct ShardHandle {
+    pub(crate) inbox: Arc<Inbox<Job>>,
+    pub(crate) counters: ShardCounters,
+}
+
+impl Node {
+    pub(crate) fn channel_ref<'a>(&self, name: &'a str) -> ChannelRef<'a> {
+        ChannelRef { name, hash: self.hasher.hash_one(name) }
+    }
+
+    fn membership(&self, hash: u64) -> &Mutex<()> {
+        &self.membership[hash as usize % self.membership.len()]
+    }
+
+    /// A shard begins to hear a channel: first the interest, then the position, so that nothing
+    /// falls between (contract of [`Broker::subscribe`]).
+    pub(crate) fn gain_interest(&self, name: ChannelRef<'_>, shard: usize) -> (Channel, Arc<ChannelLoad>, Reply<Position>) {
+        let _serial = self.membership(name.hash).lock();
+        let (channel, load) = self.interest.add(name, shard);
+        let reply = self.broker.subscribe(channel.name());
+        (channel, load, reply)
+    }
+
+    /// A shard no longer hears a channel.
+    pub(crate) fn lose_interest(&self, channel: &Channel, shard: usize) {
+        let _serial = self.membership(channel.hash()).lock();
+        if self.interest.remove(channel, shard) {
+            self.broker.unsubscribe(channel.name());
+        }
+    }
+
+    fn load(&self, channel: &str) -> Option<Arc<ChannelLoad>> {
+        // Below this no channel can have used up its share, and nobody needs to look.
+        if !self.ingress.is_busy() {
+            return None;
+        }
+        self.interest.find(self.channel_ref(channel)).map(|interested| interested.load)
+    }
+
+    fn check(&self, publish: &Publish<'_>) -> Result<(), PublishError> {
+        let limit = self.config.limits.publication_bytes;
+        if publish.payload.len() > limit {
+            return Err(PublishError::TooLarge { bytes: publish.payload.len(), limit });
+        }
+        let event = publish.event;
+        let reason = if event.is_empty() {
+            Some("is empty")
+        } else if event.len() > MAX_EVENT_BYTES {
+            Some("is longer than 200 bytes")
+        } else if find_control(event).is_some() {
+            Some("holds a control character")
+        } else if event.starts_with("pusher:") || event.starts_with("pusher_internal:") {
+            Some("starts with `pusher:` or `pusher_internal:`, which are the protocol's own")
+        } else {
+            None
+        };
+        if let Some(reason) = reason {
+            return Err(PublishError::InvalidEvent { reason });
+        }
+        match publish.id {
+            Some(id) if id.is_empty() || id.len() > MAX_ID_BYTES => Err(PublishError::InvalidId { bytes: id.len(), limit: MAX_ID_BYTES }),
+            _ => Ok(()),
+        }
+    }
+
+    fn publish(&self, publish: &Publish<'_>, wait: Duration) -> Result<Reply<Published>, PublishError> {
+        self.check(publish)?;
+        if self.stopping.load(Ordering::Relaxed) {
+            return Err(PublishError::Stopped);
+        }
+        if let Err(Full { queued, limit, waited }) = self.ingress.wait_for_room(self.load(publish.channel).as_deref(), wait) {
+            self.queue_full.fetch_add(1, Ordering::Relaxed);
+            return Err(PublishError::QueueFull { queued_bytes: queued, limit, waited });
+        }
+        let reply = self.broker.publish(publish);
+        self.published.fetch_add(1, Ordering::Relaxed);
+        Ok(reply)
+    }
+
+    /// Publishes without waiting for room; for shards.
+    pub(crate) fn try_publish(&self, publish: &Publish<'_>) -> Result<Reply<Published>, PublishError> {
+        self.publish(publish, Duration::ZERO)
+    }
+
+    /// The shard with the fewest connections, with a place on it taken; `None` when the hub is full.
+    pub(crate) fn place(&self) -> Option<usize> {
+        let taken = self.connections.fetch_add(1, Ordering::Relaxed);
+        if taken >= self.config.limits.max_connections {
+            self.connections.fetch_sub(1, Ordering::Relaxed);
+            return None;
+        }
+        let (index, shard) = self.shards.iter().enumerate().min_by_key(|(_, shard)| shard.counters.connections.load(Ordering::Relaxed))?;
+        shard.counters.connections.fetch_add(1, Ordering::Relaxed);
+        Some(index)
+    }
+
+    /// Gives a place back that no connection took.
+    pub(crate) fn give_back(&self, shard: usize) {
+        self.connections.fetch_sub(1, Ordering::Relaxed);
+        self.shards[shard].counters.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Hands a connection to the shard on which it has a place.
+    pub(crate) fn hand_over(&self, shard: usize, link: Box<dyn Link>, format: u16, opening: Opening, early: Bytes) {
+        if !self.shards[shard].inbox.push(Job::Accept(Box::new(Accepted { link, format, opening, early }))) {
+            self.give_back(shard);
+        }
+    }
+}
+
+impl Deliver for Node {
+    fn deliver(&self, publish: &Publish<'_>, position: Position) -> usize {
+        let Some(interested) = self.interest.find(self.channel_ref(publish.channel)) else { return 0 };
+        let matched = interested.load.subscribers.load(Ordering::Relaxed);
+        let delivery = Arc::new(Delivery::new(publish, interested.channel, position, interested.load, self.ingress.clone()));
+        let mut shards = interested.shards;
+        while shards != 0 {
+            let shard = shards.trailing_zeros() as usize;
+            shards &= shards - 1;
+            self.shards[shard].inbox.push(Job::Deliver(delivery.clone()));
+        }
+        matched
+    }
+}
+
+/// Gives the broker a way to the node without keeping the node alive.
+struct Deliverer(Weak<Node>);
+
+impl Deliver for Deliverer {
+    fn deliver(&self, publish: &Publish<'_>, position: Position) -> usize {
+        self.0.upgrade().map_or(0, |node| node.deliver(publish, position))
+    }
+}
+
+/// Chooses what a hub is made of.
+pub struct HubBuilder {
+    config: Config,
+    broker: Option<Arc<dyn Broker>>,
+    formats: Vec<Format>,
+}
+
+impl HubBuilder {
+    /// The native protocol and the memory broker.
+    pub fn new(config: Config) -> Self {
+        HubBuilder { config, broker: None, formats: Vec::new() }.protocol(Native, WebSocket)
+    }
+
+    /// Adds a protocol that is spoken over a framing. Requests are offered to protocols in the
+    /// order in which they were added, the native one first.
+    pub fn protocol(mut self, protocol: impl Protocol, framing: impl Framing) -> Self {
+        self.formats.push(Format { protocol: Arc::new(protocol), framing: Arc::new(framing) });
+        self
+    }
+
+    /// Replaces the memory broker.
+    pub fn broker(mut self, broker: Arc<dyn Broker>) -> Self {
+        self.broker = Some(broker);
+        self
+    }
+
+    /// Binds, starts the threads and returns once the hub listens.
+    ///
+    /// Threads inherit the caller's signal mask: a host with signal handlers blocks all signals
+    /// around this call.
+    pub fn start(self) -> Result<Hub, StartError> {
+        let HubBuilder { config, broker, formats } = self;
+        config.validate()?;
+        let address = config.listen_address()?;
+        let listener = http::bind(address).map_err(|source| StartError::Bind { address, source })?;
+        let local_addr = listener.local_addr()?;
+        let broker = match broker {
+            Some(broker) => broker,
+            None => Arc::new(Memory::new(config.limits.idle_channels, config.limits.idempotency_keys)?),
+        };
+        let count = match config.shards {
+            0 => thread::available_parallelism().map_or(1, |cores| cores.get().min(64)),
+            count => count,
+        };
+        let mut pollers = Vec::new();
+        let mut shards = Vec::new();
+        for _ in 0..count {
+            let (poll, waker) = shard::poller()?;
+            let inbox = Arc::new(Inbox::new(waker));
+            pollers.push((poll, inbox.clone()));
+            shards.push(ShardHandle { inbox, counters: ShardCounters::default() });
+        }
+        let node = Arc::new(Node {
+            ingress: Arc::new(Ingress::new(config.limits.ingress_bytes)),
+            formats,
+            shards,
+            broker,
+            interest: InterestTable::new(),
+            membership: (0..64).map(|_| Mutex::default()).collect(),
+            hasher: std::hash::RandomState::new(),
+            started: Instant::now(),
+            connections: AtomicUsize::new(0),
+            refused: AtomicU64::new(0),
+            published: AtomicU64::new(0),
+            queue_full: AtomicU64::new(0),
+            stopping: AtomicBool::new(false),
+            config,
+        });
+        node.broker.start(Arc::new(Deliverer(Arc::downgrade(&node))))?;
+        let (ended, endings) = mpsc::channel();
+        let mut threads = Vec::new();
+        for (index, (poll, inbox)) in pollers.into_iter().enumerate() {
+            let shard = Shard::new(index, node.clone(), inbox, poll);
+            threads.push(spawn(format!("rt-shard-{index}"), &ended, move || shard.run())?);
+        }
+        let (control, control_stop) = http::Control::new(node.clone(), listener)?;
+        threads.push(spawn("rt-control".into(), &ended, move || control.run())?);
+        Ok(Hub(Arc::new(HubInner { node, local_addr, running: Mutex::new(Some(Running { threads, endings, control_stop })) })))
+    }
+}
+
+fn spawn(name: String, ended: &Sender<()>, work: impl FnOnce() + Send + 'static) -> std::io::Result<thread::JoinHandle<()>> {
+    let ended = ended.clone();
+    thread::Builder::new().name(name).spawn(move || {
+        work();
+        if ended.send(()).is_err() {
+            tracing::debug!("nobody waits for this thread's end");
+        }
+    })
+}
+
+/// A running hub. Clones are handles to the same one; it runs until [`Hub::stop`] or until the last
+/// handle is dropped, which stops it without waiting.
+#[derive(Clone)]
+pub struct Hub(Arc<HubInner>);
+
+struct HubInner {
+    node: Arc<Node>,
+    local_addr: SocketAddr,
+    /// What a stop takes.
+    running: Mutex<Option<Running>>,
+}
+
+struct Running {
+    threads: Vec<thread::JoinHandle<()>>,
+    /// One message a thread that has ended.
+    endings: Receiver<()>,
+    control_stop: http::Stop,
+}
+
+/// How a stop went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StopReport {
+    /// Whether all threads have ended. If not they end by themselves, but later.
+    pub complete: bool,
+}
+
+impl Hub {
+    /// A hub with the native protocol and the memory broker; see [`HubBuilder::start`].
+    pub fn start(config: Config) -> Result<Hub, StartError> {
+        HubBuilder::new(config).start()
+    }
+
+    /// Where it listens, with the port that was given for port 0.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.0.local_addr
+    }
+
+    /// Where native clients connect.
+    pub fn url(&self) -> String {
+        format!("ws://{}/ws", self.0.local_addr)
+    }
+
+    /// The configuration it was started with.
+    pub fn config(&self) -> &Config {
+        &self.0.node.config
+    }
+
+    /// Publishes to a channel. Waits for room in the ingress queue at most `publish_timeout_ms`;
+    /// never waits for a subscriber. Must not be called from a hub thread.
+    pub fn publish(&self, publish: &Publish<'_>) -> Result<Receipt, PublishError> {
+        validate_channel(publish.channel)?;
+        self.publish_checked(publish)
+    }
+
+    /// Publishes to all connections of a user.
+    pub fn publish_to_user(&self, user_id: &str, event: &str, payload: Payload<'_>, except: &[SocketId]) -> Result<Receipt, PublishError> {
+        User::new(user_id, None)?;
+        let channel = User::channel_name(user_id);
+        self.publish_checked(&Publish { except, ..Publish::new(&channel, event, payload) })
+    }
+
+    fn publish_checked(&self, publish: &Publish<'_>) -> Result<Receipt, PublishError> {
+        let node = &self.0.node;
+        let timeout = node.config.publish_timeout();
+        let published = match node.publish(publish, timeout)? {
+            Reply::Now(result) => result,
+            Reply::Later(promise) => promise.wait(timeout).ok_or(PublishError::Timeout { waited: timeout })?,
+        };
+        let published = published.map_err(|error| match error {
+            crate::error::BrokerError::Stopped => PublishError::Stopped,
+            error => PublishError::Broker(error),
+        })?;
+        Ok(Receipt { position: published.position, matched: published.matched })
+    }
+
+    /// The users who are subscribed to a channel, ordered by id. Waits at most a second.
+    pub fn channel_users(&self, channel: &str) -> Result<Vec<ChannelUser>, QueryError> {
+        validate_channel(channel)?;
+        let mut users: HashMap<String, ChannelUser> = HashMap::new();
+        for part in self.ask(|answer| Query::ChannelUsers { channel: channel.to_owned(), answer })? {
+            for found in part {
+                users.entry(found.user.id().to_owned()).and_modify(|known| known.connections += found.connections).or_insert(found);
+            }
+        }
+        let mut users: Vec<_> = users.into_values().collect();
+        users.sort_by(|a, b| a.user.id().cmp(b.user.id()));
+        Ok(users)
+    }
+
+    /// Closes all connections of a user with a code of the application's choice; says how many.
+    pub fn disconnect_user(&self, user_id: &str, code: u16, reason: &str) -> Result<usize, QueryError> {
+        User::new(user_id, None)?;
+        if !is_application_code(code) {
+            return Err(QueryError::InvalidCloseCode { code });
+        }
+        if reason.len() > MAX_REASON_BYTES {
+            return Err(QueryError::ReasonTooLong { bytes: reason.len(), limit: MAX_REASON_BYTES });
+        }
+        let counts = self.ask(|answer| Query::DisconnectUser { user: user_id.to_owned(), code, reason: reason.to_owned(), answer })?;
+        Ok(counts.into_iter().sum())
+    }
+
+    /// Says whose a connection is; `None` makes it nobody's. False: there is no such connection.
+    pub fn set_user(&self, socket: SocketId, user: Option<User>) -> Result<bool, QueryError> {
+        let found = self.ask(|answer| Query::SetUser { socket, user: user.clone(), answer })?;
+        Ok(found.into_iter().any(|here| here))
+    }
+
+    /// The channels with subscribers, ordered by name.
+    pub fn channels(&self) -> Vec<ChannelInfo> {
+        let mut channels = Vec::new();
+        self.0.node.interest.for_each(|channel, subscribers| {
+            if subscribers > 0 && !channel.name().starts_with(crate::message::INTERNAL_PREFIX) {
+                channels.push(ChannelInfo { name: channel.name().to_owned(), subscribers });
+            }
+        });
+        channels.sort_by(|a, b| a.name.cmp(&b.name));
+        channels
+    }
+
+    /// What has been counted since the start.
+    pub fn stats(&self) -> Stats {
+        self.0.node.stats()
+    }
+
+    /// Whether [`Hub::stop`] has not been called.
+    pub fn is_running(&self) -> bool {
+        !self.0.node.stopping.load(Ordering::Relaxed)
+    }
+
+    /// Moves a connection to another shard without its client noticing. False: it is not here, or
+    /// it is closing, or waits for a subscription.
+    ///
+    /// # Panics
+    ///
+    /// Never; a shard number that does not exist is taken modulo their count.
+    pub fn move_connection(&self, socket: SocketId, to: usize) -> Result<bool, QueryError> {
+        let node = &self.0.node;
+        let to = to % node.shards.len();
+        let described = self.ask(|answer| Query::Describe { socket, answer })?;
+        let Some((from, channels)) = described.into_iter().enumerate().find_map(|(shard, names)| Some((shard, names?))) else {
+            return Ok(false);
+        };
+        if from == to {
+            return Ok(true);
+        }
+        self.ask_one(to, |answer| Query::Expect { channels: channels.clone(), answer })?;
+        let forget = |channels: Vec<String>| node.shards[to].inbox.push(Query::Forget { channels }.into());
+        let reached = self.ask_one(to, |answer| Query::Positions { channels: channels.clone(), answer });
+        let reached = match reached {
+            Ok(reached) => reached,
+            Err(error) => {
+                forget(channels);
+                return Err(error);
+            }
+        };
+        let frozen = match self.ask_one(from, |answer| Query::Freeze { socket, reached, answer }) {
+            Ok(Some(frozen)) => frozen,
+            Ok(None) => {
+                forget(channels);
+                return Ok(false);
+            }
+            Err(error) => {
+                forget(channels);
+                return Err(error);
+            }
+        };
+        node.shards[from].counters.connections.fetch_sub(1, Ordering::Relaxed);
+        node.shards[to].counters.connections.fetch_add(1, Ordering::Relaxed);
+        self.ask_one(to, |answer| Query::Thaw { frozen: Box::new(frozen), expected: channels, answer })
+    }
+
+    /// Adds a connection that only receives, through a sink of the host's: raw native frames of
+    /// one channel. For measurements and for hosts with transports of their own.
+    pub fn attach_sink(&self, channel: &str, sink: Box<dyn FrameSink>) -> Result<(), QueryError> {
+        validate_channel(channel)?;
+        let node = &self.0.node;
+        let Some(shard) = node.place() else { return Err(QueryError::Stopped) };
+        let opening = Opening {
+            commands: vec![crate::protocol::Command::Subscribe { id: None, channel: channel.to_owned(), recover: false }],
+            ..Opening::default()
+        };
+        node.hand_over(shard, Box::new(SinkLink(sink)), 0, opening, Bytes::new());
+        Ok(())
+    }
+
+    /// Stops: no new connections and publications; what was accepted goes out; clients are closed
+    /// with 1001 and have until the timeout to take it. Blocks that long at most; a second call
+    /// returns at once.
+    pub fn stop(&self, timeout: Duration) -> StopReport {
+        let Some(running) = self.0.running.lock().take() else { return StopReport { complete: true } };
+        let deadline = Instant::now() + timeout;
+        self.0.node.begin_stop(&running.control_stop, deadline);
+        // The shards' own deadline comes first, so that this wait sees them end.
+        let give_up = deadline + Duration::from_millis(200);
+        for _ in 0..running.threads.len() {
+            let left = give_up.saturating_duration_since(Instant::now());
+            if running.endings.recv_timeout(left).is_err() {
+                return StopReport { complete: false };
+            }
+        }
+        let mut complete = true;
+        for handle in running.threads {
+            complete &= handle.join().is_ok();
+        }
+        StopReport { complete }
+    }
+
+    /// Asks every shard; the answers are in the shards' order.
+    fn ask<T>(&self, question: impl Fn(Sender<T>) -> Query) -> Result<Vec<T>, QueryError> {
+        let receivers: Vec<_> = (0..self.0.node.shards.len()).map(|shard| self.send(shard, &question)).collect();
+        let deadline = Instant::now() + QUERY_TIMEOUT;
+        receivers.into_iter().map(|receiver| receive(&receiver, deadline)).collect()
+    }
+
+    fn ask_one<T>(&self, shard: usize, question: impl FnOnce(Sender<T>) -> Query) -> Result<T, QueryError> {
+        let receiver = self.send(shard, question);
+        receive(&receiver, Instant::now() + QUERY_TIMEOUT)
+    }
+
+    fn send<T>(&self, shard: usize, question: impl FnOnce(Sender<T>) -> Query) -> Receiver<T> {
+        let (sender, receiver) = mpsc::channel();
+        self.0.node.shards[shard].inbox.push(question(sender).into());
+        receiver
+    }
+}
+
+fn receive<T>(receiver: &Receiver<T>, deadline: Instant) -> Result<T, QueryError> {
+    receiver.recv_timeout(deadline.saturating_duration_since(Instant::now())).map_err(|error| match error {
+        mpsc::RecvTimeoutError::Timeout => QueryError::Timeout { waited: QUERY_TIMEOUT },
+        mpsc::RecvTimeoutError::Disconnected => QueryError::Stopped,
+    })
+}
+
+impl Node {
+    pub(crate) fn stats(&self) -> Stats {
+        let mut stats = Stats {
+            connections: self.connections.load(Ordering::Relaxed) as u64,
+            published: self.published.load(Ordering::Relaxed),
+            queue_full: self.queue_full.load(Ordering::Relaxed),
+            ingress_bytes: self.ingress.queued() as u64,
+            refused: self.refused.load(Ordering::Relaxed),
+            uptime_ms: self.started.elapsed().as_millis() as u64,
+            ..Stats::default()
+        };
+        self.interest.for_each(|channel, subscribers| {
+            stats.channels += u64::from(subscribers > 0 && !channel.name().starts_with(crate::message::INTERNAL_PREFIX));
+        });
+        for shard in &self.shards {
+            stats.add(&shard.counters);
+        }
+        stats
+    }
+
+    pub(crate) fn tick(&self) {
+        self.broker.tick();
+    }
+
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Relaxed)
+    }
+
+    fn begin_stop(&self, control_stop: &http::Stop, deadline: Instant) {
+        self.stopping.store(true, Ordering::Relaxed);
+        control_stop.stop();
+        self.broker.stop();
+        for shard in &self.shards {
+            shard.inbox.push(Job::Drain { deadline });
+        }
+    }
+}
+
+impl Drop for HubInner {
+    fn drop(&mut self) {
+        if let Some(running) = self.running.lock().take() {
+            self.node.begin_stop(&running.control_stop, Instant::now());
+        }
+    }
+}

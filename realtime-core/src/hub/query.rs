@@ -1,0 +1,275 @@
+//! Questions that hosts ask of shards, and operations on connections; answered on the shard.
+
+use std::collections::HashMap;
+use std::sync::mpsc::Sender;
+
+use super::fanout::{ConnectionKey, JoinRequest};
+use super::shard::{Connection, Job, Phase, Shard};
+use crate::close::CloseReason;
+use crate::message::{ChannelUser, SocketId, User};
+use crate::session::heartbeat::Heartbeat;
+use crate::session::outbox::Outbox;
+use crate::session::{FROZEN_VERSION, FrozenSession, SessionState};
+use crate::transport::link::Link;
+
+/// See the module's documentation.
+pub(crate) enum Query {
+    /// Gives a connection to a user, or to nobody. Answers whether it is here.
+    SetUser { socket: SocketId, user: Option<User>, answer: Sender<bool> },
+    /// Who is subscribed to a channel.
+    ChannelUsers { channel: String, answer: Sender<Vec<ChannelUser>> },
+    /// Closes a user's connections; answers how many.
+    DisconnectUser { user: String, code: u16, reason: String, answer: Sender<usize> },
+    /// Hears these channels from now on, for a connection that is to come. Answers whether it can.
+    Expect { channels: Vec<String>, answer: Sender<()> },
+    /// No connection will come.
+    Forget { channels: Vec<String> },
+    /// Names the channels of a connection; `None`: it is not here.
+    Describe { socket: SocketId, answer: Sender<Option<Vec<String>>> },
+    /// Takes a connection out, once all of `reached` has been handed to it.
+    Freeze { socket: SocketId, reached: Vec<(String, u64)>, answer: Sender<Option<Frozen>> },
+    /// Where the expected channels stand; answered once all are live.
+    Positions { channels: Vec<String>, answer: Sender<Vec<(String, u64)>> },
+    /// Takes a connection in, once this shard is as far as the connection.
+    Thaw { frozen: Box<Frozen>, expected: Vec<String>, answer: Sender<bool> },
+}
+
+/// A connection between two shards.
+pub(crate) struct Frozen {
+    pub(crate) link: Box<dyn Link>,
+    /// [`FrozenSession`], encoded.
+    pub(crate) session: Vec<u8>,
+}
+
+impl Shard {
+    pub(crate) fn answer(&mut self, query: Query) {
+        match query {
+            Query::SetUser { socket, user, answer } => {
+                let found = self.by_socket.get(&socket).and_then(|index| self.key(*index as usize));
+                if let Some(key) = found {
+                    self.set_user(key, user);
+                }
+                tell(&answer, found.is_some());
+            }
+            Query::ChannelUsers { channel, answer } => tell(&answer, self.channel_users(&channel)),
+            Query::DisconnectUser { user, code, reason, answer } => tell(&answer, self.disconnect_user(&user, code, &reason)),
+            Query::Expect { channels, answer } => {
+                for channel in &channels {
+                    let name = self.node.clone().channel_ref(channel);
+                    let index = self.find_channel(name).unwrap_or_else(|| self.open_channel(name));
+                    self.channels[index].pins += 1;
+                }
+                tell(&answer, ());
+            }
+            Query::Forget { channels } => self.unpin(&channels),
+            Query::Describe { socket, answer } => {
+                let names = self.by_socket.get(&socket).and_then(|index| self.connections.get(*index as usize)).map(|connection| {
+                    connection
+                        .session
+                        .subscriptions
+                        .iter()
+                        .map(|subscription| self.channels[subscription.channel as usize].channel.name().to_owned())
+                        .collect()
+                });
+                tell(&answer, names);
+            }
+            Query::Positions { channels, answer } => {
+                let positions: Option<Vec<_>> = channels.iter().map(|channel| Some((channel.clone(), self.offset_of(channel)?))).collect();
+                match positions {
+                    Some(positions) => tell(&answer, positions),
+                    None => self.postponed.push(Query::Positions { channels, answer }),
+                }
+            }
+            Query::Freeze { socket, reached, answer } => self.freeze(socket, reached, answer),
+            Query::Thaw { frozen, expected, answer } => self.thaw(frozen, expected, answer),
+        }
+    }
+
+    fn set_user(&mut self, key: ConnectionKey, user: Option<User>) {
+        let previous = self.connection(key).and_then(|connection| connection.session.user.take());
+        if let Some(previous) = previous {
+            let channel = User::channel_name(previous.id());
+            let index = self.find_channel(self.node.channel_ref(&channel));
+            let at = index.and_then(|index| self.connection(key)?.session.subscriptions.find(index as u32));
+            if let Some(at) = at {
+                self.leave(key, at);
+            }
+        }
+        if let Some(user) = user {
+            let channel = User::channel_name(user.id());
+            if let Some(connection) = self.connection(key).filter(|connection| connection.phase == Phase::Open) {
+                connection.session.user = Some(Box::new(user));
+                self.join(key, &channel, JoinRequest::Silent);
+            }
+        }
+    }
+
+    fn channel_users(&self, channel: &str) -> Vec<ChannelUser> {
+        let Some(index) = self.find_channel(self.node.channel_ref(channel)) else { return Vec::new() };
+        let mut users: HashMap<&str, (&User, usize)> = HashMap::new();
+        for subscriber in &self.channels[index].subscribers {
+            if let Some(user) =
+                self.connections.get(subscriber.connection as usize).and_then(|connection| connection.session.user.as_deref())
+            {
+                users.entry(user.id()).or_insert((user, 0)).1 += 1;
+            }
+        }
+        users.into_values().map(|(user, connections)| ChannelUser { user: user.clone(), connections }).collect()
+    }
+
+    fn disconnect_user(&mut self, user: &str, code: u16, reason: &str) -> usize {
+        let channel = User::channel_name(user);
+        let Some(index) = self.find_channel(self.node.channel_ref(&channel)) else { return 0 };
+        let subscribers: Vec<u32> = self.channels[index].subscribers.iter().map(|subscriber| subscriber.connection).collect();
+        let keys: Vec<_> = subscribers.into_iter().filter_map(|connection| self.key(connection as usize)).collect();
+        for key in &keys {
+            self.close(*key, CloseReason::Application { code }, reason);
+        }
+        keys.len()
+    }
+
+    // A connection's journey. Before it leaves its shard, the next one hears its channels; it
+    // leaves when it has got at least what the next one may lack; it arrives when the next one is
+    // as far; what came in between was retained for it.
+
+    /// How far a channel's subscribers here have been served; `None` until it is live.
+    fn offset_of(&self, channel: &str) -> Option<u64> {
+        let index = self.find_channel(self.node.channel_ref(channel))?;
+        self.channels[index].position.map(|position| position.offset)
+    }
+
+    fn unpin(&mut self, channels: &[String]) {
+        for channel in channels {
+            if let Some(index) = self.find_channel(self.node.channel_ref(channel)) {
+                let channel = &mut self.channels[index];
+                channel.pins -= 1;
+                if channel.pins == 0 {
+                    channel.retained = Vec::new();
+                }
+                self.close_channel_if_unused(index);
+            }
+        }
+    }
+
+    fn freeze(&mut self, socket: SocketId, reached: Vec<(String, u64)>, answer: Sender<Option<Frozen>>) {
+        let Some(key) = self.by_socket.get(&socket).and_then(|index| self.key(*index as usize)) else {
+            tell(&answer, None);
+            return;
+        };
+        let ready = |shard: &Self| {
+            reached.iter().all(|(name, offset)| {
+                shard.find_channel(shard.node.channel_ref(name)).is_none_or(|index| {
+                    let channel = &shard.channels[index];
+                    channel.is_between_batches() && channel.position.is_some_and(|position| position.offset >= *offset)
+                })
+            })
+        };
+        let settled = self.connection(key).is_some_and(|connection| connection.phase == Phase::Open && connection.session.joining == 0);
+        // A batch that is under way may or may not have reached this connection.
+        let between = self.connections[key.index as usize]
+            .session
+            .subscriptions
+            .iter()
+            .all(|subscription| self.channels[subscription.channel as usize].is_between_batches());
+        if !settled {
+            tell(&answer, None);
+            return;
+        }
+        if !between || !ready(self) {
+            self.postponed.push(Query::Freeze { socket, reached, answer });
+            return;
+        }
+        let subscriptions: Vec<(String, u64)> = self.connections[key.index as usize]
+            .session
+            .subscriptions
+            .iter()
+            .map(|subscription| {
+                let channel = &self.channels[subscription.channel as usize];
+                (channel.channel.name().to_owned(), channel.position.map_or(0, |position| position.offset))
+            })
+            .collect();
+        let Some(connection) = self.take_out(key) else { return };
+        let Connection { link, session, .. } = *connection;
+        let (outbox, outbox_begun) = session.outbox.to_bytes();
+        let frozen = FrozenSession {
+            version: FROZEN_VERSION,
+            socket_id: session.socket_id,
+            format: session.format,
+            protocol: session.protocol,
+            user: session.user.map(|user| *user),
+            inbound: session.inbound.map(|inbound| *inbound),
+            outbox,
+            outbox_begun,
+            subscriptions,
+            protocol_errors: session.protocol_errors,
+        };
+        let encoded = postcard::to_stdvec(&frozen).ok();
+        tell(&answer, encoded.map(|session| Frozen { link, session }));
+    }
+
+    fn thaw(&mut self, frozen: Box<Frozen>, expected: Vec<String>, answer: Sender<bool>) {
+        let session: FrozenSession = match postcard::from_bytes(&frozen.session) {
+            Ok(session) if matches!(session, FrozenSession { version: FROZEN_VERSION, .. }) => session,
+            _ => {
+                self.unpin(&expected);
+                tell(&answer, false);
+                return;
+            }
+        };
+        let behind = session.subscriptions.iter().any(|(name, offset)| {
+            let index = self.find_channel(self.node.channel_ref(name));
+            index.is_none_or(|index| {
+                let channel = &self.channels[index];
+                !channel.is_between_batches() || channel.position.is_none_or(|position| position.offset < *offset)
+            })
+        });
+        if behind {
+            self.postponed.push(Query::Thaw { frozen, expected, answer });
+            return;
+        }
+        let mut state = SessionState::new(session.socket_id, session.format, session.protocol, self.now_ms);
+        state.user = session.user.map(Box::new);
+        state.inbound = session.inbound.map(Box::new);
+        state.outbox = Outbox::from_bytes(session.outbox, session.outbox_begun, self.now_ms);
+        state.protocol_errors = session.protocol_errors;
+        state.heartbeat = Heartbeat::new(self.now_ms);
+        let arrived = self.insert(frozen.link, state);
+        if let Some(key) = arrived {
+            for (name, offset) in &session.subscriptions {
+                let Some(index) = self.find_channel(self.node.channel_ref(name)) else { continue };
+                self.add_subscriber(key, index);
+                let missed: Vec<_> = self.channels[index]
+                    .retained
+                    .iter()
+                    .filter(|delivery| delivery.publication.position.offset > *offset)
+                    .cloned()
+                    .collect();
+                for delivery in missed {
+                    let node = self.node.clone();
+                    let Some(connection) = self.connection(key) else { break };
+                    if delivery.publication.except.contains(&connection.session.socket_id) {
+                        continue;
+                    }
+                    let format = connection.session.format_key();
+                    let frame = delivery.frame(&node.formats, format, &mut self.scratch).clone();
+                    self.write(key, &frame);
+                }
+            }
+        }
+        self.unpin(&expected);
+        tell(&answer, arrived.is_some());
+    }
+}
+
+/// Answers; an asker that is gone is not an error.
+fn tell<T>(answer: &Sender<T>, value: T) {
+    if answer.send(value).is_err() {
+        tracing::debug!("nobody waits for an answer any more");
+    }
+}
+
+impl From<Query> for Job {
+    fn from(query: Query) -> Self {
+        Job::Query(query)
+    }
+}

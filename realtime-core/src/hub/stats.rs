@@ -1,0 +1,89 @@
+//! Counters, each written by one thread and read by anybody.
+
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+
+use serde::Serialize;
+
+use crate::close::CloseReason;
+
+/// What one shard counts.
+#[derive(Default)]
+pub(crate) struct ShardCounters {
+    /// Connections that are on the shard, or on their way to it.
+    pub(crate) connections: AtomicUsize,
+    pub(crate) subscriptions: AtomicUsize,
+    pub(crate) received: AtomicU64,
+    pub(crate) protocol_errors: AtomicU64,
+    pub(crate) relays_refused: AtomicU64,
+    pub(crate) panics: AtomicU64,
+    closed_slow: AtomicU64,
+    closed_pong: AtomicU64,
+    closed_protocol: AtomicU64,
+    closed: AtomicU64,
+}
+
+impl ShardCounters {
+    pub(crate) fn count_close(&self, reason: CloseReason) {
+        self.closed.fetch_add(1, Relaxed);
+        match reason {
+            CloseReason::SlowClient => self.closed_slow.fetch_add(1, Relaxed),
+            CloseReason::PongTimeout => self.closed_pong.fetch_add(1, Relaxed),
+            CloseReason::Protocol | CloseReason::InvalidUtf8 | CloseReason::TooLarge | CloseReason::TooManyErrors => {
+                self.closed_protocol.fetch_add(1, Relaxed)
+            }
+            _ => 0,
+        };
+    }
+}
+
+/// What the hub has counted since its start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Stats {
+    /// Open connections.
+    pub connections: u64,
+    /// Subscriptions of those connections.
+    pub subscriptions: u64,
+    /// Channels with subscribers.
+    pub channels: u64,
+    /// Publications accepted.
+    pub published: u64,
+    /// Publications refused because the ingress queue was full.
+    pub queue_full: u64,
+    /// Bytes accepted and not yet fanned out.
+    pub ingress_bytes: u64,
+    /// Messages from clients.
+    pub received: u64,
+    /// Faults in what clients sent.
+    pub protocol_errors: u64,
+    /// Messages of raw clients that no channel's policy allowed to relay.
+    pub relays_refused: u64,
+    /// Requests refused before they became connections.
+    pub refused: u64,
+    /// Connections that have ended, for whatever reason.
+    pub closed: u64,
+    /// Of those: the client read too slowly.
+    pub closed_slow: u64,
+    /// Of those: no answer to a ping.
+    pub closed_pong_timeout: u64,
+    /// Of those: the client broke the protocol or a limit.
+    pub closed_protocol: u64,
+    /// Handlers that panicked; each cost one connection.
+    pub panics: u64,
+    /// Milliseconds since the start.
+    pub uptime_ms: u64,
+}
+
+impl Stats {
+    pub(crate) fn add(&mut self, counters: &ShardCounters) {
+        self.subscriptions += counters.subscriptions.load(Relaxed) as u64;
+        self.received += counters.received.load(Relaxed);
+        self.protocol_errors += counters.protocol_errors.load(Relaxed);
+        self.relays_refused += counters.relays_refused.load(Relaxed);
+        self.panics += counters.panics.load(Relaxed);
+        self.closed += counters.closed.load(Relaxed);
+        self.closed_slow += counters.closed_slow.load(Relaxed);
+        self.closed_pong_timeout += counters.closed_pong.load(Relaxed);
+        self.closed_protocol += counters.closed_protocol.load(Relaxed);
+    }
+}

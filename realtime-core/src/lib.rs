@@ -1,0 +1,38 @@
+//! A realtime hub as a library: publish in one thread, frames on every subscribed client.
+//!
+//! | module | what it is |
+//! | --- | --- |
+//! | [`hub`] | the handle, the shards, fan-out, drain |
+//! | [`protocol`] | bytes to commands, publications to bytes; no I/O |
+//! | [`transport`] | listener, upgrade, framing; knows no channel |
+//! | [`broker`] | where publications get their order |
+//! | [`message`] | channels, publications, users, positions |
+//! | [`config`] | every setting, its unit and its default |
+//! | [`close`], [`error`] | why connections end, what can go wrong |
+//! | [`descriptors`] | what a forked child has to close |
+//!
+//! ```no_run
+//! use realtime_core::{Config, Hub, Payload, Publish};
+//!
+//! let hub = Hub::start(Config::default())?;
+//! println!("listening on {}", hub.url());
+//! let receipt = hub.publish(&Publish::new("orders", "shipped", Payload::Json(r#"{"id":42}"#)))?;
+//! println!("offset {} for {} subscribers", receipt.position.offset, receipt.matched);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+pub mod broker;
+pub mod close;
+pub mod config;
+pub mod descriptors;
+pub mod error;
+pub mod hub;
+pub mod message;
+pub mod protocol;
+mod session;
+pub mod transport;
+
+pub use config::{Config, ConfigBuilder, ConfigError, EffectiveConfig, Source};
+pub use error::{BrokerError, PublishError, QueryError, StartError};
+pub use hub::{Hub, HubBuilder, Stats, StopReport};
+pub use message::{ChannelInfo, ChannelUser, Epoch, InvalidChannel, InvalidUser, Payload, Position, Publish, Receipt, SocketId, User};

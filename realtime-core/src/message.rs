@@ -1,0 +1,501 @@
+//! What travels through the hub: channels, publications, users, and the ids that name them.
+
+use std::fmt;
+use std::hash::{BuildHasherDefault, Hash, Hasher};
+use std::str::FromStr;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+/// Longest channel name, in bytes of UTF-8.
+pub const MAX_CHANNEL_BYTES: usize = 200;
+/// Longest event name, in bytes of UTF-8.
+pub const MAX_EVENT_BYTES: usize = 200;
+/// Longest user id, in bytes of UTF-8.
+pub const MAX_USER_ID_BYTES: usize = 128;
+/// Longest idempotency key, in bytes of UTF-8.
+pub const MAX_ID_BYTES: usize = 128;
+/// The event name of a publication that names none.
+pub const DEFAULT_EVENT: &str = "message";
+
+/// Names that start with this belong to the hub; no client or publisher may use them.
+pub const INTERNAL_PREFIX: char = '#';
+
+/// Why a channel name was refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum InvalidChannel {
+    /// The name has no bytes.
+    #[error("channel name is empty")]
+    Empty,
+    /// The name is longer than [`MAX_CHANNEL_BYTES`].
+    #[error("channel name has {bytes} bytes, the limit is {limit}")]
+    TooLong {
+        /// Length of the refused name.
+        bytes: usize,
+        /// The limit it passed.
+        limit: usize,
+    },
+    /// The name holds a control character (U+0000–U+001F, U+007F–U+009F).
+    #[error("channel name holds a control character at byte {at}")]
+    ControlCharacter {
+        /// Byte offset of the first control character.
+        at: usize,
+    },
+    /// The name starts with `#`, which is the hub's own namespace.
+    #[error("channel names that start with `#` are internal to the hub")]
+    Internal,
+}
+
+/// Checks a channel name that a client or a publisher gave: 1–200 bytes of UTF-8, no control
+/// character, not in the hub's own `#` namespace.
+pub fn validate_channel(name: &str) -> Result<(), InvalidChannel> {
+    if name.starts_with(INTERNAL_PREFIX) {
+        return Err(InvalidChannel::Internal);
+    }
+    validate_any_channel(name)
+}
+
+fn validate_any_channel(name: &str) -> Result<(), InvalidChannel> {
+    if name.is_empty() {
+        return Err(InvalidChannel::Empty);
+    }
+    if name.len() > MAX_CHANNEL_BYTES {
+        return Err(InvalidChannel::TooLong { bytes: name.len(), limit: MAX_CHANNEL_BYTES });
+    }
+    match find_control(name) {
+        Some(at) => Err(InvalidChannel::ControlCharacter { at }),
+        None => Ok(()),
+    }
+}
+
+/// Byte offset of the first control character; one pass over bytes for the usual ASCII name.
+pub(crate) fn find_control(text: &str) -> Option<usize> {
+    let suspicious = text.bytes().any(|b| b < 0x20 || b == 0x7f || b == 0xc2);
+    if !suspicious {
+        return None;
+    }
+    text.char_indices().find(|(_, c)| c.is_control()).map(|(at, _)| at)
+}
+
+/// A channel's name with its hash, shared by everything that refers to the channel.
+#[derive(Clone)]
+pub struct Channel(Arc<ChannelName>);
+
+struct ChannelName {
+    hash: u64,
+    name: Box<str>,
+}
+
+impl Channel {
+    pub(crate) fn new(name: &str, hash: u64) -> Self {
+        Channel(Arc::new(ChannelName { hash, name: name.into() }))
+    }
+
+    /// The name as publishers and subscribers write it.
+    pub fn name(&self) -> &str {
+        &self.0.name
+    }
+
+    pub(crate) fn hash(&self) -> u64 {
+        self.0.hash
+    }
+}
+
+impl PartialEq for Channel {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0) || (self.0.hash == other.0.hash && self.0.name == other.0.name)
+    }
+}
+
+impl Eq for Channel {}
+
+impl Hash for Channel {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(self.0.hash);
+    }
+}
+
+impl fmt::Debug for Channel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self.name(), f)
+    }
+}
+
+/// A borrowed channel name with its hash: what a publish looks channels up by.
+#[derive(Clone, Copy)]
+pub(crate) struct ChannelRef<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) hash: u64,
+}
+
+impl ChannelRef<'_> {
+    pub(crate) fn matches(&self, channel: &Channel) -> bool {
+        channel.0.hash == self.hash && &*channel.0.name == self.name
+    }
+
+    pub(crate) fn to_channel(self) -> Channel {
+        Channel::new(self.name, self.hash)
+    }
+}
+
+impl Hash for ChannelRef<'_> {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(self.hash);
+    }
+}
+
+impl hashbrown::Equivalent<Channel> for ChannelRef<'_> {
+    fn equivalent(&self, channel: &Channel) -> bool {
+        self.matches(channel)
+    }
+}
+
+/// A map by channel that uses the hash which the channel carries.
+pub(crate) type ChannelMap<V> = hashbrown::HashMap<Channel, V, BuildHasherDefault<CarriedHash>>;
+
+/// Passes on the one number it is given.
+#[derive(Default)]
+pub(crate) struct CarriedHash(u64);
+
+impl Hasher for CarriedHash {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
+        }
+    }
+
+    fn write_u64(&mut self, hash: u64) {
+        self.0 = hash;
+    }
+}
+
+/// Identifies one connection: 128 random bits, written `n.n` as Pusher clients expect.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct SocketId(u64, u64);
+
+impl SocketId {
+    /// A fresh id from the operating system's random source.
+    pub(crate) fn random() -> Result<Self, getrandom::Error> {
+        Ok(SocketId(getrandom::u64()?, getrandom::u64()?))
+    }
+}
+
+impl fmt::Display for SocketId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.0, self.1)
+    }
+}
+
+impl fmt::Debug for SocketId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// A text that is not a socket id (`digits.digits`, each within 64 bits).
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("not a socket id: expected two decimal numbers joined by a dot")]
+pub struct InvalidSocketId;
+
+impl FromStr for SocketId {
+    type Err = InvalidSocketId;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (first, second) = text.split_once('.').ok_or(InvalidSocketId)?;
+        let number = |part: &str| {
+            if part.is_empty() || !part.bytes().all(|b| b.is_ascii_digit()) {
+                return Err(InvalidSocketId);
+            }
+            part.parse::<u64>().map_err(|_| InvalidSocketId)
+        };
+        Ok(SocketId(number(first)?, number(second)?))
+    }
+}
+
+/// Whom a connection belongs to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct User {
+    id: Arc<str>,
+    info: Option<Arc<str>>,
+}
+
+/// Why a user was refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum InvalidUser {
+    /// The id is empty, too long or holds a control character.
+    #[error("user id must be 1–{limit} bytes without control characters, got {bytes} bytes")]
+    Id {
+        /// Length of the refused id.
+        bytes: usize,
+        /// The limit in bytes.
+        limit: usize,
+    },
+    /// The info is not JSON text.
+    #[error("user info is not valid JSON: {reason}")]
+    Info {
+        /// What the JSON parser said.
+        reason: String,
+    },
+}
+
+impl User {
+    /// A user with optional `info`, a JSON text that is shown to others where presence is on.
+    pub fn new(id: &str, info: Option<&str>) -> Result<Self, InvalidUser> {
+        if id.is_empty() || id.len() > MAX_USER_ID_BYTES || find_control(id).is_some() {
+            return Err(InvalidUser::Id { bytes: id.len(), limit: MAX_USER_ID_BYTES });
+        }
+        if let Some(text) = info {
+            validate_json(text).map_err(|reason| InvalidUser::Info { reason })?;
+        }
+        Ok(User { id: id.into(), info: info.map(Arc::from) })
+    }
+
+    /// The id, always a string outside.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// The info as JSON text.
+    pub fn info(&self) -> Option<&str> {
+        self.info.as_deref()
+    }
+
+    pub(crate) fn shared_id(&self) -> Arc<str> {
+        self.id.clone()
+    }
+
+    /// The internal channel on which this user's connections hear what is sent to the user.
+    pub(crate) fn channel_name(id: &str) -> String {
+        format!("{INTERNAL_PREFIX}user:{id}")
+    }
+}
+
+/// Checks that `text` is exactly one JSON value; the error is the parser's message.
+pub fn validate_json(text: &str) -> Result<(), String> {
+    serde_json::from_str::<serde::de::IgnoredAny>(text).map(drop).map_err(|error| error.to_string())
+}
+
+/// Distinguishes one numbering of a channel's offsets from the next. Positions compare only
+/// within one epoch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Epoch(pub u64);
+
+impl fmt::Display for Epoch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+/// A place in a channel's one order: offsets are dense and start at 1; 0 is "before the first".
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Position {
+    /// The numbering that `offset` belongs to.
+    pub epoch: Epoch,
+    /// Number of the publication within the epoch.
+    pub offset: u64,
+}
+
+/// The body of a publication as the publisher gave it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Payload<'a> {
+    /// A string; JSON protocols carry it as a JSON string, raw clients get it bare.
+    Text(&'a str),
+    /// A JSON text, carried as the value it denotes. The publisher vouches that it is valid.
+    Json(&'a str),
+    /// Bytes, sent in binary frames where the protocol has them.
+    Binary(&'a [u8]),
+}
+
+impl Payload<'_> {
+    /// Length in bytes.
+    pub fn len(&self) -> usize {
+        self.as_bytes().len()
+    }
+
+    /// Whether there are no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        match self {
+            Payload::Text(text) | Payload::Json(text) => text.as_bytes(),
+            Payload::Binary(bytes) => bytes,
+        }
+    }
+}
+
+/// One message on its way to a channel, borrowed from the publisher for the call.
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
+pub struct Publish<'a> {
+    /// Where to; see [`validate_channel`].
+    pub channel: &'a str,
+    /// What subscribers see as the event's name; [`DEFAULT_EVENT`] when nothing better is known.
+    pub event: &'a str,
+    /// The body.
+    pub payload: Payload<'a>,
+    /// Connections that do not get it, usually the one that caused it.
+    pub except: &'a [SocketId],
+    /// Idempotency key, scoped to the channel: within five minutes a repeat is accepted, answered
+    /// with the first one's position, and not delivered again.
+    pub id: Option<&'a str>,
+    /// The user on whose behalf a client published it.
+    pub user_id: Option<&'a Arc<str>>,
+}
+
+impl<'a> Publish<'a> {
+    /// A publication with nothing excepted and no idempotency key.
+    pub fn new(channel: &'a str, event: &'a str, payload: Payload<'a>) -> Self {
+        Publish { channel, event, payload, except: &[], id: None, user_id: None }
+    }
+}
+
+/// What the hub answers to an accepted publication.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Receipt {
+    /// Its place in the channel's order.
+    pub position: Position,
+    /// Subscriptions on this node to which it was queued.
+    pub matched: usize,
+}
+
+/// A [`Payload`] that the hub owns.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Body {
+    /// See [`Payload::Text`].
+    Text(Box<str>),
+    /// See [`Payload::Json`].
+    Json(Box<str>),
+    /// See [`Payload::Binary`].
+    Binary(Box<[u8]>),
+}
+
+impl Body {
+    /// The same body, borrowed.
+    pub fn as_payload(&self) -> Payload<'_> {
+        match self {
+            Body::Text(text) => Payload::Text(text),
+            Body::Json(text) => Payload::Json(text),
+            Body::Binary(bytes) => Payload::Binary(bytes),
+        }
+    }
+}
+
+impl From<Payload<'_>> for Body {
+    fn from(payload: Payload<'_>) -> Self {
+        match payload {
+            Payload::Text(text) => Body::Text(text.into()),
+            Payload::Json(text) => Body::Json(text.into()),
+            Payload::Binary(bytes) => Body::Binary(bytes.into()),
+        }
+    }
+}
+
+/// A publication that has its place in the channel's order.
+#[derive(Debug, Clone)]
+pub struct Publication {
+    /// Where it was published.
+    pub channel: Channel,
+    /// The event's name.
+    pub event: EventName,
+    /// The body.
+    pub body: Body,
+    /// Connections that do not get it.
+    pub except: Vec<SocketId>,
+    /// The user on whose behalf a client published it.
+    pub user_id: Option<Arc<str>>,
+    /// Its place.
+    pub position: Position,
+}
+
+impl Publication {
+    /// Whether it went to a user rather than to a channel that clients can name.
+    pub fn is_internal(&self) -> bool {
+        self.channel.name().starts_with(INTERNAL_PREFIX)
+    }
+}
+
+/// An event's name; the default one costs no allocation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EventName(Option<Box<str>>);
+
+impl EventName {
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        self.0.as_deref().unwrap_or(DEFAULT_EVENT)
+    }
+}
+
+impl From<&str> for EventName {
+    fn from(name: &str) -> Self {
+        EventName((name != DEFAULT_EVENT).then(|| name.into()))
+    }
+}
+
+/// A user present on a channel, with the number of that user's connections there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChannelUser {
+    /// Who.
+    pub user: User,
+    /// How many of the user's connections are subscribed.
+    pub connections: usize,
+}
+
+/// A channel that has subscribers on this node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChannelInfo {
+    /// The name.
+    pub name: String,
+    /// Subscriptions on this node.
+    pub subscribers: usize,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn channel_names_are_bounded_at_200_bytes() {
+        for (length, ok) in [(0, false), (1, true), (199, true), (200, true), (201, false)] {
+            assert_eq!(validate_channel(&"x".repeat(length)).is_ok(), ok, "{length} bytes");
+        }
+        // 200 bytes of two-byte characters are 100 characters.
+        assert!(validate_channel(&"é".repeat(100)).is_ok());
+        assert!(validate_channel(&"é".repeat(101)).is_err());
+    }
+
+    #[test]
+    fn control_characters_are_refused_wherever_they_stand() {
+        for bad in ["a\0", "\na", "a\u{7f}b", "a\u{85}", "\u{9f}"] {
+            assert!(matches!(validate_channel(bad), Err(InvalidChannel::ControlCharacter { .. })), "{bad:?}");
+        }
+        for good in ["a b", "naïve", "日本", "a/b?c=d", "\u{a0}", "😀"] {
+            assert_eq!(validate_channel(good), Ok(()), "{good:?}");
+        }
+        assert_eq!(validate_channel("#user:1"), Err(InvalidChannel::Internal));
+    }
+
+    #[test]
+    fn socket_ids_round_trip_and_reject_everything_else() {
+        let id = SocketId(0, u64::MAX);
+        assert_eq!(id.to_string().parse(), Ok(id));
+        for bad in ["", ".", "1", "1.", ".1", "1.2.3", "+1.2", "-1.2", " 1.2", "1.18446744073709551616", "a.b"] {
+            assert_eq!(bad.parse::<SocketId>(), Err(InvalidSocketId), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn user_ids_are_bounded_at_128_bytes() {
+        for (length, ok) in [(0, false), (1, true), (127, true), (128, true), (129, false)] {
+            assert_eq!(User::new(&"u".repeat(length), None).is_ok(), ok, "{length} bytes");
+        }
+        assert!(matches!(User::new("u", Some("{")), Err(InvalidUser::Info { .. })));
+    }
+}

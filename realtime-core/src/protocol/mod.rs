@@ -1,0 +1,244 @@
+//! Wire protocols: bytes of a message to [`Command`]s, [`Push`]es and publications to bytes.
+//!
+//! Nothing here does I/O, knows a socket or takes a lock. A protocol is one folder or file here and
+//! one line in [`crate::hub::HubBuilder`]; the shard never learns its name.
+
+pub mod native;
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::close::{CloseCode, CloseReason};
+use crate::message::{Position, Publication, SocketId};
+
+/// A wire protocol.
+///
+/// Called from shard threads and, for [`Protocol::open`], from the control thread; several at once,
+/// so an implementation keeps per-connection facts in [`ProtocolState`] and nowhere else. No method
+/// may block.
+pub trait Protocol: Send + Sync + 'static {
+    /// Short name for logs and metrics.
+    fn name(&self) -> &'static str;
+
+    /// Whether this protocol serves the request, and what a new connection starts with. `None`:
+    /// not mine, ask the next protocol.
+    fn open(&self, request: &OpenRequest<'_>) -> Option<Result<Opening, Refusal>>;
+
+    /// Writes the message that subscribers with this `variant` get for a publication.
+    ///
+    /// The result must depend on the publication and the variant and on nothing else: it is made
+    /// once and shared by all such subscribers.
+    fn encode(&self, publication: &Publication, variant: u16, out: &mut Vec<u8>) -> MessageKind;
+
+    /// Writes what one connection is told. `None`: this protocol has no words for it.
+    fn push(&self, state: &ProtocolState, push: &Push<'_>, out: &mut Vec<u8>) -> Option<MessageKind>;
+
+    /// Reads one inbound message and appends the commands it holds. A fault is answered with
+    /// [`Push::Error`] and counted; commands appended before it are still carried out.
+    fn decode(&self, state: &mut ProtocolState, message: Inbound<'_>, commands: &mut Vec<Command>) -> Result<(), ProtocolError>;
+
+    /// The close code that this protocol's clients understand.
+    fn close_code(&self, reason: CloseReason) -> CloseCode {
+        reason.websocket()
+    }
+}
+
+/// What a protocol keeps for one connection: plain data, so that a connection can travel.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProtocolState {
+    /// Which of the protocol's formats the connection gets; part of the key under which encoded
+    /// publications are shared.
+    pub variant: u16,
+    /// Whatever else the protocol needs, in its own encoding.
+    pub data: Box<[u8]>,
+}
+
+/// The parts of an upgrade request that choose a protocol.
+#[derive(Debug, Clone, Copy)]
+pub struct OpenRequest<'a> {
+    /// Path without query, still percent-encoded.
+    pub path: &'a str,
+    /// Query without `?`; empty when there is none.
+    pub query: &'a str,
+}
+
+/// How an accepted connection starts.
+#[derive(Debug, Clone, Default)]
+pub struct Opening {
+    /// The connection's initial state.
+    pub state: ProtocolState,
+    /// Carried out as if the client had sent them.
+    pub commands: Vec<Command>,
+}
+
+/// Why a request on a protocol's own path is refused, as an HTTP answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// HTTP status.
+    pub status: u16,
+    /// Token for programs.
+    pub code: &'static str,
+    /// For people.
+    pub message: String,
+}
+
+/// Text or binary (RFC 6455 section 5.6).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum MessageKind {
+    /// Valid UTF-8.
+    Text,
+    /// Any bytes.
+    Binary,
+}
+
+/// One complete message from a client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Inbound<'a> {
+    /// Text, already checked to be UTF-8.
+    Text(&'a str),
+    /// Binary.
+    Binary(&'a [u8]),
+}
+
+/// What a client asked for, whatever its protocol.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub enum Command {
+    /// Hear a channel.
+    Subscribe {
+        /// Echoed in the answer.
+        id: Option<RequestId>,
+        /// Name as given, not yet checked.
+        channel: String,
+        /// Where the client left off.
+        recover: bool,
+    },
+    /// Stop hearing a channel.
+    Unsubscribe {
+        /// Echoed in the answer.
+        id: Option<RequestId>,
+        /// Name as given.
+        channel: String,
+    },
+    /// Publish to a channel's other subscribers, where its policy allows that.
+    Publish {
+        /// Echoed in an error.
+        id: Option<RequestId>,
+        /// Name as given.
+        channel: String,
+        /// Event's name as given, without prefix.
+        event: String,
+        /// JSON text of the data.
+        data: String,
+    },
+    /// Relay a message as it is to the other subscribers of the channels of this connection.
+    Relay {
+        /// The message.
+        body: RelayBody,
+    },
+    /// Application-level ping.
+    Ping {
+        /// Echoed in the answer.
+        id: Option<RequestId>,
+    },
+    /// Something this hub knows of and cannot do, answered with a `not_available` error.
+    Unavailable {
+        /// Echoed in the error.
+        id: Option<RequestId>,
+        /// What was asked for.
+        what: &'static str,
+    },
+}
+
+/// A message to relay.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RelayBody {
+    /// Text.
+    Text(String),
+    /// Binary.
+    Binary(Vec<u8>),
+}
+
+/// A client's correlation id: JSON text of a string or a number, echoed as it came.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RequestId(pub String);
+
+/// What the hub tells one connection.
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
+pub enum Push<'a> {
+    /// First on every connection.
+    Connected {
+        /// The connection's id.
+        socket_id: SocketId,
+        /// How long the hub stays silent before it pings.
+        ping_interval_ms: u64,
+        /// Whose connection it is.
+        user_id: Option<&'a str>,
+    },
+    /// A subscription is live: every publication after `position` follows.
+    Subscribed {
+        /// From the request.
+        id: Option<&'a RequestId>,
+        /// The channel.
+        channel: &'a str,
+        /// Where it starts.
+        position: Position,
+        /// Whether what the client asked to recover follows; `None` when it did not ask.
+        recovered: Option<bool>,
+    },
+    /// A subscription has ended.
+    Unsubscribed {
+        /// From the request.
+        id: Option<&'a RequestId>,
+        /// The channel.
+        channel: &'a str,
+    },
+    /// Answer to [`Command::Ping`].
+    Pong {
+        /// From the request.
+        id: Option<&'a RequestId>,
+    },
+    /// A request failed.
+    Error(&'a ProtocolError),
+}
+
+/// What is wrong with a request; `code` is for programs and part of the protocol's document.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{code}: {message}")]
+pub struct ProtocolError {
+    /// A token from the table in `docs/protocol/native.md`.
+    pub code: &'static str,
+    /// Names the fault and, where there is one, the limit.
+    pub message: String,
+    /// From the request, where it could be read.
+    pub id: Option<RequestId>,
+}
+
+impl ProtocolError {
+    /// An error without request id.
+    pub fn new(code: &'static str, message: impl Into<String>) -> Self {
+        ProtocolError { code, message: message.into(), id: None }
+    }
+
+    /// The same error with the request's id.
+    pub fn with_id(mut self, id: Option<RequestId>) -> Self {
+        self.id = id;
+        self
+    }
+}
+
+/// A protocol with the framing that carries its messages: what a connection's format index means.
+#[derive(Clone)]
+pub(crate) struct Format {
+    pub(crate) protocol: Arc<dyn Protocol>,
+    pub(crate) framing: Arc<dyn crate::transport::Framing>,
+}
+
+/// Under which encoded publications are shared: format (protocol and framing) and variant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct FormatKey {
+    pub(crate) format: u16,
+    pub(crate) variant: u16,
+}

@@ -1,0 +1,502 @@
+//! The native protocol: one JSON object a text frame, and its raw envelope (`docs/protocol/native.md`).
+
+use percent_encoding::percent_decode_str;
+use serde_json::{Map, Value};
+
+use super::{
+    Command, Inbound, MessageKind, OpenRequest, Opening, Protocol, ProtocolError, ProtocolState, Push, Refusal, RelayBody, RequestId,
+};
+use crate::message::{Body, Publication};
+
+/// JSON objects with `type`.
+const ENVELOPE_JSON: u16 = 0;
+/// Bare payloads.
+const ENVELOPE_RAW: u16 = 1;
+
+/// Longest text of a request id, in bytes of JSON.
+const MAX_REQUEST_ID_BYTES: usize = 128;
+/// Deepest nesting of a client's JSON. The parser itself refuses more than 128 levels.
+const MAX_DEPTH: usize = 32;
+
+const ACTIONS: [&str; 8] = ["subscribe", "unsubscribe", "publish", "presence", "history", "auth", "message", "ping"];
+
+/// See the module's documentation.
+#[derive(Debug, Default)]
+pub struct Native;
+
+impl Protocol for Native {
+    fn name(&self) -> &'static str {
+        "native"
+    }
+
+    fn open(&self, request: &OpenRequest<'_>) -> Option<Result<Opening, Refusal>> {
+        let rest = request.path.strip_prefix("/ws")?;
+        let channel = match rest {
+            "" | "/" => None,
+            _ => Some(rest.strip_prefix('/')?),
+        };
+        Some(open(channel, request.query))
+    }
+
+    fn encode(&self, publication: &Publication, variant: u16, out: &mut Vec<u8>) -> MessageKind {
+        match variant {
+            ENVELOPE_RAW => encode_raw(&publication.body, out),
+            _ => encode_json(publication, out),
+        }
+    }
+
+    fn push(&self, state: &ProtocolState, push: &Push<'_>, out: &mut Vec<u8>) -> Option<MessageKind> {
+        if state.variant == ENVELOPE_RAW {
+            return None;
+        }
+        write_push(push, out);
+        Some(MessageKind::Text)
+    }
+
+    fn decode(&self, state: &mut ProtocolState, message: Inbound<'_>, commands: &mut Vec<Command>) -> Result<(), ProtocolError> {
+        let raw = state.variant == ENVELOPE_RAW;
+        let text = match message {
+            Inbound::Text(text) => text,
+            Inbound::Binary(bytes) if raw => {
+                commands.push(Command::Relay { body: RelayBody::Binary(bytes.to_vec()) });
+                return Ok(());
+            }
+            Inbound::Binary(_) => {
+                return Err(ProtocolError::new("bad_json", "expected a text frame with a JSON object, got a binary frame"));
+            }
+        };
+        if raw && !is_request(text) {
+            commands.push(Command::Relay { body: RelayBody::Text(text.to_owned()) });
+            return Ok(());
+        }
+        commands.push(decode_request(text)?);
+        Ok(())
+    }
+}
+
+fn open(channel: Option<&str>, query: &str) -> Result<Opening, Refusal> {
+    let refuse = |code, message: String| Refusal { status: 400, code, message };
+    let mut opening = Opening::default();
+    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        if name == "envelope" {
+            opening.state.variant = match value {
+                "json" => ENVELOPE_JSON,
+                "raw" => ENVELOPE_RAW,
+                _ => return Err(refuse("unknown_envelope", format!("envelope `{}` is neither `json` nor `raw`", value.escape_debug()))),
+            };
+        }
+    }
+    if let Some(encoded) = channel {
+        let channel = percent_decode_str(encoded)
+            .decode_utf8()
+            .map_err(|_| refuse("invalid_channel", "channel name in the path is not UTF-8".into()))?
+            .into_owned();
+        crate::message::validate_channel(&channel).map_err(|error| refuse("invalid_channel", error.to_string()))?;
+        opening.commands.push(Command::Subscribe { id: None, channel, recover: false });
+    }
+    Ok(opening)
+}
+
+fn encode_raw(body: &Body, out: &mut Vec<u8>) -> MessageKind {
+    match body {
+        Body::Text(text) | Body::Json(text) => {
+            out.extend_from_slice(text.as_bytes());
+            MessageKind::Text
+        }
+        Body::Binary(bytes) => {
+            out.extend_from_slice(bytes);
+            MessageKind::Binary
+        }
+    }
+}
+
+fn encode_json(publication: &Publication, out: &mut Vec<u8>) -> MessageKind {
+    out.extend_from_slice(br#"{"type":"message""#);
+    if !publication.is_internal() {
+        out.extend_from_slice(br#","channel":"#);
+        write_string(publication.channel.name(), out);
+    }
+    out.extend_from_slice(br#","event":"#);
+    write_string(publication.event.as_str(), out);
+    match &publication.body {
+        Body::Text(text) => {
+            out.extend_from_slice(br#","data":"#);
+            write_string(text, out);
+        }
+        Body::Json(text) => {
+            out.extend_from_slice(br#","data":"#);
+            out.extend_from_slice(text.as_bytes());
+        }
+        Body::Binary(_) => {}
+    }
+    if !publication.is_internal() {
+        out.extend_from_slice(br#","offset":"#);
+        write_number(publication.position.offset, out);
+    }
+    if let Some(user_id) = &publication.user_id {
+        out.extend_from_slice(br#","user_id":"#);
+        write_string(user_id, out);
+    }
+    out.push(b'}');
+    match &publication.body {
+        Body::Binary(bytes) => {
+            // JSON text written here holds no newline, so the first one ends the header.
+            out.push(b'\n');
+            out.extend_from_slice(bytes);
+            MessageKind::Binary
+        }
+        _ => MessageKind::Text,
+    }
+}
+
+fn write_push(push: &Push<'_>, out: &mut Vec<u8>) {
+    let mut object = Object::new(out);
+    match push {
+        Push::Connected { socket_id, ping_interval_ms, user_id } => {
+            object.text("type", "connected");
+            object.text("socket_id", &socket_id.to_string());
+            object.number("ping_interval_ms", *ping_interval_ms);
+            if let Some(user_id) = user_id {
+                object.text("user_id", user_id);
+            }
+        }
+        Push::Subscribed { id, channel, position, recovered } => {
+            object.text("type", "subscribed");
+            object.text("channel", channel);
+            object.id(*id);
+            object.text("epoch", &position.epoch.to_string());
+            object.number("offset", position.offset);
+            if let Some(recovered) = recovered {
+                object.raw("recovered", if *recovered { "true" } else { "false" });
+            }
+        }
+        Push::Unsubscribed { id, channel } => {
+            object.text("type", "unsubscribed");
+            object.text("channel", channel);
+            object.id(*id);
+        }
+        Push::Pong { id } => {
+            object.text("type", "pong");
+            object.id(*id);
+        }
+        Push::Error(error) => {
+            object.text("type", "error");
+            object.text("code", error.code);
+            object.text("message", &error.message);
+            object.id(error.id.as_ref());
+        }
+    }
+    object.end();
+}
+
+/// Writes one flat JSON object.
+struct Object<'a> {
+    out: &'a mut Vec<u8>,
+    first: bool,
+}
+
+impl<'a> Object<'a> {
+    fn new(out: &'a mut Vec<u8>) -> Self {
+        out.push(b'{');
+        Object { out, first: true }
+    }
+
+    fn key(&mut self, key: &str) {
+        if !std::mem::take(&mut self.first) {
+            self.out.push(b',');
+        }
+        write_string(key, self.out);
+        self.out.push(b':');
+    }
+
+    fn text(&mut self, key: &str, value: &str) {
+        self.key(key);
+        write_string(value, self.out);
+    }
+
+    fn number(&mut self, key: &str, value: u64) {
+        self.key(key);
+        write_number(value, self.out);
+    }
+
+    fn raw(&mut self, key: &str, value: &str) {
+        self.key(key);
+        self.out.extend_from_slice(value.as_bytes());
+    }
+
+    fn id(&mut self, id: Option<&RequestId>) {
+        if let Some(RequestId(json)) = id {
+            self.raw("id", json);
+        }
+    }
+
+    fn end(self) {
+        self.out.push(b'}');
+    }
+}
+
+fn write_string(text: &str, out: &mut Vec<u8>) {
+    // Writing JSON of a &str into a Vec cannot fail.
+    let written = serde_json::to_writer(&mut *out, text);
+    debug_assert!(written.is_ok(), "writing a string into memory failed");
+}
+
+fn write_number(number: u64, out: &mut Vec<u8>) {
+    let written = serde_json::to_writer(&mut *out, &number);
+    debug_assert!(written.is_ok(), "writing a number into memory failed");
+}
+
+/// Whether a raw client's message is an object with a known action.
+fn is_request(text: &str) -> bool {
+    if !text.trim_start().starts_with('{') {
+        return false;
+    }
+    match serde_json::from_str::<Value>(text) {
+        Ok(Value::Object(object)) => object.get("action").and_then(Value::as_str).is_some_and(|action| ACTIONS.contains(&action)),
+        _ => false,
+    }
+}
+
+fn decode_request(text: &str) -> Result<Command, ProtocolError> {
+    let value: Value = serde_json::from_str(text).map_err(|error| ProtocolError::new("bad_json", format!("not valid JSON: {error}")))?;
+    let Value::Object(mut object) = value else {
+        return Err(ProtocolError::new("not_an_object", format!("expected a JSON object, got {}", kind(&value))));
+    };
+    let id = take_id(&mut object)?;
+    let action = match object.remove("action") {
+        Some(Value::String(action)) => action,
+        Some(other) => return Err(wrong_type("action", "a string", &other).with_id(id)),
+        None => return Err(missing("action").with_id(id)),
+    };
+    let command = match action.as_str() {
+        "subscribe" => take_channel(&mut object).and_then(|channel| {
+            let recover = match object.remove("recover") {
+                None | Some(Value::Null) => false,
+                Some(Value::Object(position)) => check_position(&position)?,
+                Some(other) => return Err(wrong_type("recover", "an object", &other)),
+            };
+            Ok(Command::Subscribe { id: id.clone(), channel, recover })
+        }),
+        "unsubscribe" => take_channel(&mut object).map(|channel| Command::Unsubscribe { id: id.clone(), channel }),
+        "publish" => take_channel(&mut object).and_then(|channel| {
+            let event = match object.remove("event") {
+                Some(Value::String(event)) => event,
+                Some(other) => return Err(wrong_type("event", "a string", &other)),
+                None => return Err(missing("event")),
+            };
+            let data = object.remove("data").unwrap_or(Value::Null);
+            if depth(&data) > MAX_DEPTH {
+                return Err(ProtocolError::new("too_deep", format!("`data` is nested more than {MAX_DEPTH} levels")));
+            }
+            Ok(Command::Publish { id: id.clone(), channel, event, data: data.to_string() })
+        }),
+        "ping" => Ok(Command::Ping { id: id.clone() }),
+        "presence" => Ok(Command::Unavailable { id: id.clone(), what: "presence" }),
+        "history" => Ok(Command::Unavailable { id: id.clone(), what: "history" }),
+        "auth" => Ok(Command::Unavailable { id: id.clone(), what: "authentication" }),
+        "message" => Ok(Command::Unavailable { id: id.clone(), what: "a handler for messages" }),
+        other => Err(unknown_action(other)),
+    };
+    command.map_err(|error| error.with_id(id))
+}
+
+fn unknown_action(action: &str) -> ProtocolError {
+    let shown: String = action.chars().take(32).collect();
+    let hint = crate::config::nearest(action, ACTIONS.into_iter()).map(|name| format!(", did you mean `{name}`?")).unwrap_or_default();
+    ProtocolError::new("unknown_action", format!("unknown action `{}`{hint}", shown.escape_debug()))
+}
+
+fn take_id(object: &mut Map<String, Value>) -> Result<Option<RequestId>, ProtocolError> {
+    match object.remove("id") {
+        None | Some(Value::Null) => Ok(None),
+        Some(id @ (Value::String(_) | Value::Number(_))) => {
+            let json = id.to_string();
+            if json.len() > MAX_REQUEST_ID_BYTES {
+                return Err(ProtocolError::new(
+                    "invalid_id",
+                    format!("`id` has {} bytes, the limit is {MAX_REQUEST_ID_BYTES}", json.len()),
+                ));
+            }
+            Ok(Some(RequestId(json)))
+        }
+        Some(other) => Err(wrong_type("id", "a string or a number", &other)),
+    }
+}
+
+fn take_channel(object: &mut Map<String, Value>) -> Result<String, ProtocolError> {
+    match object.remove("channel") {
+        Some(Value::String(channel)) => Ok(channel),
+        Some(other) => Err(wrong_type("channel", "a string", &other)),
+        None => Err(missing("channel")),
+    }
+}
+
+fn check_position(position: &Map<String, Value>) -> Result<bool, ProtocolError> {
+    match position.get("epoch") {
+        None | Some(Value::String(_)) => {}
+        Some(other) => return Err(wrong_type("recover.epoch", "a string", other)),
+    }
+    match position.get("offset") {
+        None => Err(missing("recover.offset")),
+        Some(offset) if offset.is_u64() => Ok(true),
+        Some(other) => Err(wrong_type("recover.offset", "a whole number", other)),
+    }
+}
+
+fn missing(field: &str) -> ProtocolError {
+    ProtocolError::new("missing_field", format!("`{field}` is missing"))
+}
+
+fn wrong_type(field: &str, expected: &str, got: &Value) -> ProtocolError {
+    ProtocolError::new("wrong_type", format!("`{field}` must be {expected}, got {}", kind(got)))
+}
+
+fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "an array",
+        Value::Object(_) => "an object",
+    }
+}
+
+fn depth(value: &Value) -> usize {
+    match value {
+        Value::Array(items) => 1 + items.iter().map(depth).max().unwrap_or(0),
+        Value::Object(fields) => 1 + fields.values().map(depth).max().unwrap_or(0),
+        _ => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::{Channel, Epoch, EventName, Payload, Position};
+
+    fn decode(variant: u16, text: &str) -> Result<Vec<Command>, ProtocolError> {
+        let mut commands = Vec::new();
+        let mut state = ProtocolState { variant, data: Box::default() };
+        Native.decode(&mut state, Inbound::Text(text), &mut commands).map(|()| commands)
+    }
+
+    fn id(json: &str) -> Option<RequestId> {
+        Some(RequestId(json.into()))
+    }
+
+    #[test]
+    fn requests_become_commands() {
+        let subscribe = |id, recover| Command::Subscribe { id, channel: "news".into(), recover };
+        for (text, expected) in [
+            (r#"{"action":"subscribe","channel":"news"}"#, subscribe(None, false)),
+            (r#"{"action":"subscribe","channel":"news","id":7,"future":[1]}"#, subscribe(id("7"), false)),
+            (r#"{"action":"subscribe","channel":"news","id":"a","recover":{"epoch":"x","offset":3}}"#, subscribe(id("\"a\""), true)),
+            (r#"{"action":"unsubscribe","channel":"news"}"#, Command::Unsubscribe { id: None, channel: "news".into() }),
+            (
+                r#"{"action":"publish","channel":"c","event":"e","data":{"a":1}}"#,
+                Command::Publish { id: None, channel: "c".into(), event: "e".into(), data: r#"{"a":1}"#.into() },
+            ),
+            (r#"{"action":"ping","id":1}"#, Command::Ping { id: id("1") }),
+            (r#"{"action":"history","channel":"c"}"#, Command::Unavailable { id: None, what: "history" }),
+        ] {
+            assert_eq!(decode(ENVELOPE_JSON, text), Ok(vec![expected]), "{text}");
+        }
+    }
+
+    #[test]
+    fn faults_are_named_and_carry_the_id() {
+        for (text, code, has_id) in [
+            ("{", "bad_json", false),
+            ("", "bad_json", false),
+            ("[]", "not_an_object", false),
+            ("1", "not_an_object", false),
+            (r#"{"id":1}"#, "missing_field", true),
+            (r#"{"id":1,"action":1}"#, "wrong_type", true),
+            (r#"{"id":{},"action":"ping"}"#, "wrong_type", false),
+            (r#"{"id":1,"action":"subscrbe"}"#, "unknown_action", true),
+            (r#"{"id":1,"action":"subscribe"}"#, "missing_field", true),
+            (r#"{"id":1,"action":"subscribe","channel":5}"#, "wrong_type", true),
+            (r#"{"id":1,"action":"subscribe","channel":"c","recover":5}"#, "wrong_type", true),
+            (r#"{"id":1,"action":"subscribe","channel":"c","recover":{"offset":-1}}"#, "wrong_type", true),
+            (r#"{"id":1,"action":"subscribe","channel":"c","recover":{}}"#, "missing_field", true),
+            (r#"{"id":1,"action":"publish","channel":"c"}"#, "missing_field", true),
+        ] {
+            let error = decode(ENVELOPE_JSON, text).expect_err(text);
+            assert_eq!((error.code, error.id.is_some()), (code, has_id), "{text}");
+        }
+        assert!(decode(ENVELOPE_JSON, r#"{"action":"subscrbe"}"#).expect_err("unknown").message.contains("did you mean `subscribe`?"));
+    }
+
+    #[test]
+    fn request_ids_and_nesting_are_bounded() {
+        for (length, ok) in [(125, true), (126, true), (127, false)] {
+            let text = format!(r#"{{"action":"ping","id":"{}"}}"#, "i".repeat(length));
+            assert_eq!(decode(ENVELOPE_JSON, &text).is_ok(), ok, "{length}");
+        }
+        for (levels, ok) in [(31, true), (32, true), (33, false), (5000, false)] {
+            let text = format!(r#"{{"action":"publish","channel":"c","event":"e","data":{}{}}}"#, "[".repeat(levels), "]".repeat(levels));
+            assert_eq!(decode(ENVELOPE_JSON, &text).is_ok(), ok, "{levels}");
+        }
+    }
+
+    #[test]
+    fn raw_clients_relay_what_is_not_a_request() {
+        for text in ["hello", "{", r#"{"action":"dance"}"#, r#"{"sdp":1}"#, "[1]"] {
+            assert_eq!(decode(ENVELOPE_RAW, text), Ok(vec![Command::Relay { body: RelayBody::Text(text.into()) }]));
+        }
+        assert!(matches!(decode(ENVELOPE_RAW, r#"{"action":"ping"}"#).as_deref(), Ok([Command::Ping { .. }])));
+    }
+
+    #[test]
+    fn publications_are_written_once_per_envelope() {
+        let publication = |payload: Payload<'_>, channel: &str| Publication {
+            channel: Channel::new(channel, 0),
+            event: EventName::from("e"),
+            body: payload.into(),
+            except: Vec::new(),
+            user_id: None,
+            position: Position { epoch: Epoch(1), offset: 9 },
+        };
+        let text = |payload, variant, channel| {
+            let mut out = Vec::new();
+            let kind = Native.encode(&publication(payload, channel), variant, &mut out);
+            (kind, String::from_utf8(out).expect("UTF-8"))
+        };
+        assert_eq!(
+            text(Payload::Text("a\"\n"), ENVELOPE_JSON, "c\u{e9}"),
+            (MessageKind::Text, "{\"type\":\"message\",\"channel\":\"c\u{e9}\",\"event\":\"e\",\"data\":\"a\\\"\\n\",\"offset\":9}".into())
+        );
+        assert_eq!(
+            text(Payload::Json("{\"a\":[1]}"), ENVELOPE_JSON, "c").1,
+            r#"{"type":"message","channel":"c","event":"e","data":{"a":[1]},"offset":9}"#
+        );
+        assert_eq!(
+            text(Payload::Binary(b"\x01\n"), ENVELOPE_JSON, "c"),
+            (MessageKind::Binary, "{\"type\":\"message\",\"channel\":\"c\",\"event\":\"e\",\"offset\":9}\n\u{1}\n".into())
+        );
+        assert_eq!(text(Payload::Text("a\"\n"), ENVELOPE_RAW, "c"), (MessageKind::Text, "a\"\n".into()));
+        assert_eq!(text(Payload::Text("x"), ENVELOPE_JSON, "#user:1").1, r#"{"type":"message","event":"e","data":"x"}"#);
+    }
+
+    #[test]
+    fn paths_choose_channel_and_envelope() {
+        let open = |path, query| Native.open(&OpenRequest { path, query });
+        let channel = |opening: Option<Result<Opening, Refusal>>| match opening {
+            Some(Ok(Opening { commands, .. })) => match commands.into_iter().next() {
+                Some(Command::Subscribe { channel, .. }) => Some(channel),
+                _ => None,
+            },
+            _ => None,
+        };
+        assert_eq!(channel(open("/ws/news", "")), Some("news".into()));
+        assert_eq!(channel(open("/ws/a%2Fb%20c", "")), Some("a/b c".into()));
+        assert_eq!(channel(open("/ws", "")), None);
+        assert!(open("/wsx", "").is_none() && open("/", "").is_none());
+        assert!(matches!(open("/ws/%ff", ""), Some(Err(Refusal { status: 400, .. }))));
+        assert!(matches!(open("/ws/%23x", ""), Some(Err(Refusal { code: "invalid_channel", .. }))));
+        assert!(matches!(open("/ws", "x=1&envelope=raw"), Some(Ok(Opening { state: ProtocolState { variant: ENVELOPE_RAW, .. }, .. }))));
+        assert!(matches!(open("/ws", "envelope=xml"), Some(Err(Refusal { code: "unknown_envelope", .. }))));
+    }
+}

@@ -1,0 +1,389 @@
+//! The listener and everything on it that is not yet a connection: plain requests and upgrades.
+//!
+//! Runs on the control thread, never on a shard. An accepted upgrade leaves as a socket for a
+//! shard; what the client sent behind its request goes with it.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::AsRawFd;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::{Body as _, Incoming};
+use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode, Version};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
+use tungstenite::handshake::derive_accept_key;
+
+use super::link::TcpLink;
+use super::origin;
+use crate::descriptors;
+use crate::hub::Node;
+use crate::protocol::{OpenRequest, Opening, Refusal};
+
+/// Connections that the kernel keeps while the control thread is busy.
+const BACKLOG: i32 = 4096;
+/// How long accepting rests when descriptors or memory have run out.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Binds the listener, so that a port in use is an error of the start.
+pub(crate) fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    // A restart must not wait for connections of the last run in TIME_WAIT.
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// The control thread's work.
+pub(crate) struct Control {
+    node: Arc<Node>,
+    listener: std::net::TcpListener,
+    runtime: tokio::runtime::Runtime,
+    stop: Arc<Notify>,
+}
+
+/// Ends the control thread.
+pub(crate) struct Stop(Arc<Notify>);
+
+impl Stop {
+    pub(crate) fn stop(&self) {
+        self.0.notify_one();
+    }
+}
+
+impl Control {
+    pub(crate) fn new(node: Arc<Node>, listener: std::net::TcpListener) -> io::Result<(Self, Stop)> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let stop = Arc::new(Notify::new());
+        Ok((Control { node, listener, runtime, stop: stop.clone() }, Stop(stop)))
+    }
+
+    /// Accepts until stopped. Requests under way then are dropped.
+    pub(crate) fn run(self) {
+        let Control { node, listener, runtime, stop } = self;
+        let fd = listener.as_raw_fd();
+        descriptors::opened(fd);
+        runtime.block_on(async {
+            let ticking = {
+                let node = node.clone();
+                async move {
+                    let mut second = tokio::time::interval(Duration::from_secs(1));
+                    loop {
+                        second.tick().await;
+                        node.tick();
+                    }
+                }
+            };
+            match TcpListener::from_std(listener) {
+                Ok(listener) => tokio::select! {
+                    () = stop.notified() => {}
+                    () = ticking => {}
+                    () = accept(node, listener) => {}
+                },
+                Err(error) => tracing::error!(%error, "cannot listen"),
+            }
+            descriptors::closing(fd);
+        });
+        runtime.shutdown_timeout(Duration::ZERO);
+    }
+}
+
+async fn accept(node: Arc<Node>, listener: TcpListener) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let stream = Tracked::new(stream);
+                tokio::spawn(serve(node.clone(), stream));
+            }
+            // The peer gave up between its connect and our accept.
+            Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted) => {}
+            Err(error) => {
+                tracing::warn!(%error, "accept failed");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// A socket that is noted in [`descriptors`] while it is here.
+struct Tracked(Option<TcpStream>);
+
+impl Tracked {
+    fn new(stream: TcpStream) -> Self {
+        descriptors::opened(stream.as_raw_fd());
+        Tracked(Some(stream))
+    }
+
+    /// Hands the socket on; it stays noted.
+    fn into_std(mut self) -> io::Result<std::net::TcpStream> {
+        match self.0.take() {
+            Some(stream) => {
+                let fd = stream.as_raw_fd();
+                stream.into_std().inspect_err(|_| descriptors::closing(fd))
+            }
+            None => Err(io::ErrorKind::NotConnected.into()),
+        }
+    }
+
+    fn stream(self: Pin<&mut Self>) -> io::Result<Pin<&mut TcpStream>> {
+        match &mut self.get_mut().0 {
+            Some(stream) => Ok(Pin::new(stream)),
+            None => Err(io::ErrorKind::NotConnected.into()),
+        }
+    }
+}
+
+impl Drop for Tracked {
+    fn drop(&mut self) {
+        if let Some(stream) = &self.0 {
+            descriptors::closing(stream.as_raw_fd());
+        }
+    }
+}
+
+impl AsyncRead for Tracked {
+    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        self.stream()?.poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Tracked {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.stream()?.poll_write(context, bytes)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.stream()?.poll_flush(context)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.stream()?.poll_shutdown(context)
+    }
+}
+
+async fn serve(node: Arc<Node>, stream: Tracked) {
+    let limits = &node.config.limits;
+    let mut builder = hyper::server::conn::http1::Builder::new();
+    builder
+        .timer(TokioTimer::new())
+        .header_read_timeout(Duration::from_millis(limits.handshake_timeout_ms))
+        .max_buf_size(limits.max_header_bytes)
+        .max_headers(limits.max_headers);
+    let service = service_fn(|request| {
+        let node = node.clone();
+        async move { Ok::<_, Infallible>(respond(&node, request)) }
+    });
+    if let Err(error) = builder.serve_connection(TokioIo::new(stream), service).with_upgrades().await {
+        node.refused.fetch_add(1, Ordering::Relaxed);
+        tracing::info!(%error, "request refused");
+    }
+}
+
+fn respond(node: &Arc<Node>, request: Request<Incoming>) -> Response<Full<Bytes>> {
+    let answer = route(node, request);
+    answer.unwrap_or_else(|refusal| {
+        node.refused.fetch_add(1, Ordering::Relaxed);
+        tracing::info!(status = refusal.status, code = refusal.code, message = %refusal.message.escape_debug(), "request refused");
+        let mut response = json(
+            StatusCode::from_u16(refusal.status).unwrap_or(StatusCode::BAD_REQUEST),
+            &serde_json::json!({"error": {"code": refusal.code, "message": refusal.message}}),
+        );
+        let headers = response.headers_mut();
+        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        match refusal.status {
+            // RFC 6455 section 4.4.
+            426 => {
+                headers.insert(header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
+                headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+            }
+            405 => {
+                headers.insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
+            }
+            503 => {
+                headers.insert(header::RETRY_AFTER, HeaderValue::from_static("5"));
+            }
+            _ => {}
+        }
+        response
+    })
+}
+
+fn route(node: &Arc<Node>, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Refusal> {
+    if request.uri().path() == "/health" {
+        return health(node, request.method());
+    }
+    let open = OpenRequest { path: request.uri().path(), query: request.uri().query().unwrap_or_default() };
+    let opened = node.formats.iter().enumerate().find_map(|(index, format)| Some((index, format.protocol.open(&open)?)));
+    match opened {
+        Some((format, opening)) => upgrade(node, request, format, opening),
+        None => Err(refusal(404, "not_found", "nothing is served on this path")),
+    }
+}
+
+fn health(node: &Node, method: &Method) -> Result<Response<Full<Bytes>>, Refusal> {
+    if !matches!(*method, Method::GET | Method::HEAD) {
+        return Err(refusal(405, "method_not_allowed", "use GET"));
+    }
+    let stats = node.stats();
+    let body = serde_json::json!({
+        "status": "ok",
+        "version": env!("CARGO_PKG_VERSION"),
+        "uptime_ms": stats.uptime_ms,
+        "connections": stats.connections,
+        "channels": stats.channels,
+    });
+    let mut response = json(StatusCode::OK, &body);
+    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    Ok(response)
+}
+
+fn json(status: StatusCode, body: &serde_json::Value) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(format!("{body}\n"))));
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+fn refusal(status: u16, code: &'static str, message: impl Into<String>) -> Refusal {
+    Refusal { status, code, message: message.into() }
+}
+
+/// Checks an upgrade, answers it and arranges for the socket to reach a shard.
+fn upgrade(
+    node: &Arc<Node>,
+    mut request: Request<Incoming>,
+    format: usize,
+    opening: Result<Opening, Refusal>,
+) -> Result<Response<Full<Bytes>>, Refusal> {
+    let accept = check_upgrade(&request)?;
+    let headers = request.headers();
+    let host = single(headers, header::HOST)?;
+    let origin = single(headers, header::ORIGIN)?;
+    if !origin::is_allowed(origin, host, &node.config.allowed_origins) {
+        return Err(refusal(403, "origin_not_allowed", format!("origin {} may not connect", origin.unwrap_or_default())));
+    }
+    let opening = opening?;
+    if node.is_stopping() {
+        return Err(refusal(503, "stopping", "this hub is stopping"));
+    }
+    let format = u16::try_from(format).map_err(|_| refusal(500, "internal", "too many formats"))?;
+    let Some(shard) = node.place() else {
+        return Err(refusal(503, "too_many_connections", format!("this hub takes {} connections", node.config.limits.max_connections)));
+    };
+    let place = Place { node: node.clone(), shard, taken: false };
+    let upgraded = hyper::upgrade::on(&mut request);
+    tokio::spawn(async move {
+        match upgraded.await {
+            Ok(upgraded) => place.take(upgraded, format, opening),
+            Err(error) => tracing::info!(%error, "upgrade not completed"),
+        }
+    });
+    let mut response = Response::new(Full::new(Bytes::new()));
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    let headers = response.headers_mut();
+    headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+    headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+    headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
+    Ok(response)
+}
+
+/// A connection's place on a shard, given back unless the connection arrives.
+struct Place {
+    node: Arc<Node>,
+    shard: usize,
+    taken: bool,
+}
+
+impl Place {
+    fn take(mut self, upgraded: hyper::upgrade::Upgraded, format: u16, opening: Opening) {
+        let Ok(parts) = upgraded.downcast::<TokioIo<Tracked>>() else {
+            tracing::error!("an upgraded connection is not a TCP socket");
+            return;
+        };
+        match parts.io.into_inner().into_std() {
+            Ok(stream) => {
+                if let Err(error) = stream.set_nodelay(true) {
+                    tracing::debug!(%error, "cannot set TCP_NODELAY");
+                }
+                self.taken = true;
+                self.node.hand_over(self.shard, Box::new(TcpLink::new(stream)), format, opening, parts.read_buf);
+            }
+            Err(error) => tracing::warn!(%error, "cannot hand a socket over"),
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if !self.taken {
+            self.node.give_back(self.shard);
+        }
+    }
+}
+
+/// The header's value; more than one of it, or one that is not text, is refused.
+fn single(headers: &HeaderMap, name: HeaderName) -> Result<Option<&str>, Refusal> {
+    let mut values = headers.get_all(&name).iter();
+    let first = values.next();
+    if values.next().is_some() {
+        return Err(refusal(400, "duplicate_header", format!("more than one `{name}` header")));
+    }
+    first.map(|value| value.to_str().map_err(|_| refusal(400, "bad_header", format!("`{name}` is not text")))).transpose()
+}
+
+fn has_token(headers: &HeaderMap, name: HeaderName, token: &str) -> bool {
+    headers
+        .get_all(name)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .any(|part| part.trim().eq_ignore_ascii_case(token))
+}
+
+/// RFC 6455 section 4.2.1. Gives the value of `Sec-WebSocket-Accept`.
+fn check_upgrade(request: &Request<Incoming>) -> Result<HeaderValue, Refusal> {
+    let headers = request.headers();
+    if *request.method() != Method::GET {
+        return Err(refusal(405, "method_not_allowed", "a WebSocket is opened with GET"));
+    }
+    if !has_token(headers, header::UPGRADE, "websocket") {
+        return Err(refusal(426, "upgrade_required", "this path speaks WebSocket; the request has no `Upgrade: websocket`"));
+    }
+    if request.version() != Version::HTTP_11 {
+        return Err(refusal(400, "bad_version", "a WebSocket needs HTTP/1.1"));
+    }
+    if !has_token(headers, header::CONNECTION, "upgrade") {
+        return Err(refusal(400, "bad_connection_header", "the request has no `Connection: Upgrade`; does a proxy strip it?"));
+    }
+    if single(headers, header::HOST)?.is_none() {
+        return Err(refusal(400, "missing_host", "the request has no `Host`"));
+    }
+    // A body would be read as frames.
+    if headers.contains_key(header::TRANSFER_ENCODING) || !request.body().is_end_stream() {
+        return Err(refusal(400, "unexpected_body", "an upgrade request has no body"));
+    }
+    if single(headers, header::SEC_WEBSOCKET_VERSION)?.map(str::trim) != Some("13") {
+        return Err(refusal(426, "unsupported_version", "`Sec-WebSocket-Version` must be 13"));
+    }
+    let key = single(headers, header::SEC_WEBSOCKET_KEY)?.unwrap_or_default();
+    // 16 bytes in base64 (section 4.1).
+    let valid = key.len() == 24 && key.ends_with("==") && key[..22].bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'/'));
+    if !valid {
+        return Err(refusal(400, "bad_key", "`Sec-WebSocket-Key` must be 16 bytes in base64"));
+    }
+    HeaderValue::from_str(&derive_accept_key(key.as_bytes())).map_err(|_| refusal(400, "bad_key", "`Sec-WebSocket-Key` is not usable"))
+}
