@@ -447,9 +447,11 @@ impl Hub {
         if from == to {
             return Ok(true);
         }
+        // Half of what the questions may take, so that an answer that is given is also heard.
+        let deadline = Instant::now() + QUERY_TIMEOUT / 2;
         self.ask_one(to, |answer| Query::Expect { channels: channels.clone(), answer })?;
         let forget = |channels: Vec<String>| node.shards[to].inbox.push(Query::Forget { channels }.into());
-        let reached = self.ask_one(to, |answer| Query::Positions { channels: channels.clone(), answer });
+        let reached = self.ask_one(to, |answer| Query::Positions { channels: channels.clone(), deadline, answer });
         let reached = match reached {
             Ok(reached) => reached,
             Err(error) => {
@@ -457,7 +459,7 @@ impl Hub {
                 return Err(error);
             }
         };
-        let frozen = match self.ask_one(from, |answer| Query::Freeze { socket, reached, answer }) {
+        let frozen = match self.ask_one(from, |answer| Query::Freeze { socket, reached, deadline, answer }) {
             Ok(Some(frozen)) => frozen,
             Ok(None) => {
                 forget(channels);

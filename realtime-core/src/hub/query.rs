@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::mpsc::Sender;
+use std::time::Instant;
 
 use super::fanout::{ConnectionKey, JoinRequest};
 use super::shard::{Connection, Job, Phase, Shard};
@@ -26,10 +27,12 @@ pub(crate) enum Query {
     Forget { channels: Vec<String> },
     /// Names the channels of a connection; `None`: it is not here.
     Describe { socket: SocketId, answer: Sender<Option<Vec<String>>> },
-    /// Takes a connection out, once all of `reached` has been handed to it.
-    Freeze { socket: SocketId, reached: Vec<(String, u64)>, answer: Sender<Option<Frozen>> },
-    /// Where the expected channels stand; answered once all are live.
-    Positions { channels: Vec<String>, answer: Sender<Vec<(String, u64)>> },
+    /// Takes a connection out, once all of `reached` has been handed to it; past the deadline it
+    /// stays, and `None` is the answer.
+    Freeze { socket: SocketId, reached: Vec<(String, u64)>, deadline: Instant, answer: Sender<Option<Frozen>> },
+    /// Where the expected channels stand; answered once all are live, or not at all past the
+    /// deadline.
+    Positions { channels: Vec<String>, deadline: Instant, answer: Sender<Vec<(String, u64)>> },
     /// Takes a connection in, once this shard is as far as the connection.
     Thaw { frozen: Box<Frozen>, expected: Vec<String>, answer: Sender<bool> },
 }
@@ -73,14 +76,16 @@ impl Shard {
                 });
                 tell(&answer, names);
             }
-            Query::Positions { channels, answer } => {
+            Query::Positions { channels, deadline, answer } => {
                 let positions: Option<Vec<_>> = channels.iter().map(|channel| Some((channel.clone(), self.offset_of(channel)?))).collect();
                 match positions {
                     Some(positions) => tell(&answer, positions),
-                    None => self.postponed.push(Query::Positions { channels, answer }),
+                    // Dropped past the deadline: the asker is gone, or learns that it was in vain.
+                    None if Instant::now() >= deadline => {}
+                    None => self.postponed.push(Query::Positions { channels, deadline, answer }),
                 }
             }
-            Query::Freeze { socket, reached, answer } => self.freeze(socket, reached, answer),
+            Query::Freeze { socket, reached, deadline, answer } => self.freeze(socket, reached, deadline, answer),
             Query::Thaw { frozen, expected, answer } => self.thaw(frozen, expected, answer),
         }
     }
@@ -151,7 +156,7 @@ impl Shard {
         }
     }
 
-    fn freeze(&mut self, socket: SocketId, reached: Vec<(String, u64)>, answer: Sender<Option<Frozen>>) {
+    fn freeze(&mut self, socket: SocketId, reached: Vec<(String, u64)>, deadline: Instant, answer: Sender<Option<Frozen>>) {
         let Some(key) = self.by_socket.get(&socket).and_then(|index| self.key(*index as usize)) else {
             tell(&answer, None);
             return;
@@ -176,7 +181,11 @@ impl Shard {
             return;
         }
         if !between || !ready(self) {
-            self.postponed.push(Query::Freeze { socket, reached, answer });
+            if Instant::now() < deadline {
+                self.postponed.push(Query::Freeze { socket, reached, deadline, answer });
+            } else {
+                tell(&answer, None);
+            }
             return;
         }
         let subscriptions: Vec<(String, u64)> = self.connections[key.index as usize]

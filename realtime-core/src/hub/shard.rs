@@ -176,7 +176,7 @@ impl Shard {
         let mut events = Events::with_capacity(1024);
         let mut jobs = Vec::new();
         loop {
-            let idle = self.ready.is_empty() && self.unread.is_empty() && self.postponed.is_empty();
+            let idle = self.ready.is_empty() && self.unread.is_empty();
             self.inbox.take(&mut jobs, idle);
             let busy = !idle || !jobs.is_empty();
             let timeout = if busy { Some(Duration::ZERO) } else { self.time_to_sleep() };
@@ -231,7 +231,8 @@ impl Shard {
         let until_sweep = (!self.connections.is_empty()).then(|| self.sweep_due.saturating_duration_since(Instant::now()));
         let until_deadline = self.draining.map(|deadline| deadline.saturating_duration_since(Instant::now()).min(HELD_POLL * 4));
         let until_held = (!self.held.is_empty()).then_some(HELD_POLL);
-        [until_sweep, until_deadline, until_held].into_iter().flatten().min()
+        let until_postponed = (!self.postponed.is_empty()).then_some(Duration::from_millis(1));
+        [until_sweep, until_deadline, until_held, until_postponed].into_iter().flatten().min()
     }
 
     // Connections
