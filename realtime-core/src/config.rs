@@ -92,6 +92,9 @@ pub struct Limits {
     pub max_headers: usize,
     /// Time to send a complete request head. Default 5,000.
     pub handshake_timeout_ms: u64,
+    /// Connections that have not been upgraded, plain HTTP ones included. Default 4,096; past it
+    /// new ones are dropped.
+    pub max_handshakes: usize,
     /// Subscriptions of one connection. Default 1,024.
     pub max_subscriptions: usize,
     /// Protocol errors after which a connection is closed. Default 10.
@@ -157,6 +160,7 @@ impl Default for Limits {
             max_header_bytes: 16 << 10,
             max_headers: 64,
             handshake_timeout_ms: 5_000,
+            max_handshakes: 4_096,
             max_subscriptions: 1_024,
             max_protocol_errors: 10,
             publication_bytes: 256 << 10,
@@ -221,6 +225,7 @@ impl Config {
             ("limits.max_message_bytes", limits.max_message_bytes),
             ("limits.max_fragments", limits.max_fragments),
             ("limits.max_headers", limits.max_headers),
+            ("limits.max_handshakes", limits.max_handshakes),
             ("limits.max_subscriptions", limits.max_subscriptions),
             ("limits.max_protocol_errors", usize::from(limits.max_protocol_errors)),
             ("limits.handshake_timeout_ms", usize::try_from(limits.handshake_timeout_ms).unwrap_or(usize::MAX)),

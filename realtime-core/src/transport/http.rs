@@ -23,7 +23,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use tungstenite::handshake::derive_accept_key;
 
 use super::link::TcpLink;
@@ -103,11 +103,22 @@ impl Control {
 }
 
 async fn accept(node: Arc<Node>, listener: TcpListener) {
+    let handshakes = Arc::new(Semaphore::new(node.config.limits.max_handshakes.min(Semaphore::MAX_PERMITS)));
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
                 let stream = Tracked::new(stream);
-                tokio::spawn(serve(node.clone(), stream));
+                // Past the limit the newest is dropped: the others end by their deadline.
+                let Ok(permit) = handshakes.clone().try_acquire_owned() else {
+                    node.refused.fetch_add(1, Ordering::Relaxed);
+                    tracing::info!(limit = node.config.limits.max_handshakes, "too many handshakes at once; connection dropped");
+                    continue;
+                };
+                let node = node.clone();
+                tokio::spawn(async move {
+                    serve(node, stream).await;
+                    drop(permit);
+                });
             }
             // The peer gave up between its connect and our accept.
             Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted) => {}
