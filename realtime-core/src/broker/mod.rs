@@ -16,7 +16,8 @@ use crate::message::{Position, Publish};
 ///
 /// - **Order.** [`Deliver::deliver`] is called for the publications of one channel in the order of
 ///   their offsets, without gaps while the node is subscribed, and by one thread at a time.
-///   Channels are independent of each other.
+///   Channels are independent of each other. What is handed over for a channel without a
+///   subscription is dropped by the node, so a broker need not look.
 /// - **Delivery before success.** When [`Broker::publish`] reports success, the publication has
 ///   its place; with the memory broker it has also been delivered to this node.
 /// - **Nothing before the broker.** The node delivers only what the broker hands it.

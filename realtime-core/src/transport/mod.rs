@@ -43,7 +43,7 @@ pub trait Framing: Send + Sync + 'static {
         limits: &InboundLimits,
     ) -> Result<Option<Event<'s>>, FrameError>;
 
-    /// A ping frame; `None` where the transport has none.
+    /// Appends a ping frame; false where the transport has none.
     fn ping(&self, out: &mut Vec<u8>) -> bool;
 
     /// The answer to a ping.
@@ -62,24 +62,25 @@ pub struct InboundLimits {
     pub max_fragments: usize,
 }
 
-/// The partial input of one connection: empty, and without memory, between messages.
+/// The partial input of one connection: empty, and without memory, between messages. Plain data that any framing can
+/// keep what it needs in; a connection whose state is idle carries none.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InboundState {
     /// Bytes of a frame that is not complete.
-    pub(crate) partial: Vec<u8>,
+    pub partial: Vec<u8>,
     /// Payload of the frames of a message that is not complete.
-    pub(crate) message: Vec<u8>,
+    pub message: Vec<u8>,
     /// Kind of that message; `None` between messages.
-    pub(crate) kind: Option<MessageKind>,
+    pub kind: Option<MessageKind>,
     /// Frames of that message so far.
-    pub(crate) fragments: usize,
+    pub fragments: usize,
     /// What the last event borrowed, freed at the next call.
-    pub(crate) spent: Vec<u8>,
+    pub spent: Vec<u8>,
 }
 
 impl InboundState {
     /// Whether nothing is remembered.
-    pub(crate) fn is_idle(&self) -> bool {
+    pub fn is_idle(&self) -> bool {
         self.partial.is_empty() && self.kind.is_none()
     }
 }
