@@ -1,0 +1,388 @@
+<?php
+
+/**
+ * Signatures and documentation of the extension "realtime", for editors and static analysis.
+ * Nothing loads this file at run time; a test compares it with the extension by reflection.
+ *
+ * `UNKNOWN` marks, as in PHP's own stubs, a parameter that may be left out although it has no
+ * default that could be written down.
+ */
+
+namespace {
+
+    /**
+     * Sends a message to every connection that is subscribed to a channel.
+     *
+     * The call is a function call into the hub: it returns when the hub has accepted the message,
+     * and never waits for a subscriber.
+     *
+     * ```php
+     * broadcast('orders', ['id' => 7, 'state' => 'shipped']);
+     * broadcast(new PrivateChannel('orders.7'), $order);             // any Stringable names a channel
+     * broadcast(['orders', 'audit'], 'shipped', as: 'order.shipped');
+     * broadcast('camera', $jpeg, options: ['binary' => true]);
+     * broadcast('room', $text, options: ['except' => $request->header('X-Socket-ID')]);
+     * ```
+     *
+     * **With one argument, or none, this is Laravel's helper** of the same name, answered by the
+     * application's container: `broadcast(new OrderShipped($order))->toOthers()`.
+     *
+     * @param string|\Stringable|\BackedEnum|list<string|\Stringable|\BackedEnum>|object|null $event
+     *   The channel or channels, when a message is given; else Laravel's event.
+     * @param mixed $message A string reaches clients as that string. Arrays, scalars, null and
+     *   `JsonSerializable` are sent as `json_encode()` gives them, with slashes and Unicode
+     *   unescaped and zero fractions kept. A backed enum is its value, a `Stringable` its string.
+     * @param string $as The event's name that clients see.
+     * @param array{
+     *   except?: string|list<string|null>|null,
+     *   id?: string|null,
+     *   json?: bool,
+     *   binary?: bool,
+     *   history?: bool,
+     *   ttl_ms?: int|null,
+     *   app?: string|null,
+     * } $options
+     *   `except`: socket ids that do not get it; what is not a socket id is ignored and counted.
+     *   `id`: idempotency key, a repeat on the same channel within five minutes is not sent again.
+     *   `json`: the string is JSON already and is sent as the value it denotes.
+     *   `binary`: the string is bytes, sent in binary frames.
+     *   `history`: false keeps it out of the channel's history (no channel has one yet).
+     *   `ttl_ms`: needs history, which this version does not have.
+     *   `app`: `default` is the only one.
+     *
+     * @return mixed null; with one argument Laravel's `PendingBroadcast`.
+     *
+     * @throws \Realtime\Exception\InvalidChannel  A channel name breaks a rule: 1–200 bytes of
+     *   UTF-8, no control characters, no `#` at the start.
+     * @throws \Realtime\Exception\InvalidMessage  The message, an option or the event's name cannot
+     *   be sent.
+     * @throws \Realtime\Exception\MessageTooLarge It passes `limits.publication_bytes`.
+     * @throws \Realtime\Exception\RealtimeException With `realtime.on_error = throw` also what is
+     *   otherwise logged: `Unavailable`, `QueueFull`, `Timeout`.
+     * @throws \TypeError One argument, and no Laravel application.
+     */
+    function broadcast(mixed $event = null, mixed $message = UNKNOWN, string $as = 'message', array $options = []): mixed {}
+
+    /**
+     * Sends a message to every connection of one user, whatever channels they have.
+     *
+     * Connections belong to a user once the host said so, see {@see \Realtime\Hub::setUser()}.
+     *
+     * @param string|int $userId 1–128 bytes; 42 and "42" are the same user.
+     * @param mixed $message See {@see broadcast()}.
+     * @param string $as The event's name that clients see.
+     * @param array{except?: string|list<string|null>|null, json?: bool, binary?: bool, app?: string|null} $options
+     *   See {@see broadcast()}.
+     *
+     * @throws \Realtime\Exception\InvalidMessage
+     * @throws \Realtime\Exception\MessageTooLarge
+     * @throws \Realtime\Exception\RealtimeException See {@see broadcast()}.
+     */
+    function broadcastToUser(string|int $userId, mixed $message, string $as = 'message', array $options = []): void {}
+
+    /**
+     * The users that are subscribed to a channel, each once.
+     *
+     * @param array{app?: string|null} $options
+     *
+     * @return list<array{id: string, info: mixed, connections: int}> `info` is what
+     *   {@see \Realtime\Hub::setUser()} was given, or null. Empty, and logged, when no hub runs.
+     *
+     * @throws \Realtime\Exception\InvalidChannel
+     * @throws \Realtime\Exception\RealtimeException See {@see broadcast()}.
+     */
+    function getChannelUsers(string $channel, array $options = []): array {}
+
+    /**
+     * Closes every connection of a user.
+     *
+     * @param int $code WebSocket close code, 1000 or 3000–4999. Clients that follow Pusher's ranges
+     *   stay away after 40xx, come back later after 41xx and at once after 42xx.
+     * @param string $reason For people, at most 123 bytes.
+     * @param array{app?: string|null} $options
+     *
+     * @return int How many connections were closed.
+     *
+     * @throws \ValueError The code or the reason cannot be sent.
+     * @throws \Realtime\Exception\RealtimeException See {@see broadcast()}.
+     */
+    function disconnectUser(string|int $userId, int $code = 4009, string $reason = '', array $options = []): int {}
+}
+
+namespace Realtime {
+
+    /**
+     * Sends like {@see \broadcast()}, answers with a receipt, and always throws when it fails.
+     *
+     * @param string|\Stringable|\BackedEnum|list<string|\Stringable|\BackedEnum> $channel
+     * @param mixed $message See {@see \broadcast()}.
+     * @param string $as The event's name that clients see.
+     * @param array{
+     *   except?: string|list<string|null>|null,
+     *   id?: string|null,
+     *   json?: bool,
+     *   binary?: bool,
+     *   history?: bool,
+     *   ttl_ms?: int|null,
+     *   app?: string|null,
+     * } $options See {@see \broadcast()}.
+     *
+     * @return Receipt|list<Receipt> One for a channel; for a list of channels one each, in its order.
+     *
+     * @throws Exception\Unavailable     No hub runs in this process.
+     * @throws Exception\QueueFull       Subscribers are slower than the publisher; retry later.
+     * @throws Exception\Timeout
+     * @throws Exception\InvalidChannel
+     * @throws Exception\InvalidMessage
+     * @throws Exception\MessageTooLarge
+     */
+    function publish(\Stringable|\BackedEnum|string|array $channel, mixed $message, string $as = 'message', array $options = []): Receipt|array {}
+
+    /**
+     * The channels of this hub that have subscribers.
+     *
+     * @return list<array{name: string, subscribers: int}>
+     *
+     * @throws Exception\Unavailable No hub runs in this process.
+     */
+    function channels(): array {}
+
+    /**
+     * Counters of this hub and of this process.
+     *
+     * @return array<string, int|float|array<mixed>> `failed_calls` counts calls of the global
+     *   functions that were logged instead of thrown, `ignored_socket_ids` what stood in `except`
+     *   and is not a socket id; the others come from the hub.
+     *
+     * @throws Exception\Unavailable No hub runs in this process.
+     */
+    function stats(): array {}
+
+    /**
+     * Starts the hub inside this process and returns at once.
+     *
+     * For processes that live long and share one address space: a command line daemon, a worker, a
+     * FrankenPHP application. A second call with the same configuration gives the same hub.
+     *
+     * ```php
+     * $hub = Realtime\start(['listen' => '127.0.0.1:0']);
+     * echo "listening on {$hub->url}\n";
+     * ```
+     *
+     * @param array<string, mixed> $config The strongest layer over environment, php.ini and the
+     *   TOML file, with the same names and nesting: `['limits' => ['max_connections' => 500]]`.
+     *
+     * @throws Exception\ConfigError A setting is unknown or wrong, another configuration runs
+     *   already, `realtime.mode` forbids it, or it is `auto` under php-fpm or another server that
+     *   spreads requests over processes.
+     * @throws Exception\Unavailable The port is in use.
+     */
+    function start(array $config = []): Hub {}
+
+    /**
+     * Starts the hub, blocks until SIGTERM or SIGINT, then closes all connections and returns.
+     *
+     * A hub that runs already is taken over when `$config` is empty. pcntl is not needed. Only for
+     * the command line.
+     *
+     * @param array<string, mixed> $config See {@see start()}.
+     *
+     * @return int An exit status: 0 when everything ended within `drain_timeout_ms`, else 1.
+     *
+     * @throws Exception\ConfigError
+     * @throws Exception\Unavailable
+     */
+    function serve(array $config = []): int {}
+
+    /**
+     * Makes every call of this request do nothing but check its arguments. Cannot be undone within
+     * the request.
+     */
+    function off(): void {}
+
+    /** A handle of the hub that runs in this process. */
+    final class Hub
+    {
+        private readonly int $id;
+
+        /** The port that it listens on, also when it was configured as 0. */
+        public readonly int $port;
+
+        /** Where native clients connect: `ws://127.0.0.1:8080/ws`. */
+        public readonly string $url;
+
+        private function __construct() {}
+
+        /**
+         * Closes all connections with 1001 and stops.
+         *
+         * @param int|null $timeoutMs How long clients may take; null is `drain_timeout_ms`.
+         *
+         * @return bool Whether everything ended in time. Also true when this hub does not run (any
+         *   more) in this process.
+         */
+        public function stop(?int $timeoutMs = null): bool {}
+
+        /** Whether this hub runs in this process; false in a forked child. */
+        public function isRunning(): bool {}
+
+        /**
+         * Says which user a connection belongs to, from now on.
+         *
+         * @param string $socketId The `socket_id` that the client got in `connected`.
+         * @param string|int|null $userId 1–128 bytes; null makes the connection anonymous again.
+         * @param mixed $info What others may know of the user; encoded as JSON.
+         *
+         * @return bool False when there is no such connection.
+         *
+         * @throws \ValueError The user id cannot be used.
+         * @throws Exception\Unavailable This hub has been stopped.
+         */
+        public function setUser(string $socketId, string|int|null $userId, mixed $info = null): bool {}
+    }
+
+    /** What became of a publication. */
+    final class Receipt
+    {
+        /** False only while `realtime.mode` is off. */
+        public readonly bool $accepted;
+
+        /** Which count `offset` belongs to; another one after a restart. */
+        public readonly string $epoch;
+
+        /** Its number in the channel's order, from 1. */
+        public readonly int $offset;
+
+        /** Subscriptions on this node to which it was queued. */
+        public readonly int $matched;
+
+        private function __construct() {}
+    }
+}
+
+namespace Realtime\Testing {
+
+    /**
+     * Records what this request would send, instead of sending it, until
+     * {@see Fake::restore()} or the request's end.
+     *
+     * ```php
+     * $realtime = Realtime\Testing\fake();
+     * shipOrder(7);
+     * $realtime->assertBroadcast('orders.7', fn ($message, $as) => $as === 'shipped');
+     * ```
+     */
+    function fake(): Fake {}
+
+    /** What was recorded, and assertions on it. In PHPUnit they count as PHPUnit's own. */
+    final class Fake
+    {
+        private array $broadcasts = [];
+
+        private array $disconnected = [];
+
+        private function __construct() {}
+
+        /**
+         * What was recorded, oldest first; one entry a channel.
+         *
+         * @return list<array{channel: ?string, userId: ?string, message: mixed, as: string, options: array}>
+         */
+        public function recorded(?string $channel = null): array {}
+
+        /**
+         * Something was broadcast on the channel.
+         *
+         * @param (callable(mixed $message, string $as, array $options): bool)|null $callback Counts
+         *   only messages for which it returns true.
+         */
+        public function assertBroadcast(string $channel, ?callable $callback = null): void {}
+
+        /**
+         * Nothing was broadcast on the channel.
+         *
+         * @param (callable(mixed $message, string $as, array $options): bool)|null $callback
+         */
+        public function assertNotBroadcast(string $channel, ?callable $callback = null): void {}
+
+        /** Exactly so many messages were broadcast on the channel. */
+        public function assertBroadcastTimes(string $channel, int $times): void {}
+
+        /**
+         * Something was sent to the user.
+         *
+         * @param (callable(mixed $message, string $as, array $options): bool)|null $callback
+         */
+        public function assertBroadcastToUser(string|int $userId, ?callable $callback = null): void {}
+
+        /** Nothing was broadcast at all. */
+        public function assertNothingBroadcast(): void {}
+
+        /** `disconnectUser()` was called for the user. */
+        public function assertDisconnected(string|int $userId): void {}
+
+        /** Lets calls go to the hub again. */
+        public function restore(): void {}
+    }
+
+    /** An assertion of {@see Fake} did not hold, and PHPUnit is not loaded. */
+    class AssertionFailed extends \AssertionError {}
+}
+
+namespace Realtime\Exception {
+
+    /** What every exception of the extension extends. */
+    class RealtimeException extends \RuntimeException
+    {
+        /** Whether the same call may succeed later. */
+        public function isRetryable(): bool {}
+    }
+
+    /** No hub can take the call now. */
+    class Unavailable extends RealtimeException
+    {
+        public function isRetryable(): bool {}
+    }
+
+    /** A channel name breaks a rule. */
+    class InvalidChannel extends RealtimeException
+    {
+        public function isRetryable(): bool {}
+    }
+
+    /** A message, an option or an event's name cannot be sent. */
+    class InvalidMessage extends RealtimeException
+    {
+        public function isRetryable(): bool {}
+    }
+
+    /** A message passes the limit. */
+    class MessageTooLarge extends RealtimeException
+    {
+        public function isRetryable(): bool {}
+    }
+
+    /** Subscribers are slower than the publisher. */
+    class QueueFull extends RealtimeException
+    {
+        public function isRetryable(): bool {}
+    }
+
+    /** No answer in time. */
+    class Timeout extends RealtimeException
+    {
+        public function isRetryable(): bool {}
+    }
+
+    /** A setting is unknown, wrong, or contradicts what runs already. */
+    class ConfigError extends RealtimeException
+    {
+        public function isRetryable(): bool {}
+    }
+
+    /** The hub does not let this process do that. */
+    class Unauthorized extends RealtimeException
+    {
+        public function isRetryable(): bool {}
+    }
+}

@@ -1,0 +1,39 @@
+//! What one PHP thread remembers: for the request, what the script lowered; for longer, the hub it
+//! saw last.
+
+use std::cell::{Cell, RefCell};
+use std::sync::Arc;
+
+use ext_php_rs::types::Zval;
+use ext_php_rs::zend::{ModuleGlobal, ModuleGlobals};
+
+use crate::host::Running;
+
+/// One per PHP thread; PHP runs one request at a time on it.
+pub(crate) static GLOBALS: ModuleGlobals<Globals> = ModuleGlobals::new();
+
+#[derive(Default)]
+pub(crate) struct Globals {
+    /// `Realtime\off()` was called in this request, or a fake is active: publishing looks closer.
+    pub(crate) lowered: Cell<bool>,
+    /// `Realtime\off()` was called in this request.
+    pub(crate) off: Cell<bool>,
+    /// The active `Realtime\Testing\Fake`. Released in RSHUTDOWN, while objects still may be.
+    pub(crate) fake: RefCell<Option<Zval>>,
+    /// The version of [`crate::host`]'s slot when `hub` was looked up.
+    pub(crate) seen: Cell<u64>,
+    /// The hub of this process as of `seen`: saves the lock on every call.
+    pub(crate) hub: RefCell<Option<Arc<Running>>>,
+}
+
+impl ModuleGlobal for Globals {}
+
+/// RSHUTDOWN.
+pub(crate) fn end_request() {
+    let globals = GLOBALS.get();
+    globals.off.set(false);
+    globals.lowered.set(false);
+    // Taken first: releasing the object may run PHP code.
+    let fake = globals.fake.take();
+    drop(fake);
+}

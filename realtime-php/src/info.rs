@@ -1,0 +1,33 @@
+//! The section of `phpinfo()`.
+
+use ext_php_rs::zend::ModuleEntry;
+use ext_php_rs::{info_table_end, info_table_header, info_table_row, info_table_start};
+
+use crate::settings::{self, Mode};
+use crate::{host, zend};
+
+/// Prints version, role and state, then the INI table.
+pub(crate) fn print(module: *mut ModuleEntry) {
+    let running = host::current();
+    let role = match (&running, settings::mode()) {
+        (Some(_), _) => "embedded hub",
+        (None, Ok(Mode::Off)) => "off",
+        (None, Ok(Mode::Bus)) => "bus (not part of this build)",
+        (None, Ok(Mode::Auto | Mode::Embedded)) => "none until Realtime\\start() or Realtime\\serve()",
+        (None, Err(_)) => "none: realtime.mode is not valid",
+    };
+    let listening = running.as_ref().map_or_else(|| "no".to_owned(), |running| running.hub.url());
+    let stats = running.as_ref().map_or_else(Default::default, |running| running.hub.stats());
+
+    info_table_start!();
+    info_table_header!("realtime", "enabled");
+    info_table_row!("Version", env!("CARGO_PKG_VERSION"));
+    info_table_row!("Role of this process", role);
+    info_table_row!("Listening", listening);
+    info_table_row!("Connections", stats.connections.to_string());
+    info_table_row!("Channels", stats.channels.to_string());
+    info_table_row!("Global functions", if settings::global_functions() { "yes" } else { "no" });
+    info_table_end!();
+    // SAFETY: the module that PHP asks about.
+    unsafe { zend::display_ini_entries(module) };
+}

@@ -1,0 +1,111 @@
+//! The PHP extension `realtime`: `broadcast()` as a function call into a hub that runs in this
+//! process.
+//!
+//! | module | what it is |
+//! | --- | --- |
+//! | `zend` | the few Zend calls that `ext-php-rs` does not bind, and the boundary that no panic passes |
+//! | `signature` | function and method tables with full reflection (unions, defaults, parameter names) |
+//! | `failure` | the exception classes and the one error type of the crate |
+//! | `settings` | INI, environment snapshot, and the layers of `Config` |
+//! | `host` | the hub of this process: owner, start, stop, fork |
+//! | `message` | PHP values to channels, payloads and options |
+//! | `publishing` | one publication's way: to the hub, to a fake, or nowhere |
+//! | `functions` | what PHP calls |
+//! | `laravel` | `broadcast($event)` as Laravel's helper of that name does it |
+//! | `objects`, `testing` | the classes `Hub`, `Receipt` and `Testing\Fake` |
+//! | `serve` | block until a signal asks to stop |
+//! | `info` | the section of `phpinfo()` |
+//!
+//! Phases: MINIT registers names and snapshots the environment, nothing else; no thread, socket or
+//! runtime exists before a script calls `Realtime\start()` or `Realtime\serve()`.
+
+#![expect(unsafe_code, reason = "the Zend API is C")]
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use ext_php_rs::zend::ModuleEntry;
+
+mod failure;
+mod functions;
+mod globals;
+mod host;
+mod info;
+mod json;
+mod laravel;
+mod message;
+mod objects;
+mod publishing;
+mod serve;
+mod settings;
+mod signature;
+mod testing;
+mod zend;
+
+const SUCCESS: i32 = 0;
+const FAILURE: i32 = -1;
+
+mod module {
+    #![allow(unreachable_pub, reason = "in debug builds the macro adds a public function")]
+
+    use ext_php_rs::prelude::*;
+
+    /// Describes the module to PHP.
+    #[php_module]
+    pub fn get_module(module: ModuleBuilder) -> ModuleBuilder {
+        module
+            .name("realtime")
+            .globals(&crate::globals::GLOBALS)
+            .startup_function(crate::module_startup)
+            .shutdown_function(crate::module_shutdown)
+            .request_shutdown_function(crate::request_shutdown)
+            .info_function(crate::module_info)
+    }
+}
+
+/// MINIT. Runs as root before php-fpm reads its pools, for `php -v` and for `php-fpm -t`: names
+/// and snapshots only. In FrankenPHP it runs again in the same process.
+extern "C" fn module_startup(_type: i32, module_number: i32) -> i32 {
+    phase(|| {
+        settings::register(module_number);
+        settings::snapshot_environment();
+        failure::register_classes()?;
+        objects::register_classes()?;
+        testing::register_class()?;
+        functions::register(settings::global_functions())
+    })
+}
+
+/// MSHUTDOWN. Only the process that started the hub has one to stop. A php-fpm child that gets
+/// SIGTERM never comes here, so nothing depends on it.
+extern "C" fn module_shutdown(_type: i32, module_number: i32) -> i32 {
+    phase(|| {
+        host::shut_down();
+        functions::unregister(settings::global_functions());
+        settings::unregister(module_number);
+        Ok(())
+    })
+}
+
+/// RSHUTDOWN. What a script lowered (`off()`, `fake()`) ends with its request.
+extern "C" fn request_shutdown(_type: i32, _module_number: i32) -> i32 {
+    phase(|| {
+        globals::end_request();
+        Ok(())
+    })
+}
+
+extern "C" fn module_info(module: *mut ModuleEntry) {
+    // Nothing to report a panic to here; the page goes on without the section.
+    let _ = catch_unwind(AssertUnwindSafe(|| info::print(module)));
+}
+
+fn phase(run: impl FnOnce() -> Result<(), &'static str>) -> i32 {
+    match catch_unwind(AssertUnwindSafe(run)) {
+        Ok(Ok(())) => SUCCESS,
+        Ok(Err(reason)) => {
+            zend::log(&format!("realtime: {reason}"));
+            FAILURE
+        }
+        Err(_) => FAILURE,
+    }
+}

@@ -1,0 +1,152 @@
+//! Where settings come from: defaults < TOML file < INI < environment < the array given in code.
+
+use std::ffi::CStr;
+use std::path::Path;
+use std::sync::RwLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use ext_php_rs::flags::IniEntryPermission;
+use ext_php_rs::zend::{IniEntryDef, IniEntryDefs};
+use realtime_core::{ConfigBuilder, EffectiveConfig, Source};
+use serde_json::{Map, Value};
+
+use crate::failure::Failure;
+use crate::zend;
+
+/// INI settings that this extension interprets itself. The others belong to `Config`.
+const MODE: Own = Own { ini: c"realtime.mode", variable: "REALTIME_MODE" };
+const ON_ERROR: Own = Own { ini: c"realtime.on_error", variable: "REALTIME_ON_ERROR" };
+const CONFIG: Own = Own { ini: c"realtime.config", variable: "REALTIME_CONFIG" };
+const APP: Own = Own { ini: c"realtime.app", variable: "REALTIME_APP" };
+const GLOBAL_FUNCTIONS: Own = Own { ini: c"realtime.global_functions", variable: "REALTIME_GLOBAL_FUNCTIONS" };
+
+const OWN: [Own; 5] = [MODE, ON_ERROR, CONFIG, APP, GLOBAL_FUNCTIONS];
+
+/// INI settings that are passed on to `Config` when they are set.
+const PASSED_ON: [(&CStr, &str); 2] = [(c"realtime.listen", "listen"), (c"realtime.socket", "socket")];
+
+struct Own {
+    ini: &'static CStr,
+    variable: &'static str,
+}
+
+static INI: IniEntryDefs<8> = IniEntryDefs::new([
+    IniEntryDef::new(MODE.ini, c"auto", IniEntryPermission::System),
+    IniEntryDef::new(GLOBAL_FUNCTIONS.ini, c"1", IniEntryPermission::System),
+    IniEntryDef::new(ON_ERROR.ini, c"log", IniEntryPermission::System),
+    IniEntryDef::new(CONFIG.ini, c"", IniEntryPermission::System),
+    unset(c"realtime.listen"),
+    unset(c"realtime.socket"),
+    IniEntryDef::new(APP.ini, c"", IniEntryPermission::System),
+    IniEntryDef::end(),
+]);
+
+/// A setting without a value: "not set" differs from "set empty".
+const fn unset(name: &'static CStr) -> IniEntryDef {
+    let mut entry = IniEntryDef::new(name, c"", IniEntryPermission::System);
+    entry.value = std::ptr::null();
+    entry
+}
+
+/// `REALTIME_*` as MINIT saw them: php-fpm clears the environment of its workers.
+static ENVIRONMENT: RwLock<Vec<(String, String)>> = RwLock::new(Vec::new());
+
+/// `realtime.global_functions` as MINIT saw it.
+static GLOBALS_REGISTERED: AtomicBool = AtomicBool::new(false);
+
+/// MINIT: makes the INI settings known.
+pub(crate) fn register(module_number: i32) {
+    IniEntryDef::register(INI.as_slice(), module_number);
+}
+
+/// MSHUTDOWN: takes them away again.
+pub(crate) fn unregister(module_number: i32) {
+    // SAFETY: the number that `register` was given.
+    unsafe { zend::zend_unregister_ini_entries(module_number) };
+}
+
+/// MINIT: remembers `REALTIME_*`.
+pub(crate) fn snapshot_environment() {
+    let variables = std::env::vars_os().filter_map(|(name, value)| {
+        let name = name.into_string().ok().filter(|name| name.starts_with("REALTIME_"))?;
+        Some((name, value.to_string_lossy().into_owned()))
+    });
+    *ENVIRONMENT.write().unwrap_or_else(std::sync::PoisonError::into_inner) = variables.collect();
+    let wanted = is_true(&own(&GLOBAL_FUNCTIONS));
+    GLOBALS_REGISTERED.store(wanted, Ordering::Relaxed);
+}
+
+/// Whether `broadcast()` and its siblings exist as global functions. Fixed at MINIT.
+pub(crate) fn global_functions() -> bool {
+    GLOBALS_REGISTERED.load(Ordering::Relaxed)
+}
+
+fn environment() -> Vec<(String, String)> {
+    ENVIRONMENT.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+}
+
+fn own(setting: &Own) -> String {
+    let variables = ENVIRONMENT.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let variable = variables.iter().find(|(name, value)| name == setting.variable && !value.is_empty()).map(|(_, value)| value.clone());
+    variable.or_else(|| zend::ini(setting.ini)).unwrap_or_default()
+}
+
+fn is_true(value: &str) -> bool {
+    matches!(value.trim().to_ascii_lowercase().as_str(), "1" | "on" | "yes" | "true")
+}
+
+/// What `realtime.mode` allows in this process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// The role follows from what the process does.
+    Auto,
+    /// The hub runs in this process.
+    Embedded,
+    /// A hub outside this process, over its Unix socket.
+    Bus,
+    /// Calls are checked and dropped.
+    Off,
+}
+
+pub(crate) fn mode() -> Result<Mode, Failure> {
+    match own(&MODE).as_str() {
+        "auto" => Ok(Mode::Auto),
+        "embedded" => Ok(Mode::Embedded),
+        "bus" => Ok(Mode::Bus),
+        // An unquoted `off` in php.ini is the empty string.
+        "" | "off" | "0" => Ok(Mode::Off),
+        other => Err(Failure::config(format!("realtime.mode is `{other}`; it must be auto, embedded, bus or off"))),
+    }
+}
+
+/// What the global functions do when the hub cannot take a publication: true throws, false logs.
+pub(crate) fn throws_on_outage() -> Result<bool, Failure> {
+    match own(&ON_ERROR).as_str() {
+        "log" => Ok(false),
+        "throw" => Ok(true),
+        other => Err(Failure::config(format!("realtime.on_error is `{other}`; it must be log or throw"))),
+    }
+}
+
+/// Refuses the name of an app that this build does not have; `what` says where it was given.
+pub(crate) fn check_app(app: &str, what: &str) -> Result<(), Failure> {
+    match app {
+        "" | "default" => Ok(()),
+        other => Err(Failure::config(format!("{what} names the app `{other}`, but this build has only `default`"))),
+    }
+}
+
+/// The whole configuration, `code` being its strongest layer.
+pub(crate) fn effective(code: Map<String, Value>) -> Result<EffectiveConfig, Failure> {
+    check_app(&own(&APP), "realtime.app")?;
+    let mut builder = ConfigBuilder::new();
+    let file = own(&CONFIG);
+    if !file.is_empty() {
+        builder = builder.file(Path::new(&file))?;
+    }
+    let ini = PASSED_ON.iter().filter_map(|(name, key)| Some(((*key).to_owned(), Value::String(zend::ini(name)?))));
+    builder = builder.layer(Source::Ini, Value::Object(ini.collect()))?;
+    let passed_on = environment().into_iter().filter(|(name, _)| OWN.iter().all(|own| own.variable != name));
+    builder = builder.environment(passed_on);
+    Ok(builder.layer(Source::Code, Value::Object(code))?.build()?)
+}

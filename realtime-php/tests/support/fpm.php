@@ -1,0 +1,85 @@
+<?php
+
+declare(strict_types=1);
+
+namespace Tests;
+
+/** A php-fpm of our own, on a Unix socket, with the extension and opcache. */
+final class Fpm
+{
+    private Process $process;
+    private string $directory;
+
+    public function __construct(array $options = [], int $children = 2, string $pool = '')
+    {
+        $this->directory = sys_get_temp_dir() . '/realtime-fpm-' . getmypid() . '-' . bin2hex(random_bytes(4));
+        mkdir($this->directory);
+        $root = posix_geteuid() === 0;
+        file_put_contents("$this->directory/fpm.conf", implode("\n", [
+            '[global]', "error_log = $this->directory/fpm.log", 'daemonize = no', '[www]', $root ? "user = root\ngroup = root" : '',
+            "listen = $this->directory/fpm.sock", 'pm = static', "pm.max_children = $children", 'catch_workers_output = yes', $pool, '',
+        ]));
+        $this->process = new Process([self::binary(), ...php_options(), ...$options, ...($root ? ['-R'] : []), '-F', '-y', "$this->directory/fpm.conf"]);
+        eventually(fn () => $this->process->running() ? @stream_socket_client("unix://$this->directory/fpm.sock") : throw new Failed($this->log()), 'php-fpm listens');
+    }
+
+    public function __destruct()
+    {
+        $this->process->signal(SIGTERM);
+        $this->process->wait();
+        array_map('unlink', glob("$this->directory/*"));
+        rmdir($this->directory);
+    }
+
+    public static function binary(): string
+    {
+        $version = PHP_MAJOR_VERSION . '.' . PHP_MINOR_VERSION;
+        foreach (["/usr/sbin/php-fpm$version", dirname(PHP_BINARY, 2) . '/sbin/php-fpm'] as $path) {
+            if (is_executable($path)) {
+                return $path;
+            }
+        }
+        throw new Failed("there is no php-fpm $version; on Debian: apt-get install php$version-fpm");
+    }
+
+    /** Tests the configuration, as `systemctl reload` does before it reloads. */
+    public static function checkConfiguration(array $options): Process
+    {
+        $file = tempnam(sys_get_temp_dir(), 'realtime');
+        file_put_contents($file, "[global]\nerror_log = /dev/stderr\n[www]\nlisten = $file.sock\npm = static\npm.max_children = 1\nuser = nobody\n");
+        $process = new Process([self::binary(), ...php_options(), ...$options, '-t', '-y', $file]);
+        $process->wait();
+        unlink($file);
+        return $process;
+    }
+
+    public function log(): string
+    {
+        return (string) @file_get_contents("$this->directory/fpm.log") . $this->process->errors();
+    }
+
+    /** Runs a script in a worker; the response's body. */
+    public function request(string $script, string $query = ''): string
+    {
+        $stream = stream_socket_client("unix://$this->directory/fpm.sock");
+        stream_set_timeout($stream, (int) DEADLINE_S);
+        $parameters = '';
+        foreach (['SCRIPT_FILENAME' => $script, 'REQUEST_METHOD' => 'GET', 'QUERY_STRING' => $query, 'SERVER_PROTOCOL' => 'HTTP/1.1'] as $name => $value) {
+            $parameters .= pack('NN', strlen($name) | 0x80000000, strlen($value) | 0x80000000) . $name . $value;
+        }
+        $record = fn (int $type, string $body) => pack('CCnnCC', 1, $type, 1, strlen($body), 0, 0) . $body;
+        fwrite($stream, $record(1, pack('nCx5', 1, 0)) . $record(4, $parameters) . $record(4, '') . $record(5, ''));
+        $output = '';
+        while (strlen($head = (string) stream_get_contents($stream, 8)) === 8) {
+            ['type' => $type, 'length' => $length, 'padding' => $padding] = unpack('Cversion/Ctype/nid/nlength/Cpadding/Creserved', $head);
+            $body = $length + $padding > 0 ? stream_get_contents($stream, $length + $padding) : '';
+            if ($type === 6 || $type === 7) {
+                $output .= substr($body, 0, $length);
+            }
+            if ($type === 3) {
+                return explode("\r\n\r\n", $output, 2)[1] ?? $output;
+            }
+        }
+        throw new Failed('php-fpm gave no answer: ' . $this->log());
+    }
+}

@@ -1,0 +1,250 @@
+<?php
+
+/**
+ * What the test files share: named tests, checks, deadlines, a WebSocket client, child processes.
+ *
+ * A test file is a plain PHP script that calls `test()`; it runs in a process of its own, started
+ * by `tests/run` with the extension loaded and opcache on.
+ */
+
+declare(strict_types=1);
+
+namespace Tests;
+
+require __DIR__ . '/client.php';
+
+/** How long anything may take before a test gives up on it. Nothing waits this long when all is well. */
+const DEADLINE_S = 30.0;
+
+/** A check did not hold. */
+final class Failed extends \Exception {}
+
+/** Runs one test; its name is a sentence. */
+function test(string $name, callable $body): void
+{
+    // A forked child that runs on must not report tests in its parent's place.
+    $process = getmypid();
+    try {
+        $body();
+        $problem = null;
+    } catch (\Throwable $e) {
+        $problem = sprintf('%s: %s (%s:%d)', $e::class, $e->getMessage(), basename($e->getFile()), $e->getLine());
+        foreach ($e->getTrace() as $frame) {
+            $problem .= sprintf("\n      %s:%s %s", basename($frame['file'] ?? '-'), $frame['line'] ?? '-', $frame['function']);
+        }
+    }
+    if (getmypid() !== $process) {
+        exit(1);
+    }
+    fwrite(STDOUT, $problem === null ? "ok $name\n" : "not ok $name\n    $problem\n");
+}
+
+/** Fails unless the two are identical. */
+function same(mixed $expected, mixed $actual, string $what = ''): void
+{
+    if ($expected !== $actual) {
+        throw new Failed(trim($what . ' expected ' . shorten($expected) . ', got ' . shorten($actual)));
+    }
+}
+
+/** Fails unless the condition holds. */
+function check(bool $condition, string $what): void
+{
+    if (!$condition) {
+        throw new Failed($what);
+    }
+}
+
+/** Fails unless the text contains the part. */
+function contains(string $part, string $text): void
+{
+    check(str_contains($text, $part), 'expected ' . shorten($part) . ' in ' . shorten($text));
+}
+
+/** Fails unless the body throws this class, with this in its message; returns what it threw. */
+function throws(string $class, string $message, callable $body): \Throwable
+{
+    try {
+        $body();
+    } catch (\Throwable $e) {
+        check($e instanceof $class, 'expected ' . $class . ', got ' . $e::class . ': ' . $e->getMessage());
+        contains($message, $e->getMessage());
+        return $e;
+    }
+    throw new Failed("expected $class, nothing was thrown");
+}
+
+/** Waits until the condition gives something true, and returns that. */
+function eventually(callable $condition, string $what): mixed
+{
+    $deadline = microtime(true) + DEADLINE_S;
+    while (!($result = $condition())) {
+        if (microtime(true) > $deadline) {
+            throw new Failed("gave up waiting until $what");
+        }
+        usleep(1000);
+    }
+    return $result;
+}
+
+function shorten(mixed $value): string
+{
+    $text = is_object($value) ? $value::class : var_export($value, true);
+    return strlen($text) > 600 ? substr($text, 0, 600) . '…' : $text;
+}
+
+/** A hub on a free port, stopped when the body has ended. */
+function with_hub(callable $body, array $config = []): void
+{
+    $hub = \Realtime\start(['listen' => '127.0.0.1:0', 'shards' => 2, ...$config]);
+    try {
+        $body($hub);
+    } finally {
+        $hub->stop(2000);
+    }
+}
+
+/** Threads of this process. */
+function threads(): int
+{
+    return count(scandir('/proc/self/task')) - 2;
+}
+
+/** Open descriptors of this process, by number. */
+function descriptors(): array
+{
+    $open = [];
+    foreach (scandir('/proc/self/fd') as $fd) {
+        $target = $fd === '.' || $fd === '..' ? false : @readlink("/proc/self/fd/$fd");
+        if ($target !== false) {
+            $open[(int) $fd] = $target;
+        }
+    }
+    return $open;
+}
+
+/** A port on which nobody listens now. */
+function free_port(): int
+{
+    $server = stream_socket_server('tcp://127.0.0.1:0');
+    return (int) substr(strrchr(stream_socket_get_name($server, false), ':'), 1);
+}
+
+/** The options with which this test's own PHP was started: extension, opcache and the rest. */
+function php_options(): array
+{
+    return json_decode((string) getenv('TEST_PHP_OPTIONS'), true, flags: JSON_THROW_ON_ERROR);
+}
+
+/** PHP code in a process of its own, with the extension and further options. */
+function php(string $code, array $options = [], array $environment = []): Process
+{
+    return new Process([PHP_BINARY, ...php_options(), ...$options, '-r', "require '" . __DIR__ . "/harness.php'; use function Tests\\{check, same, throws}; " . $code], $environment);
+}
+
+/** A child process with its output. */
+final class Process
+{
+    /** @var resource */
+    private $process;
+    /** @var array<int, resource> */
+    private array $pipes = [];
+    private ?int $status = null;
+    private array $output = [1 => '', 2 => ''];
+
+    public function __construct(array $command, array $environment = [], ?string $directory = null)
+    {
+        $this->process = proc_open($command, [['pipe', 'r'], ['pipe', 'w'], ['pipe', 'w']], $this->pipes, $directory, $environment + getenv());
+        foreach ($this->pipes as $pipe) {
+            stream_set_blocking($pipe, false);
+        }
+    }
+
+    public function __destruct()
+    {
+        if ($this->running()) {
+            proc_terminate($this->process, SIGKILL);
+            $this->wait();
+        }
+    }
+
+    public function pid(): int
+    {
+        return proc_get_status($this->process)['pid'];
+    }
+
+    public function signal(int $signal): void
+    {
+        proc_terminate($this->process, $signal);
+    }
+
+    public function write(string $text): void
+    {
+        fwrite($this->pipes[0], $text);
+    }
+
+    public function running(): bool
+    {
+        if ($this->status === null) {
+            $status = proc_get_status($this->process);
+            if (!$status['running']) {
+                $this->status = $status['signaled'] ? 128 + $status['termsig'] : $status['exitcode'];
+            }
+        }
+        return $this->status === null;
+    }
+
+    /** Waits for the end; 128 + signal when one ended it. */
+    public function wait(): int
+    {
+        eventually(function () {
+            $this->read();
+            return !$this->running();
+        }, 'the process ended; it wrote: ' . implode('', $this->output));
+        $this->read();
+        return $this->status;
+    }
+
+    /** Standard output, once the process has ended well. */
+    public function output(): string
+    {
+        $status = $this->wait();
+        check($status === 0, "the process ended with $status: " . implode('', $this->output));
+        return $this->output[1];
+    }
+
+    /** What was written to standard error so far. */
+    public function errors(): string
+    {
+        $this->read();
+        return $this->output[2];
+    }
+
+    /** What was written to standard output so far. */
+    public function written(): string
+    {
+        $this->read();
+        return $this->output[1];
+    }
+
+    /** Waits until standard output or error has the pattern, and returns the match. */
+    public function expect(string $pattern): array
+    {
+        return eventually(function () use ($pattern) {
+            $ended = !$this->running();
+            $this->read();
+            $found = preg_match($pattern, $this->output[1] . $this->output[2], $match) === 1;
+            check($found || !$ended, "the process ended without $pattern: " . implode('', $this->output));
+            return $found ? $match : null;
+        }, "the process wrote $pattern");
+    }
+
+    private function read(): void
+    {
+        foreach ([1, 2] as $number) {
+            while (($part = fread($this->pipes[$number], 65536)) !== false && $part !== '') {
+                $this->output[$number] .= $part;
+            }
+        }
+    }
+}
