@@ -1,0 +1,37 @@
+//! The one clock that publishers and the load generator share: `CLOCK_MONOTONIC` in nanoseconds, comparable between processes.
+
+use rustix::time::{ClockId, clock_gettime};
+use std::time::Duration;
+
+/// Nanoseconds since the machine's boot.
+pub(crate) fn now_ns() -> u64 {
+    let time = clock_gettime(ClockId::Monotonic);
+    u64::try_from(time.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(time.tv_nsec).unwrap_or(0)
+}
+
+/// Moments at equal distances, and the stamps of what is published at them.
+pub(crate) struct Schedule {
+    start_ns: u64,
+    interval_ns: u64,
+}
+
+impl Schedule {
+    /// Tick 0 is now.
+    pub(crate) fn new(interval_us: u64) -> Self {
+        Self { start_ns: now_ns(), interval_ns: interval_us * 1000 }
+    }
+
+    /// Waits for a tick and returns the stamp for what is published now.
+    ///
+    /// A publisher that is still busy with the tick before gets the moment that was due: otherwise one that sends in its own thread would hide
+    /// the queue that others build up.
+    pub(crate) fn wait(&self, tick: u64) -> u64 {
+        let due = self.start_ns + tick * self.interval_ns;
+        let now = now_ns();
+        if now >= due {
+            return due;
+        }
+        std::thread::sleep(Duration::from_nanos(due - now));
+        now_ns()
+    }
+}

@@ -1,0 +1,9 @@
+//! The parts of the benchmark, each a question with a table for an answer.
+
+pub(crate) mod beside;
+pub(crate) mod channels;
+pub(crate) mod idle;
+pub(crate) mod latency;
+pub(crate) mod php;
+pub(crate) mod saturation;
+pub(crate) mod sequencing;
