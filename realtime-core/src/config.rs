@@ -16,8 +16,10 @@ pub struct Config {
     /// Address and port to listen on; port 0 takes a free one. Default `127.0.0.1:8080`. An address
     /// that others can reach needs `auth.mode` written out, be it `none`.
     pub listen: String,
-    /// Path of the local bus socket. Absent: the default path; empty: no bus.
+    /// Path of the local bus socket. Absent or empty: no bus.
     pub socket: Option<String>,
+    /// Rights of the bus socket, in octal. Default `0660`: the hub's user and group.
+    pub socket_mode: String,
     /// Who may connect.
     pub auth: AuthConfig,
     /// Origins that may open connections: `https://app.example.com`, `https://*.example.com`, or
@@ -82,6 +84,8 @@ pub struct HeartbeatConfig {
 pub struct Limits {
     /// Connections on this hub. Default 100,000; past it new ones get 503.
     pub max_connections: usize,
+    /// Processes on the bus. Default 4,096; past it new ones are dropped.
+    pub max_bus_connections: usize,
     /// Bytes of one inbound message. Default 64 KiB; past it the connection is closed with 1009.
     pub max_message_bytes: usize,
     /// Frames that one inbound message may be split into. Default 64; past it 1009.
@@ -133,6 +137,7 @@ impl Default for Config {
         Config {
             listen: "127.0.0.1:8080".into(),
             socket: None,
+            socket_mode: "0660".into(),
             auth: AuthConfig::default(),
             allowed_origins: Vec::new(),
             shards: 0,
@@ -155,6 +160,7 @@ impl Default for Limits {
     fn default() -> Self {
         Limits {
             max_connections: 100_000,
+            max_bus_connections: 4_096,
             max_message_bytes: 64 << 10,
             max_fragments: 64,
             max_header_bytes: 16 << 10,
@@ -194,6 +200,7 @@ impl Config {
         if matches!(&self.auth.mode, Some(AuthModes::Many(modes)) if modes.is_empty()) {
             return invalid("auth.mode", "the list is empty; write \"none\" to let everybody in".into());
         }
+        self.socket_mode()?;
         let limits = &self.limits;
         if self.shards > 64 {
             return invalid("shards", format!("{} is more than 64", self.shards));
@@ -237,6 +244,13 @@ impl Config {
             }
         }
         Ok(())
+    }
+
+    pub(crate) fn socket_mode(&self) -> Result<u32, ConfigError> {
+        u32::from_str_radix(&self.socket_mode, 8).ok().filter(|mode| *mode <= 0o777).ok_or_else(|| ConfigError::InvalidValue {
+            key: "socket_mode".into(),
+            reason: format!("`{}` is not three octal digits", self.socket_mode),
+        })
     }
 
     pub(crate) fn publish_timeout(&self) -> Duration {

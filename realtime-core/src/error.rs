@@ -20,6 +20,12 @@ pub enum PublishError {
         /// Which rule.
         reason: &'static str,
     },
+    /// A body that is said to be JSON is not.
+    #[error("message is not valid JSON: {reason}")]
+    InvalidJson {
+        /// What the JSON parser said.
+        reason: String,
+    },
     /// The idempotency key is empty or too long.
     #[error("id has {bytes} bytes, it must have 1–{limit}")]
     InvalidId {
@@ -136,6 +142,9 @@ pub enum StartError {
         /// What the system said.
         source: io::Error,
     },
+    /// The bus socket could not be taken.
+    #[error(transparent)]
+    Bus(#[from] crate::bus::socket::BusBindError),
     /// A thread, poller or descriptor could not be made.
     #[error("cannot start: {0}")]
     System(#[from] io::Error),

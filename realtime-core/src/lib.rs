@@ -6,6 +6,7 @@
 //! | [`protocol`] | bytes to commands, publications to bytes; no I/O |
 //! | [`transport`] | listener, upgrade, framing; knows no channel |
 //! | [`broker`] | where publications get their order |
+//! | [`bus`] | how other processes of the host reach the hub |
 //! | [`message`] | channels, publications, users, positions |
 //! | [`config`] | every setting, its unit and its default |
 //! | [`close`], [`error`] | why connections end, what can go wrong |
@@ -22,6 +23,7 @@
 //! ```
 
 pub mod broker;
+pub mod bus;
 pub mod close;
 pub mod config;
 pub mod descriptors;

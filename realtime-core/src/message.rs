@@ -183,6 +183,16 @@ impl SocketId {
     pub(crate) fn random() -> Result<Self, getrandom::Error> {
         Ok(SocketId(getrandom::u64()?, getrandom::u64()?))
     }
+
+    /// The two numbers.
+    pub fn parts(self) -> (u64, u64) {
+        (self.0, self.1)
+    }
+
+    /// The id with these two numbers.
+    pub fn from_parts(first: u64, second: u64) -> Self {
+        SocketId(first, second)
+    }
 }
 
 impl fmt::Display for SocketId {

@@ -1,1 +1,34 @@
 //! What the tests of this workspace share.
+//!
+//! | module | what it is |
+//! | --- | --- |
+//! | [`hub`] | a hub on a free port, and what its process holds |
+//! | [`wait`] | waiting for a state, with a deadline |
+//! | [`client`] | a well-behaved WebSocket client |
+//! | [`raw`] | a client that writes its bytes by hand, for everything that is not well-behaved |
+//! | [`crowd`] | many subscribers that read as fast as they can |
+//! | [`pipes`] | a second wire protocol |
+//! | [`netstring`] | a second framing |
+//! | [`delayed`] | a broker that answers later, from a thread of its own |
+//! | [`conformance`] | the suite that every broker runs |
+
+#![expect(clippy::unwrap_used, reason = "a test's helper fails by panicking")]
+
+pub mod client;
+pub mod conformance;
+pub mod crowd;
+pub mod delayed;
+pub mod hub;
+pub mod netstring;
+pub mod pipes;
+pub mod raw;
+pub mod wait;
+
+pub use client::{Client, Message, Received};
+pub use crowd::Crowd;
+pub use delayed::Delayed;
+pub use hub::{config, start};
+pub use netstring::Netstring;
+pub use pipes::Pipes;
+pub use raw::RawClient;
+pub use wait::{DEADLINE, eventually, on_time};

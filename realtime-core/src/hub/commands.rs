@@ -57,7 +57,8 @@ impl Shard {
             return Ok(());
         }
         let own = usize::from(session.user.is_some());
-        if session.subscriptions.len() + session.joining as usize - own >= limit {
+        // The user's own channel may be missing: the broker can have failed.
+        if (session.subscriptions.len() + session.joining as usize).saturating_sub(own) >= limit {
             return Err(ProtocolError::new("too_many_subscriptions", format!("a connection may have {limit} subscriptions")));
         }
         self.join(key, channel, JoinRequest::Client { id, recover });
@@ -74,21 +75,26 @@ impl Shard {
             Some(at) => self.leave(key, at),
             None => {
                 // It may still wait for the broker.
-                let waiting = &mut self.channels[index].joining;
-                let before = waiting.len();
-                waiting.retain(|joining| joining.connection != key);
-                let gone = before - waiting.len();
-                if gone == 0 {
+                if !self.stop_waiting(key, index) {
                     return Err(not_subscribed());
                 }
-                if let Some(connection) = self.connection(key) {
-                    connection.session.joining -= gone as u32;
-                }
-                self.close_channel_if_unused(index);
             }
         }
         self.push(key, &Push::Unsubscribed { id, channel });
         Ok(())
+    }
+
+    /// Takes back what a connection asked for and the broker has not answered; false: nothing.
+    pub(crate) fn stop_waiting(&mut self, key: ConnectionKey, index: usize) -> bool {
+        let waiting = &mut self.channels[index].joining;
+        let before = waiting.len();
+        waiting.retain(|joining| joining.connection != key);
+        let gone = before - waiting.len();
+        if let Some(connection) = self.connection(key) {
+            connection.session.joining -= gone as u32;
+        }
+        self.close_channel_if_unused(index);
+        gone > 0
     }
 
     fn publish(&mut self, key: ConnectionKey, id: Option<&RequestId>, channel: &str, event: &str, data: &str) -> Result<(), ProtocolError> {

@@ -64,6 +64,8 @@ pub(crate) enum JoinRequest {
 pub(crate) struct LocalChannel {
     pub(crate) channel: Channel,
     pub(crate) load: Arc<ChannelLoad>,
+    /// Tells this from earlier openings of the same channel.
+    pub(crate) opening: u64,
     /// Where the newest publication stands that subscribers got, or get in the batch under way.
     /// `None` until the broker has said where the channel is.
     pub(crate) position: Option<Position>,
@@ -108,10 +110,11 @@ pub(crate) enum Progress {
 }
 
 impl LocalChannel {
-    pub(crate) fn new(channel: Channel, load: Arc<ChannelLoad>) -> Self {
+    pub(crate) fn new(channel: Channel, load: Arc<ChannelLoad>, opening: u64) -> Self {
         LocalChannel {
             channel,
             load,
+            opening,
             position: None,
             joining: Vec::new(),
             subscribers: Vec::new(),

@@ -1,14 +1,43 @@
 //! What other threads ask of a shard: a queue that wakes the shard only when it sleeps.
 
-use std::sync::Arc;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
 
-use mio::Waker;
+use mio::unix::SourceFd;
+use mio::{Interest, Registry, Token};
 use parking_lot::Mutex;
+use rustix::event::{EventfdFlags, eventfd};
+
+use crate::descriptors;
 
 /// A shard's queue of jobs. The lock is held for a push or a swap, never for work.
 pub(crate) struct Inbox<T> {
     state: Mutex<State<T>>,
-    waker: Arc<Waker>,
+    waker: Waker,
+}
+
+/// Ends a poll. mio's own hides its descriptor, and a forked child has to close it.
+struct Waker(OwnedFd);
+
+impl Waker {
+    fn new(registry: &Registry, token: Token) -> io::Result<Self> {
+        let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        // Edge-triggered, so that it need not be read: each write is an event.
+        registry.register(&mut SourceFd(&fd.as_raw_fd()), token, Interest::READABLE)?;
+        descriptors::opened(fd.as_raw_fd());
+        Ok(Waker(fd))
+    }
+
+    fn wake(&self) -> io::Result<()> {
+        rustix::io::write(&self.0, &1u64.to_ne_bytes())?;
+        Ok(())
+    }
+}
+
+impl Drop for Waker {
+    fn drop(&mut self) {
+        descriptors::closing(self.0.as_raw_fd());
+    }
 }
 
 struct State<T> {
@@ -23,8 +52,10 @@ struct State<T> {
 const KEPT_SLOTS: usize = 4096;
 
 impl<T> Inbox<T> {
-    pub(crate) fn new(waker: Arc<Waker>) -> Self {
-        Inbox { state: Mutex::new(State { jobs: Vec::new(), asleep: false, closed: false }), waker }
+    /// A queue whose pushes wake the poller of this registry with this token.
+    pub(crate) fn new(registry: &Registry, token: Token) -> io::Result<Self> {
+        let waker = Waker::new(registry, token)?;
+        Ok(Inbox { state: Mutex::new(State { jobs: Vec::new(), asleep: false, closed: false }), waker })
     }
 
     /// Queues a job. False: the shard has ended and the job was dropped.

@@ -17,6 +17,7 @@ mod stats;
 use std::collections::HashMap;
 use std::hash::BuildHasher;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Weak};
@@ -28,6 +29,9 @@ use parking_lot::Mutex;
 
 use crate::broker::memory::Memory;
 use crate::broker::{Broker, Deliver, Published, Reply};
+use crate::bus;
+use crate::bus::server::BusServer;
+use crate::bus::socket::BusSocket;
 use crate::close::is_application_code;
 use crate::config::Config;
 use crate::error::{PublishError, QueryError, StartError};
@@ -45,7 +49,7 @@ use inbox::Inbox;
 use ingress::{ChannelLoad, Full, Ingress};
 use interest::InterestTable;
 use query::Query;
-use shard::{Accepted, Job, Shard};
+use shard::{Accepted, Job, Poller, Shard};
 use stats::ShardCounters;
 pub use stats::Stats;
 
@@ -70,6 +74,8 @@ pub(crate) struct Node {
     pub(crate) started: Instant,
     pub(crate) connections: AtomicUsize,
     pub(crate) refused: AtomicU64,
+    pub(crate) bus_errors: AtomicU64,
+    pub(crate) bus_refused: AtomicU64,
     published: AtomicU64,
     queue_full: AtomicU64,
     stopping: AtomicBool,
@@ -115,7 +121,7 @@ impl Node {
         self.interest.find(self.channel_ref(channel)).map(|interested| interested.load)
     }
 
-    fn check(&self, publish: &Publish<'_>) -> Result<(), PublishError> {
+    pub(crate) fn check(&self, publish: &Publish<'_>) -> Result<(), PublishError> {
         let limit = self.config.limits.publication_bytes;
         if publish.payload.len() > limit {
             return Err(PublishError::TooLarge { bytes: publish.payload.len(), limit });
@@ -246,6 +252,10 @@ impl HubBuilder {
         let address = config.listen_address()?;
         let listener = http::bind(address).map_err(|source| StartError::Bind { address, source })?;
         let local_addr = listener.local_addr()?;
+        let bus_socket = match config.socket.as_deref() {
+            None | Some("") => None,
+            Some(path) => Some(BusSocket::bind(Path::new(path), config.socket_mode()?)?),
+        };
         let broker = match broker {
             Some(broker) => broker,
             None => Arc::new(Memory::new(config.limits.idle_channels, config.limits.idempotency_keys)?),
@@ -257,8 +267,8 @@ impl HubBuilder {
         let mut pollers = Vec::new();
         let mut shards = Vec::new();
         for _ in 0..count {
-            let (poll, waker) = shard::poller()?;
-            let inbox = Arc::new(Inbox::new(waker));
+            let poll = Poller::new()?;
+            let inbox = Arc::new(Inbox::new(poll.registry(), shard::WAKE)?);
             pollers.push((poll, inbox.clone()));
             shards.push(ShardHandle { inbox, counters: ShardCounters::default() });
         }
@@ -273,6 +283,8 @@ impl HubBuilder {
             started: Instant::now(),
             connections: AtomicUsize::new(0),
             refused: AtomicU64::new(0),
+            bus_errors: AtomicU64::new(0),
+            bus_refused: AtomicU64::new(0),
             published: AtomicU64::new(0),
             queue_full: AtomicU64::new(0),
             stopping: AtomicBool::new(false),
@@ -285,9 +297,17 @@ impl HubBuilder {
             let shard = Shard::new(index, node.clone(), inbox, poll);
             threads.push(spawn(format!("rt-shard-{index}"), &ended, move || shard.run())?);
         }
+        let bus = match bus_socket {
+            Some(socket) => {
+                let (server, stop) = BusServer::new(node.clone(), socket)?;
+                let (ended, ending) = mpsc::channel();
+                Some(Bus { stop, ending, thread: spawn("rt-bus".into(), &ended, move || server.run())? })
+            }
+            None => None,
+        };
         let (control, control_stop) = http::Control::new(node.clone(), listener)?;
         threads.push(spawn("rt-control".into(), &ended, move || control.run())?);
-        Ok(Hub(Arc::new(HubInner { node, local_addr, running: Mutex::new(Some(Running { threads, endings, control_stop })) })))
+        Ok(Hub(Arc::new(HubInner { node, local_addr, running: Mutex::new(Some(Running { threads, endings, control_stop, bus })) })))
     }
 }
 
@@ -318,6 +338,14 @@ struct Running {
     /// One message a thread that has ended.
     endings: Receiver<()>,
     control_stop: http::Stop,
+    bus: Option<Bus>,
+}
+
+/// The bus' thread: it ends before the shards, so that what its peers have sent still goes out.
+struct Bus {
+    stop: bus::server::Stop,
+    ending: Receiver<()>,
+    thread: thread::JoinHandle<()>,
 }
 
 /// How a stop went.
@@ -378,47 +406,22 @@ impl Hub {
 
     /// The users who are subscribed to a channel, ordered by id. Waits at most a second.
     pub fn channel_users(&self, channel: &str) -> Result<Vec<ChannelUser>, QueryError> {
-        validate_channel(channel)?;
-        let mut users: HashMap<String, ChannelUser> = HashMap::new();
-        for part in self.ask(|answer| Query::ChannelUsers { channel: channel.to_owned(), answer })? {
-            for found in part {
-                users.entry(found.user.id().to_owned()).and_modify(|known| known.connections += found.connections).or_insert(found);
-            }
-        }
-        let mut users: Vec<_> = users.into_values().collect();
-        users.sort_by(|a, b| a.user.id().cmp(b.user.id()));
-        Ok(users)
+        self.0.node.channel_users(channel)
     }
 
     /// Closes all connections of a user with a code of the application's choice; says how many.
     pub fn disconnect_user(&self, user_id: &str, code: u16, reason: &str) -> Result<usize, QueryError> {
-        User::new(user_id, None)?;
-        if !is_application_code(code) {
-            return Err(QueryError::InvalidCloseCode { code });
-        }
-        if reason.len() > MAX_REASON_BYTES {
-            return Err(QueryError::ReasonTooLong { bytes: reason.len(), limit: MAX_REASON_BYTES });
-        }
-        let counts = self.ask(|answer| Query::DisconnectUser { user: user_id.to_owned(), code, reason: reason.to_owned(), answer })?;
-        Ok(counts.into_iter().sum())
+        self.0.node.disconnect_user(user_id, code, reason)
     }
 
     /// Says whose a connection is; `None` makes it nobody's. False: there is no such connection.
     pub fn set_user(&self, socket: SocketId, user: Option<User>) -> Result<bool, QueryError> {
-        let found = self.ask(|answer| Query::SetUser { socket, user: user.clone(), answer })?;
-        Ok(found.into_iter().any(|here| here))
+        self.0.node.set_user(socket, user)
     }
 
     /// The channels with subscribers, ordered by name.
     pub fn channels(&self) -> Vec<ChannelInfo> {
-        let mut channels = Vec::new();
-        self.0.node.interest.for_each(|channel, subscribers| {
-            if subscribers > 0 && !channel.name().starts_with(crate::message::INTERNAL_PREFIX) {
-                channels.push(ChannelInfo { name: channel.name().to_owned(), subscribers });
-            }
-        });
-        channels.sort_by(|a, b| a.name.cmp(&b.name));
-        channels
+        self.0.node.channels()
     }
 
     /// What has been counted since the start.
@@ -440,7 +443,7 @@ impl Hub {
     pub fn move_connection(&self, socket: SocketId, to: usize) -> Result<bool, QueryError> {
         let node = &self.0.node;
         let to = to % node.shards.len();
-        let described = self.ask(|answer| Query::Describe { socket, answer })?;
+        let described = node.ask(|answer| Query::Describe { socket, answer })?;
         let Some((from, channels)) = described.into_iter().enumerate().find_map(|(shard, names)| Some((shard, names?))) else {
             return Ok(false);
         };
@@ -449,9 +452,13 @@ impl Hub {
         }
         // Half of what the questions may take, so that an answer that is given is also heard.
         let deadline = Instant::now() + QUERY_TIMEOUT / 2;
-        self.ask_one(to, |answer| Query::Expect { channels: channels.clone(), answer })?;
         let forget = |channels: Vec<String>| node.shards[to].inbox.push(Query::Forget { channels }.into());
-        let reached = self.ask_one(to, |answer| Query::Positions { channels: channels.clone(), deadline, answer });
+        if let Err(error) = node.ask_one(to, |answer| Query::Expect { channels: channels.clone(), answer }) {
+            // It may only be late, and stands in the queue before this.
+            forget(channels);
+            return Err(error);
+        }
+        let reached = node.ask_one(to, |answer| Query::Positions { channels: channels.clone(), deadline, answer });
         let reached = match reached {
             Ok(reached) => reached,
             Err(error) => {
@@ -459,7 +466,7 @@ impl Hub {
                 return Err(error);
             }
         };
-        let frozen = match self.ask_one(from, |answer| Query::Freeze { socket, reached, deadline, answer }) {
+        let frozen = match node.ask_one(from, |answer| Query::Freeze { socket, reached, deadline, answer }) {
             Ok(Some(frozen)) => frozen,
             Ok(None) => {
                 forget(channels);
@@ -472,7 +479,7 @@ impl Hub {
         };
         node.shards[from].counters.connections.fetch_sub(1, Ordering::Relaxed);
         node.shards[to].counters.connections.fetch_add(1, Ordering::Relaxed);
-        self.ask_one(to, |answer| Query::Thaw { frozen: Box::new(frozen), expected: channels, answer })
+        node.ask_one(to, |answer| Query::Thaw { frozen: Box::new(frozen), expected: channels, answer })
     }
 
     /// Adds a connection that only receives, through a sink of the host's: raw native frames of
@@ -495,6 +502,11 @@ impl Hub {
     pub fn stop(&self, timeout: Duration) -> StopReport {
         let Some(running) = self.0.running.lock().take() else { return StopReport { complete: true } };
         let deadline = Instant::now() + timeout;
+        let mut complete = true;
+        if let Some(Bus { stop, ending, thread }) = running.bus {
+            stop.stop();
+            complete = ending.recv_timeout(timeout / 2).is_ok() && thread.join().is_ok();
+        }
         self.0.node.begin_stop(&running.control_stop, deadline);
         // The shards' own deadline comes first, so that this wait sees them end.
         let give_up = deadline + Duration::from_millis(200);
@@ -504,29 +516,10 @@ impl Hub {
                 return StopReport { complete: false };
             }
         }
-        let mut complete = true;
         for handle in running.threads {
             complete &= handle.join().is_ok();
         }
         StopReport { complete }
-    }
-
-    /// Asks every shard; the answers are in the shards' order.
-    fn ask<T>(&self, question: impl Fn(Sender<T>) -> Query) -> Result<Vec<T>, QueryError> {
-        let receivers: Vec<_> = (0..self.0.node.shards.len()).map(|shard| self.send(shard, &question)).collect();
-        let deadline = Instant::now() + QUERY_TIMEOUT;
-        receivers.into_iter().map(|receiver| receive(&receiver, deadline)).collect()
-    }
-
-    fn ask_one<T>(&self, shard: usize, question: impl FnOnce(Sender<T>) -> Query) -> Result<T, QueryError> {
-        let receiver = self.send(shard, question);
-        receive(&receiver, Instant::now() + QUERY_TIMEOUT)
-    }
-
-    fn send<T>(&self, shard: usize, question: impl FnOnce(Sender<T>) -> Query) -> Receiver<T> {
-        let (sender, receiver) = mpsc::channel();
-        self.0.node.shards[shard].inbox.push(question(sender).into());
-        receiver
     }
 }
 
@@ -538,6 +531,69 @@ fn receive<T>(receiver: &Receiver<T>, deadline: Instant) -> Result<T, QueryError
 }
 
 impl Node {
+    /// The users who are subscribed to a channel, ordered by id. Waits at most a second.
+    pub(crate) fn channel_users(&self, channel: &str) -> Result<Vec<ChannelUser>, QueryError> {
+        validate_channel(channel)?;
+        let mut users: HashMap<String, ChannelUser> = HashMap::new();
+        for part in self.ask(|answer| Query::ChannelUsers { channel: channel.to_owned(), answer })? {
+            for found in part {
+                users.entry(found.user.id().to_owned()).and_modify(|known| known.connections += found.connections).or_insert(found);
+            }
+        }
+        let mut users: Vec<_> = users.into_values().collect();
+        users.sort_by(|a, b| a.user.id().cmp(b.user.id()));
+        Ok(users)
+    }
+
+    /// Closes all connections of a user with a code of the application's choice; says how many.
+    pub(crate) fn disconnect_user(&self, user_id: &str, code: u16, reason: &str) -> Result<usize, QueryError> {
+        User::new(user_id, None)?;
+        if !is_application_code(code) {
+            return Err(QueryError::InvalidCloseCode { code });
+        }
+        if reason.len() > MAX_REASON_BYTES {
+            return Err(QueryError::ReasonTooLong { bytes: reason.len(), limit: MAX_REASON_BYTES });
+        }
+        let counts = self.ask(|answer| Query::DisconnectUser { user: user_id.to_owned(), code, reason: reason.to_owned(), answer })?;
+        Ok(counts.into_iter().sum())
+    }
+
+    /// Says whose a connection is; `None` makes it nobody's. False: there is no such connection.
+    pub(crate) fn set_user(&self, socket: SocketId, user: Option<User>) -> Result<bool, QueryError> {
+        let found = self.ask(|answer| Query::SetUser { socket, user: user.clone(), answer })?;
+        Ok(found.into_iter().any(|here| here))
+    }
+
+    /// The channels with subscribers, ordered by name.
+    pub(crate) fn channels(&self) -> Vec<ChannelInfo> {
+        let mut channels = Vec::new();
+        self.interest.for_each(|channel, subscribers| {
+            if subscribers > 0 && !channel.name().starts_with(crate::message::INTERNAL_PREFIX) {
+                channels.push(ChannelInfo { name: channel.name().to_owned(), subscribers });
+            }
+        });
+        channels.sort_by(|a, b| a.name.cmp(&b.name));
+        channels
+    }
+
+    /// Asks every shard; the answers are in the shards' order.
+    fn ask<T>(&self, question: impl Fn(Sender<T>) -> Query) -> Result<Vec<T>, QueryError> {
+        let receivers: Vec<_> = (0..self.shards.len()).map(|shard| self.send(shard, &question)).collect();
+        let deadline = Instant::now() + QUERY_TIMEOUT;
+        receivers.into_iter().map(|receiver| receive(&receiver, deadline)).collect()
+    }
+
+    fn ask_one<T>(&self, shard: usize, question: impl FnOnce(Sender<T>) -> Query) -> Result<T, QueryError> {
+        let receiver = self.send(shard, question);
+        receive(&receiver, Instant::now() + QUERY_TIMEOUT)
+    }
+
+    fn send<T>(&self, shard: usize, question: impl FnOnce(Sender<T>) -> Query) -> Receiver<T> {
+        let (sender, receiver) = mpsc::channel();
+        self.shards[shard].inbox.push(question(sender).into());
+        receiver
+    }
+
     pub(crate) fn stats(&self) -> Stats {
         let mut stats = Stats {
             connections: self.connections.load(Ordering::Relaxed) as u64,
@@ -545,6 +601,8 @@ impl Node {
             queue_full: self.queue_full.load(Ordering::Relaxed),
             ingress_bytes: self.ingress.queued() as u64,
             refused: self.refused.load(Ordering::Relaxed),
+            bus_errors: self.bus_errors.load(Ordering::Relaxed),
+            bus_refused: self.bus_refused.load(Ordering::Relaxed),
             uptime_ms: self.started.elapsed().as_millis() as u64,
             ..Stats::default()
         };
@@ -578,6 +636,9 @@ impl Node {
 impl Drop for HubInner {
     fn drop(&mut self) {
         if let Some(running) = self.running.lock().take() {
+            if let Some(bus) = &running.bus {
+                bus.stop.stop();
+            }
             self.node.begin_stop(&running.control_stop, Instant::now());
         }
     }

@@ -95,9 +95,12 @@ impl Shard {
         if let Some(previous) = previous {
             let channel = User::channel_name(previous.id());
             let index = self.find_channel(self.node.channel_ref(&channel));
-            let at = index.and_then(|index| self.connection(key)?.session.subscriptions.find(index as u32));
-            if let Some(at) = at {
-                self.leave(key, at);
+            if let Some(index) = index {
+                match self.connection(key).and_then(|connection| connection.session.subscriptions.find(index as u32)) {
+                    Some(at) => self.leave(key, at),
+                    // What the previous user is sent must not come to the next one.
+                    None => drop(self.stop_waiting(key, index)),
+                }
             }
         }
         if let Some(user) = user {

@@ -6,13 +6,14 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, ErrorKind};
+use std::os::fd::AsRawFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use mio::{Events, Poll, Token};
+use mio::{Events, Poll, Registry, Token};
 use slab::Slab;
 
 use super::Node;
@@ -23,6 +24,7 @@ use super::query::Query;
 use super::stats::ShardCounters;
 use crate::broker::Reply;
 use crate::close::{CloseCode, CloseReason};
+use crate::descriptors;
 use crate::error::BrokerError;
 use crate::message::{Channel, ChannelMap, ChannelRef, Position, SocketId};
 use crate::protocol::{Command, Opening, ProtocolError, Push};
@@ -61,7 +63,7 @@ pub(crate) enum Job {
     /// A new connection.
     Accept(Box<Accepted>),
     /// The broker's answer to a subscription.
-    Subscribed { channel: Channel, result: Result<Position, BrokerError> },
+    Subscribed { channel: Channel, opening: u64, result: Result<Position, BrokerError> },
     /// A client's publication was refused by the broker.
     Refused { connection: ConnectionKey, error: ProtocolError },
     /// A question, or an operation on connections.
@@ -108,11 +110,13 @@ pub(crate) struct Shard {
     pub(crate) index: usize,
     pub(crate) node: Arc<Node>,
     inbox: Arc<Inbox<Job>>,
-    poll: Poll,
+    poll: Poller,
     pub(crate) connections: Slab<Box<Connection>>,
     pub(crate) by_socket: HashMap<SocketId, u32>,
     pub(crate) channels: Slab<LocalChannel>,
     pub(crate) by_channel: ChannelMap<usize>,
+    /// Channels opened so far.
+    openings: u64,
     /// Channels whose next batch can begin.
     fresh: VecDeque<usize>,
     /// Channels in the middle of a batch.
@@ -140,7 +144,7 @@ pub(crate) struct Shard {
 }
 
 impl Shard {
-    pub(crate) fn new(index: usize, node: Arc<Node>, inbox: Arc<Inbox<Job>>, poll: Poll) -> Self {
+    pub(crate) fn new(index: usize, node: Arc<Node>, inbox: Arc<Inbox<Job>>, poll: Poller) -> Self {
         let now = Instant::now();
         Shard {
             index,
@@ -151,6 +155,7 @@ impl Shard {
             by_socket: HashMap::new(),
             channels: Slab::new(),
             by_channel: ChannelMap::default(),
+            openings: 0,
             fresh: VecDeque::new(),
             under_way: VecDeque::new(),
             held: Vec::new(),
@@ -458,9 +463,11 @@ impl Shard {
     /// Shuts the write direction once the close frame is out; the peer's end, or the deadline,
     /// ends the connection. Closing at once could take the close frame with it (RST).
     fn finish_closing(&mut self, key: ConnectionKey) {
+        let now_ms = self.now_ms;
         let Some(connection) = self.connection(key) else { return };
-        if let Phase::Closing { finished: finished @ false, .. } = &mut connection.phase {
+        if let Phase::Closing { deadline_ms, finished: finished @ false } = &mut connection.phase {
             *finished = true;
+            *deadline_ms = (*deadline_ms).min(now_ms + CLOSE_MS);
             connection.link.finish();
         }
     }
@@ -502,11 +509,14 @@ impl Shard {
     fn close_as(&mut self, key: ConnectionKey, reason: CloseReason, code: CloseCode, text: &str) {
         let node = self.node.clone();
         let (now_ms, limit) = (self.now_ms, self.node.config.limits.outbox_bytes);
+        // What a drain still has to hand over may take as long as the drain.
+        let drain = self.draining.filter(|_| reason == CloseReason::Shutdown);
+        let deadline_ms = drain.map_or(now_ms + CLOSE_MS, |end| end.saturating_duration_since(node.started).as_millis() as u64);
         let Some(connection) = self.connection(key) else { return };
         if connection.phase != Phase::Open {
             return;
         }
-        connection.phase = Phase::Closing { deadline_ms: now_ms + CLOSE_MS, finished: false };
+        connection.phase = Phase::Closing { deadline_ms, finished: false };
         self.node.shards[self.index].counters.count_close(reason);
         let Some(connection) = self.connections.get_mut(key.index as usize) else { return };
         if reason != CloseReason::Shutdown {
@@ -583,6 +593,7 @@ impl Shard {
         self.channels[index].joining.push(Joining { connection: key, request });
         if self.channels[index].position.is_some() {
             self.admit(index);
+            self.close_channel_if_unused(index);
         }
     }
 
@@ -594,20 +605,22 @@ impl Shard {
     pub(crate) fn open_channel(&mut self, name: ChannelRef<'_>) -> usize {
         let node = self.node.clone();
         let (channel, load, reply) = node.gain_interest(name, self.index);
-        let index = self.channels.insert(LocalChannel::new(channel.clone(), load));
+        self.openings += 1;
+        let opening = self.openings;
+        let index = self.channels.insert(LocalChannel::new(channel.clone(), load, opening));
         self.by_channel.insert(channel.clone(), index);
         match reply {
             Reply::Now(Ok(position)) => self.channels[index].start_at(position),
             Reply::Now(Err(error)) => {
                 // As if it came later: the caller has yet to add who joins.
-                node.shards[self.index].inbox.push(Job::Subscribed { channel, result: Err(error) });
+                node.shards[self.index].inbox.push(Job::Subscribed { channel, opening, result: Err(error) });
             }
             Reply::Later(promise) => {
                 let shard = self.index;
                 let weak = Arc::downgrade(&node);
                 promise.then(move |result| {
                     if let Some(node) = weak.upgrade() {
-                        node.shards[shard].inbox.push(Job::Subscribed { channel, result });
+                        node.shards[shard].inbox.push(Job::Subscribed { channel, opening, result });
                     }
                 });
             }
@@ -615,9 +628,11 @@ impl Shard {
         index
     }
 
-    fn on_subscribed(&mut self, channel: &Channel, result: Result<Position, BrokerError>) {
+    fn on_subscribed(&mut self, channel: &Channel, opening: u64, result: Result<Position, BrokerError>) {
         let Some(&index) = self.by_channel.get(channel) else { return };
-        if self.channels[index].position.is_some() {
+        // An answer from before the channel was left and joined again does not know what was
+        // missed in between.
+        if self.channels[index].position.is_some() || self.channels[index].opening != opening {
             return;
         }
         match result {
@@ -643,6 +658,9 @@ impl Shard {
 
     /// Makes those who wait subscribers. The answer goes out before anything of the channel.
     fn admit(&mut self, index: usize) {
+        // An answer can end the connection that it goes to, and with it the channel's last
+        // subscriber: the channel stays until all have been answered.
+        self.channels[index].pins += 1;
         for Joining { connection: key, request } in std::mem::take(&mut self.channels[index].joining) {
             let Some(connection) = self.connection(key) else { continue };
             connection.session.joining -= 1;
@@ -656,6 +674,7 @@ impl Shard {
                 self.push_subscribed(key, index, id.as_ref(), recover);
             }
         }
+        self.channels[index].pins -= 1;
     }
 
     pub(crate) fn push_subscribed(&mut self, key: ConnectionKey, index: usize, id: Option<&crate::protocol::RequestId>, recover: bool) {
@@ -726,7 +745,7 @@ impl Shard {
                 }
             }
             Job::Accept(accepted) => self.accept(*accepted),
-            Job::Subscribed { channel, result } => self.on_subscribed(&channel, result),
+            Job::Subscribed { channel, opening, result } => self.on_subscribed(&channel, opening, result),
             Job::Refused { connection, error } => self.push(connection, &Push::Error(&error)),
             Job::Query(query) => self.answer(query),
             Job::Drain { deadline } => self.draining = Some(deadline),
@@ -1008,9 +1027,27 @@ fn note_crowding(connection: &mut Connection, crowded: &mut usize, limit: usize)
     }
 }
 
-/// Makes the poller of a shard and what wakes it.
-pub(crate) fn poller() -> io::Result<(Poll, Arc<mio::Waker>)> {
-    let poll = Poll::new()?;
-    let waker = Arc::new(mio::Waker::new(poll.registry(), WAKE)?);
-    Ok((poll, waker))
+/// A shard's poller, noted in [`descriptors`].
+pub(crate) struct Poller(Poll);
+
+impl Poller {
+    pub(crate) fn new() -> io::Result<Self> {
+        let poll = Poll::new()?;
+        descriptors::opened(poll.as_raw_fd());
+        Ok(Poller(poll))
+    }
+
+    pub(crate) fn registry(&self) -> &Registry {
+        self.0.registry()
+    }
+
+    fn poll(&mut self, events: &mut Events, timeout: Option<Duration>) -> io::Result<()> {
+        self.0.poll(events, timeout)
+    }
+}
+
+impl Drop for Poller {
+    fn drop(&mut self) {
+        descriptors::closing(self.0.as_raw_fd());
+    }
 }

@@ -60,6 +60,10 @@ pub struct Stats {
     pub relays_refused: u64,
     /// Requests refused before they became connections.
     pub refused: u64,
+    /// Connections on the bus that were closed because of what they sent.
+    pub bus_errors: u64,
+    /// Publications over the bus that were refused.
+    pub bus_refused: u64,
     /// Connections that have ended, for whatever reason.
     pub closed: u64,
     /// Of those: the client read too slowly.

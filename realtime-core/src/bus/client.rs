@@ -1,0 +1,357 @@
+//! The blocking side of the bus, for processes that do not hold the hub.
+//!
+//! A call either succeeds, fails, or fails by its deadline; it never hangs. A broken connection is
+//! replaced within the call. After a call has run into its deadline, calls fail at once for a
+//! second, then one tries again, so that a hub that stands still costs a site one deadline a second
+//! and not one a request.
+
+use std::io::{self, IoSlice, Read};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use serde::de::DeserializeOwned;
+use socket2::{Domain, MsgHdr, SockAddr, Socket, Type};
+
+use super::frame::{
+    BusFrameError, BusPublish, BusQuery, FailureCode, MAX_BATCH, MAX_FRAME_BYTES, OLDEST_VERSION, Request, Response, VERSION, frame_length,
+    write_publish_head,
+};
+use crate::message::{Payload, Receipt};
+
+/// Writing to a hub that has gone must be an error, never SIGPIPE in the host.
+const MSG_NOSIGNAL: i32 = 0x4000;
+/// What the kernel may keep for a hub that is busy; it gives less where `wmem_max` is lower.
+const SEND_BUFFER_BYTES: usize = 1 << 20;
+/// How long calls fail at once after one has run into its deadline.
+const PAUSE: Duration = Duration::from_secs(1);
+/// Bytes read at once.
+const READ_BYTES: usize = 16 << 10;
+
+/// How a client reaches its hub, and how long it waits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClientOptions {
+    /// The hub's socket.
+    pub socket: PathBuf,
+    /// For a connection. Default 100 ms.
+    pub connect_timeout: Duration,
+    /// For sending a request, and for its answer. Default 1 s.
+    pub answer_timeout: Duration,
+}
+
+impl ClientOptions {
+    /// The defaults for a socket.
+    pub fn new(socket: &Path) -> Self {
+        ClientOptions { socket: socket.into(), connect_timeout: Duration::from_millis(100), answer_timeout: Duration::from_secs(1) }
+    }
+}
+
+/// Why a request over the bus failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ClientError {
+    /// Nobody serves the socket, or it may not be used.
+    #[error("no hub at {}: {source}", socket.display())]
+    Connect {
+        /// The socket's path.
+        socket: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The connection broke twice within one call.
+    #[error("connection to the hub broke: {0}")]
+    Broken(io::Error),
+    /// The deadline passed. A publication may have been accepted.
+    #[error("no answer from the hub within {} ms", waited.as_millis())]
+    Timeout {
+        /// The deadline.
+        waited: Duration,
+    },
+    /// A call has just run into its deadline; this one was not tried.
+    #[error("the hub did not answer a moment ago; trying again in {} ms", left.as_millis())]
+    Paused {
+        /// Until the next attempt.
+        left: Duration,
+    },
+    /// The hub refused.
+    #[error("{message}")]
+    Refused {
+        /// Why.
+        code: FailureCode,
+        /// The hub's words.
+        message: String,
+    },
+    /// The request does not fit a frame.
+    #[error("request has {bytes} bytes, the limit is {limit}")]
+    TooLarge {
+        /// Its size.
+        bytes: usize,
+        /// The limit.
+        limit: usize,
+    },
+    /// What came is not an answer.
+    #[error("the hub's answer is not valid: {0}")]
+    Protocol(String),
+}
+
+impl From<BusFrameError> for ClientError {
+    fn from(error: BusFrameError) -> Self {
+        ClientError::Protocol(error.to_string())
+    }
+}
+
+/// One process' connection to its hub. Not shared: each thread that publishes has its own.
+#[derive(Debug)]
+pub struct Client {
+    options: ClientOptions,
+    link: Option<Socket>,
+    /// Numbers requests that want an answer; 0 wants none.
+    last_request: u32,
+    /// Reused for the heads of frames.
+    head: Vec<u8>,
+    /// What has been received and not yet read.
+    received: Vec<u8>,
+    /// Until when calls fail at once.
+    paused_until: Option<Instant>,
+}
+
+impl Client {
+    /// A client that connects with its first request.
+    pub fn new(options: ClientOptions) -> Self {
+        Client { options, link: None, last_request: 0, head: Vec::new(), received: Vec::new(), paused_until: None }
+    }
+
+    /// Hands a publication to the hub. Success means that it is in the socket's buffer: the hub
+    /// will read it, in order, even if it is told to stop.
+    pub fn publish(&mut self, publish: &BusPublish<'_>) -> Result<(), ClientError> {
+        self.send_publish(0, publish)
+    }
+
+    /// Publishes and waits for the receipt.
+    pub fn publish_with_receipt(&mut self, publish: &BusPublish<'_>) -> Result<Receipt, ClientError> {
+        let request = self.next_request();
+        self.send_publish(request, publish)?;
+        self.await_answer(request, |response| match response {
+            Response::Receipt { receipt, .. } => Ok(Some(receipt)),
+            _ => Err(ClientError::Protocol("expected a receipt".into())),
+        })
+    }
+
+    /// Hands publications to the hub that it checks together.
+    pub fn batch(&mut self, publishes: &[BusPublish<'_>]) -> Result<(), ClientError> {
+        let mut rest = publishes;
+        while !rest.is_empty() {
+            let mut bytes = 16;
+            let mut count = 0;
+            for publish in rest.iter().take(MAX_BATCH) {
+                bytes += 64 + publish.target.len() + publish.event.len() + publish.except.len() * 16 + publish.payload.len();
+                if bytes > MAX_FRAME_BYTES && count > 0 {
+                    break;
+                }
+                count += 1;
+            }
+            let (now, later) = rest.split_at(count);
+            rest = later;
+            let mut frame = Vec::new();
+            Request::Batch { request: 0, publishes: now.to_vec() }.write(&mut frame);
+            self.send(&frame, &[])?;
+        }
+        Ok(())
+    }
+
+    /// Asks the hub.
+    pub fn query<T: DeserializeOwned>(&mut self, query: &BusQuery) -> Result<T, ClientError> {
+        let invalid = |error: serde_json::Error| ClientError::Protocol(error.to_string());
+        let text = serde_json::to_string(query).map_err(invalid)?;
+        let request = self.next_request();
+        let mut frame = Vec::new();
+        Request::Query { request, query: &text }.write(&mut frame);
+        self.send(&frame, &[])?;
+        let mut answer = Vec::new();
+        self.await_answer(request, |response| match response {
+            Response::Answer { more, part, .. } => {
+                answer.extend_from_slice(part);
+                Ok((!more).then_some(()))
+            }
+            _ => Err(ClientError::Protocol("expected an answer".into())),
+        })?;
+        serde_json::from_slice(&answer).map_err(invalid)
+    }
+
+    /// Whether somebody serves the socket. Connects if there is no connection.
+    pub fn is_reachable(&mut self) -> bool {
+        self.link.is_some() || self.connect().is_ok()
+    }
+
+    /// Forgets the connection without a word, as a forked child must.
+    pub fn forget(&mut self) {
+        self.link = None;
+        self.received.clear();
+        self.paused_until = None;
+    }
+
+    fn next_request(&mut self) -> u32 {
+        self.last_request = self.last_request.checked_add(1).unwrap_or(1);
+        self.last_request
+    }
+
+    fn send_publish(&mut self, request: u32, publish: &BusPublish<'_>) -> Result<(), ClientError> {
+        let mut head = std::mem::take(&mut self.head);
+        head.clear();
+        write_publish_head(request, publish, &mut head);
+        let body = match publish.payload {
+            Payload::Text(text) | Payload::Json(text) => text.as_bytes(),
+            Payload::Binary(bytes) => bytes,
+        };
+        let outcome = self.send(&head, body);
+        self.head = head;
+        outcome
+    }
+
+    /// Sends a frame, over a new connection if the old one is gone. A frame that was cut is never
+    /// acted on, so it may be sent again.
+    fn send(&mut self, head: &[u8], body: &[u8]) -> Result<(), ClientError> {
+        let bytes = head.len() + body.len() - 4;
+        if bytes > MAX_FRAME_BYTES {
+            return Err(ClientError::TooLarge { bytes, limit: MAX_FRAME_BYTES });
+        }
+        self.check_pause()?;
+        if self.link.is_some() {
+            match self.try_send(head, body) {
+                Err(error) if is_timeout(&error) => return Err(self.timed_out()),
+                Err(_) => self.forget(),
+                Ok(()) => return Ok(()),
+            }
+        }
+        self.connect()?;
+        match self.try_send(head, body) {
+            Ok(()) => Ok(()),
+            Err(error) if is_timeout(&error) => Err(self.timed_out()),
+            Err(error) => {
+                self.forget();
+                Err(ClientError::Broken(error))
+            }
+        }
+    }
+
+    fn check_pause(&mut self) -> Result<(), ClientError> {
+        let Some(until) = self.paused_until else { return Ok(()) };
+        match until.checked_duration_since(Instant::now()) {
+            Some(left) if !left.is_zero() => Err(ClientError::Paused { left }),
+            _ => {
+                self.paused_until = None;
+                Ok(())
+            }
+        }
+    }
+
+    fn timed_out(&mut self) -> ClientError {
+        self.forget();
+        self.paused_until = Some(Instant::now() + PAUSE);
+        ClientError::Timeout { waited: self.options.answer_timeout }
+    }
+
+    fn connect(&mut self) -> Result<(), ClientError> {
+        let failed = |source| ClientError::Connect { socket: self.options.socket.clone(), source };
+        let open = || -> io::Result<Socket> {
+            let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+            // On a Unix socket this bounds the wait for a place in the backlog too.
+            socket.set_write_timeout(Some(self.options.connect_timeout))?;
+            socket.connect(&SockAddr::unix(&self.options.socket)?)?;
+            socket.set_write_timeout(Some(self.options.answer_timeout))?;
+            // Less is no reason to fail.
+            drop(socket.set_send_buffer_size(SEND_BUFFER_BYTES));
+            Ok(socket)
+        };
+        let link = open().map_err(failed)?;
+        let mut hello = Vec::new();
+        Request::Hello { oldest: OLDEST_VERSION, newest: VERSION, pid: std::process::id() }.write(&mut hello);
+        self.received.clear();
+        self.link = Some(link);
+        self.try_send(&hello, &[]).map_err(|source| {
+            self.link = None;
+            ClientError::Connect { socket: self.options.socket.clone(), source }
+        })
+    }
+
+    fn try_send(&mut self, head: &[u8], body: &[u8]) -> io::Result<()> {
+        let Some(link) = &self.link else { return Err(io::ErrorKind::NotConnected.into()) };
+        let deadline = Instant::now() + self.options.answer_timeout;
+        let mut sent = 0;
+        let whole = head.len() + body.len();
+        while sent < whole {
+            let parts = [IoSlice::new(head.get(sent..).unwrap_or_default()), IoSlice::new(&body[sent.saturating_sub(head.len())..])];
+            match link.sendmsg(&MsgHdr::new().with_buffers(&parts), MSG_NOSIGNAL) {
+                Ok(count) => sent += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+            if sent < whole && Instant::now() >= deadline {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads until `take` has what it wants of the answers to `request`.
+    fn await_answer<T>(
+        &mut self,
+        request: u32,
+        mut take: impl FnMut(Response<'_>) -> Result<Option<T>, ClientError>,
+    ) -> Result<T, ClientError> {
+        let deadline = Instant::now() + self.options.answer_timeout;
+        loop {
+            while let Some(length) = frame_length(&self.received)? {
+                let rest = self.received.split_off(length);
+                let frame = std::mem::replace(&mut self.received, rest);
+                match Response::read(&frame)? {
+                    Response::Welcome { .. } => {}
+                    Response::Failure { request: of, code, message } if of == request || of == 0 => {
+                        return Err(ClientError::Refused { code, message: message.to_owned() });
+                    }
+                    response @ (Response::Receipt { request: of, .. } | Response::Answer { request: of, .. }) if of == request => {
+                        if let Some(taken) = take(response)? {
+                            return Ok(taken);
+                        }
+                    }
+                    // An answer that a call before gave up waiting for.
+                    _ => {}
+                }
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(self.timed_out());
+            }
+            match self.receive(left) {
+                Ok(()) => {}
+                Err(error) if is_timeout(&error) => return Err(self.timed_out()),
+                Err(error) => {
+                    self.forget();
+                    return Err(ClientError::Broken(error));
+                }
+            }
+        }
+    }
+
+    fn receive(&mut self, timeout: Duration) -> io::Result<()> {
+        let Some(link) = &self.link else { return Err(io::ErrorKind::NotConnected.into()) };
+        link.set_read_timeout(Some(timeout))?;
+        let start = self.received.len();
+        self.received.resize(start + READ_BYTES, 0);
+        let outcome = loop {
+            match (&*link).read(&mut self.received[start..]) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                other => break other,
+            }
+        };
+        self.received.truncate(start + *outcome.as_ref().unwrap_or(&0));
+        match outcome {
+            Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(_) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+fn is_timeout(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
+}

@@ -1,0 +1,379 @@
+//! The hub's side of the bus, on a thread of its own.
+//!
+//! Publications of one peer are carried out in order. A peer that publishes faster than the hub
+//! takes is not read any further: its socket fills, and its calls run into their deadline. No
+//! answer here ever depends on a callback into an application, because the application may be the
+//! one that waits for it.
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncWriteExt, Interest};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use super::frame::{
+    ANSWER_CHUNK_BYTES, BusFrameError, BusPublish, BusQuery, FailureCode, OLDEST_VERSION, Request, Response, VERSION, frame_length,
+};
+use super::socket::BusSocket;
+use crate::broker::Reply;
+use crate::descriptors;
+use crate::error::{PublishError, QueryError};
+use crate::hub::Node;
+use crate::message::{ChannelInfo, ChannelUser, Payload, Publish, Receipt, SocketId, User, validate_channel, validate_json};
+
+/// Bytes read at once.
+const READ_BYTES: usize = 64 << 10;
+/// How long a peer may take to read its answers.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(1);
+/// Between looks at an ingress queue that was full.
+const ROOM_POLL: Duration = Duration::from_millis(1);
+/// How long accepting rests when descriptors or memory have run out.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// The bus thread's work.
+pub(crate) struct BusServer {
+    node: Arc<Node>,
+    socket: BusSocket,
+    runtime: tokio::runtime::Runtime,
+    stop: watch::Receiver<bool>,
+}
+
+/// Ends the bus thread: accepted peers are read dry first.
+pub(crate) struct Stop(watch::Sender<bool>);
+
+impl Stop {
+    pub(crate) fn stop(&self) {
+        self.0.send_replace(true);
+    }
+}
+
+impl BusServer {
+    pub(crate) fn new(node: Arc<Node>, socket: BusSocket) -> io::Result<(Self, Stop)> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let (sender, stop) = watch::channel(false);
+        Ok((BusServer { node, socket, runtime, stop }, Stop(sender)))
+    }
+
+    /// Serves until stopped.
+    pub(crate) fn run(self) {
+        let BusServer { node, socket, runtime, stop } = self;
+        let outcome = runtime.block_on(serve(node, &socket, stop));
+        if let Err(error) = outcome {
+            tracing::error!(%error, "the bus has ended");
+        }
+        runtime.shutdown_timeout(Duration::ZERO);
+    }
+}
+
+async fn serve(node: Arc<Node>, socket: &BusSocket, mut stop: watch::Receiver<bool>) -> io::Result<()> {
+    let listener = socket.listener()?;
+    let _noted = Noted::new(listener.as_raw_fd());
+    let listener = UnixListener::from_std(listener)?;
+    let mut peers = JoinSet::new();
+    while !*stop.borrow() {
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => {
+                    if peers.len() >= node.config.limits.max_bus_connections {
+                        tracing::info!(limit = node.config.limits.max_bus_connections, "too many connections on the bus; one was dropped");
+                        continue;
+                    }
+                    peers.spawn(Peer::new(node.clone(), stream).run(stop.clone()));
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "accept on the bus failed");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            },
+            Some(_) = peers.join_next(), if !peers.is_empty() => {}
+            _ = stop.changed() => {}
+        }
+    }
+    drop(listener);
+    while peers.join_next().await.is_some() {}
+    Ok(())
+}
+
+/// Notes a descriptor while it lives.
+struct Noted(i32);
+
+impl Noted {
+    fn new(fd: i32) -> Self {
+        descriptors::opened(fd);
+        Noted(fd)
+    }
+}
+
+impl Drop for Noted {
+    fn drop(&mut self) {
+        descriptors::closing(self.0);
+    }
+}
+
+/// Why a peer's connection ends early.
+#[derive(Debug, thiserror::Error)]
+enum PeerError {
+    #[error(transparent)]
+    Frame(#[from] BusFrameError),
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+/// One process that uses the bus.
+struct Peer {
+    node: Arc<Node>,
+    // Before the stream: the note goes first.
+    _noted: Noted,
+    stream: UnixStream,
+    received: Vec<u8>,
+    answers: Vec<u8>,
+    greeted: bool,
+    /// Whether it is the hub's own user, or root: others may publish and ask only.
+    trusted: bool,
+    pid: u32,
+}
+
+impl Peer {
+    fn new(node: Arc<Node>, stream: UnixStream) -> Self {
+        let trusted = stream.peer_cred().is_ok_and(|peer| peer.uid() == 0 || peer.uid() == rustix::process::geteuid().as_raw());
+        let noted = Noted::new(stream.as_raw_fd());
+        Peer { node, _noted: noted, stream, received: Vec::new(), answers: Vec::new(), greeted: false, trusted, pid: 0 }
+    }
+
+    async fn run(mut self, mut stop: watch::Receiver<bool>) {
+        if let Err(error) = self.serve(&mut stop).await {
+            tracing::info!(%error, pid = self.pid, "bus connection closed");
+            self.node.bus_errors.fetch_add(1, Relaxed);
+        }
+    }
+
+    async fn serve(&mut self, stop: &mut watch::Receiver<bool>) -> Result<(), PeerError> {
+        let mut buffer = vec![0; READ_BYTES];
+        loop {
+            match self.stream.try_read(&mut buffer) {
+                Ok(0) => return Ok(()),
+                Ok(count) => {
+                    self.received.extend_from_slice(&buffer[..count]);
+                    self.consume().await?;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    // Nothing is left to read: what was sent before the stop has been carried out.
+                    if *stop.borrow() {
+                        return Ok(());
+                    }
+                    tokio::select! {
+                        ready = self.stream.ready(Interest::READABLE) => drop(ready?),
+                        _ = stop.changed() => {}
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(()),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Carries out the whole frames that have come.
+    async fn consume(&mut self) -> Result<(), PeerError> {
+        let received = std::mem::take(&mut self.received);
+        let mut rest = &received[..];
+        while let Some(length) = frame_length(rest)? {
+            let (frame, behind) = rest.split_at(length);
+            rest = behind;
+            let request = Request::read(frame)?;
+            if !self.greeted && !matches!(request, Request::Hello { .. }) {
+                return Err(BusFrameError::NotHello.into());
+            }
+            self.carry_out(request).await?;
+        }
+        self.received = rest.to_vec();
+        if !self.answers.is_empty() {
+            let answers = std::mem::take(&mut self.answers);
+            tokio::time::timeout(WRITE_TIMEOUT, self.stream.write_all(&answers))
+                .await
+                .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "the peer does not read its answers"))??;
+        }
+        Ok(())
+    }
+
+    async fn carry_out(&mut self, request: Request<'_>) -> Result<(), PeerError> {
+        match request {
+            Request::Hello { oldest, newest, pid } => {
+                self.pid = pid;
+                self.greeted = oldest <= VERSION && newest >= OLDEST_VERSION;
+                if self.greeted {
+                    Response::Welcome { version: newest.min(VERSION) }.write(&mut self.answers);
+                } else {
+                    let message = format!("this hub speaks versions {OLDEST_VERSION}–{VERSION} of the bus");
+                    Response::Failure { request: 0, code: FailureCode::Unsupported, message: &message }.write(&mut self.answers);
+                }
+            }
+            Request::Publish { request, publish } => {
+                let outcome = self.publish(&publish).await;
+                self.report(request, outcome);
+            }
+            Request::Batch { request, publishes } => {
+                // Checked together: none goes out if one is wrong.
+                let mut outcome = publishes.iter().try_for_each(|publish| self.check(publish)).map(|()| None);
+                if outcome.is_ok() {
+                    for publish in &publishes {
+                        outcome = self.publish(publish).await.map(Some);
+                    }
+                }
+                match outcome {
+                    Ok(Some(receipt)) => self.report(request, Ok(receipt)),
+                    Ok(None) => {}
+                    Err(error) => self.report(request, Err(error)),
+                }
+            }
+            Request::Query { request, query } => self.answer(request, query).await,
+        }
+        Ok(())
+    }
+
+    fn check(&self, publish: &BusPublish<'_>) -> Result<(), PublishError> {
+        if publish.to_user {
+            User::new(publish.target, None)?;
+        } else {
+            validate_channel(publish.target)?;
+        }
+        if let Payload::Json(text) = publish.payload {
+            // It is written into frames as it is, and a peer may be mistaken.
+            validate_json(text).map_err(|reason| PublishError::InvalidJson { reason })?;
+        }
+        self.node.check(&as_publish(publish, publish.target))
+    }
+
+    async fn publish(&self, publish: &BusPublish<'_>) -> Result<Receipt, PublishError> {
+        self.check(publish)?;
+        let user_channel = publish.to_user.then(|| User::channel_name(publish.target));
+        let message = as_publish(publish, user_channel.as_deref().unwrap_or(publish.target));
+        let timeout = self.node.config.publish_timeout();
+        let start = Instant::now();
+        let reply = loop {
+            match self.node.try_publish(&message) {
+                Err(PublishError::QueueFull { .. }) if start.elapsed() < timeout => tokio::time::sleep(ROOM_POLL).await,
+                other => break other?,
+            }
+        };
+        let published = match reply {
+            Reply::Now(published) => published,
+            Reply::Later(promise) => {
+                let (sender, receiver) = tokio::sync::oneshot::channel();
+                promise.then(move |published| drop(sender.send(published)));
+                match tokio::time::timeout(timeout, receiver).await {
+                    Ok(Ok(published)) => published,
+                    _ => return Err(PublishError::Timeout { waited: timeout }),
+                }
+            }
+        };
+        let published = published.map_err(PublishError::Broker)?;
+        Ok(Receipt { position: published.position, matched: published.matched })
+    }
+
+    /// Answers a publication, if an answer is wanted; a failure that nobody waits for is counted.
+    fn report(&mut self, request: u32, outcome: Result<Receipt, PublishError>) {
+        match outcome {
+            Ok(receipt) if request != 0 => Response::Receipt { request, receipt }.write(&mut self.answers),
+            Ok(_) => {}
+            Err(error) => {
+                self.node.bus_refused.fetch_add(1, Relaxed);
+                tracing::info!(%error, pid = self.pid, "publication over the bus refused");
+                if request != 0 {
+                    Response::Failure { request, code: publish_code(&error), message: &error.to_string() }.write(&mut self.answers);
+                }
+            }
+        }
+    }
+
+    async fn answer(&mut self, request: u32, query: &str) {
+        let outcome = match serde_json::from_str::<BusQuery>(query) {
+            Ok(query) => self.ask(query).await,
+            Err(error) => Err((FailureCode::Unsupported, error.to_string())),
+        };
+        match outcome {
+            Ok(json) => {
+                let text = json.to_string();
+                let mut parts = text.as_bytes().chunks(ANSWER_CHUNK_BYTES).peekable();
+                while let Some(part) = parts.next() {
+                    Response::Answer { request, more: parts.peek().is_some(), part }.write(&mut self.answers);
+                }
+            }
+            Err((code, message)) => Response::Failure { request, code, message: &message }.write(&mut self.answers),
+        }
+    }
+
+    async fn ask(&self, query: BusQuery) -> Result<serde_json::Value, (FailureCode, String)> {
+        let privileged = matches!(query, BusQuery::DisconnectUser { .. } | BusQuery::SetUser { .. });
+        if privileged && !self.trusted {
+            return Err((FailureCode::Unauthorized, "only the hub's own user and root may do that".into()));
+        }
+        let node = self.node.clone();
+        // Shards answer within a second; other peers go on meanwhile.
+        let answered = tokio::task::spawn_blocking(move || node.answer_query(query)).await;
+        match answered {
+            Ok(Ok(value)) => Ok(value),
+            Ok(Err(error)) => Err((query_code(&error), error.to_string())),
+            Err(error) => Err((FailureCode::Unavailable, error.to_string())),
+        }
+    }
+}
+
+impl Node {
+    /// A bus query's answer. Blocks up to a second.
+    fn answer_query(&self, query: BusQuery) -> Result<serde_json::Value, QueryError> {
+        Ok(match query {
+            BusQuery::ChannelUsers { channel } => self.channel_users(&channel)?.iter().map(user_json).collect(),
+            BusQuery::DisconnectUser { user, code, reason } => self.disconnect_user(&user, code, &reason)?.into(),
+            BusQuery::SetUser { socket, user, info } => {
+                let user = user.map(|id| User::new(&id, info.as_deref())).transpose()?;
+                match socket.parse::<SocketId>() {
+                    Ok(socket) => self.set_user(socket, user)?.into(),
+                    Err(_) => false.into(),
+                }
+            }
+            BusQuery::Channels => self
+                .channels()
+                .iter()
+                .map(|ChannelInfo { name, subscribers }| serde_json::json!({"name": name, "subscribers": subscribers}))
+                .collect(),
+            BusQuery::Stats => serde_json::to_value(self.stats()).unwrap_or_default(),
+        })
+    }
+}
+
+fn user_json(ChannelUser { user, connections }: &ChannelUser) -> serde_json::Value {
+    let info: serde_json::Value = user.info().and_then(|info| serde_json::from_str(info).ok()).unwrap_or_default();
+    serde_json::json!({"id": user.id(), "info": info, "connections": connections})
+}
+
+fn as_publish<'a>(publish: &'a BusPublish<'_>, channel: &'a str) -> Publish<'a> {
+    Publish { except: &publish.except, id: publish.id, ..Publish::new(channel, publish.event, publish.payload) }
+}
+
+fn publish_code(error: &PublishError) -> FailureCode {
+    match error {
+        PublishError::InvalidChannel(_) => FailureCode::InvalidChannel,
+        PublishError::TooLarge { .. } => FailureCode::TooLarge,
+        PublishError::QueueFull { .. } => FailureCode::QueueFull,
+        PublishError::Timeout { .. } => FailureCode::Timeout,
+        PublishError::Broker(_) | PublishError::Stopped => FailureCode::Unavailable,
+        PublishError::InvalidEvent { .. }
+        | PublishError::InvalidJson { .. }
+        | PublishError::InvalidId { .. }
+        | PublishError::InvalidUser(_) => FailureCode::InvalidMessage,
+    }
+}
+
+fn query_code(error: &QueryError) -> FailureCode {
+    match error {
+        QueryError::InvalidChannel(_) => FailureCode::InvalidChannel,
+        QueryError::Timeout { .. } => FailureCode::Timeout,
+        QueryError::Stopped => FailureCode::Unavailable,
+        _ => FailureCode::InvalidMessage,
+    }
+}

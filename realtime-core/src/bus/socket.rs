@@ -1,0 +1,198 @@
+//! The bus socket's file: where it is, who may use it, and that only one hub serves it.
+
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+
+use socket2::{Domain, SockAddr, Socket, Type};
+
+/// The system service's socket.
+const SYSTEM_SOCKET: &str = "/run/realtime/realtime.sock";
+/// Rights of the directory, when the hub makes it.
+const DIRECTORY_MODE: u32 = 0o750;
+/// Connections that the kernel keeps while the hub is busy or restarts.
+const BACKLOG: i32 = 4096;
+
+/// Why the bus cannot be served.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BusBindError {
+    /// Another hub serves it.
+    #[error("{} is served by another hub; stop that one, or set `socket` to another path, or to \"\" for no bus", path.display())]
+    InUse {
+        /// The socket's path.
+        path: PathBuf,
+    },
+    /// Something is there that the hub did not make: it is left alone.
+    #[error("{} is {what}, refusing to replace it", path.display())]
+    Foreign {
+        /// The socket's path.
+        path: PathBuf,
+        /// What it is.
+        what: &'static str,
+    },
+    /// The system refused.
+    #[error("cannot {action} {}: {source}", path.display())]
+    System {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What it said.
+        source: io::Error,
+    },
+}
+
+/// A bound bus socket. Dropping it removes the file.
+#[derive(Debug)]
+pub struct BusSocket {
+    listener: UnixListener,
+    path: PathBuf,
+    /// Held as long as the socket is served; the kernel lets go of it however the process ends.
+    _lock: File,
+}
+
+impl BusSocket {
+    /// Takes the path, if no other hub serves it. A file that a dead hub left is replaced.
+    pub fn bind(path: &Path, mode: u32) -> Result<Self, BusBindError> {
+        let system = |action: &'static str, path: &Path| {
+            let path = path.to_owned();
+            move |source| BusBindError::System { action, path, source }
+        };
+        if let Some(directory) = path.parent()
+            && !directory.exists()
+        {
+            DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(directory).map_err(system("make", directory))?;
+        }
+        let lock_path = with_suffix(path, ".lock");
+        let lock = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            // O_NOFOLLOW: a planted link must not make us open something else.
+            .custom_flags(0o400_000)
+            .open(&lock_path)
+            .map_err(system("open", &lock_path))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(BusBindError::InUse { path: path.into() }),
+            Err(TryLockError::Error(source)) => return Err(system("lock", &lock_path)(source)),
+        }
+        if let Ok(found) = fs::symlink_metadata(path) {
+            let own = rustix::process::geteuid().as_raw();
+            let what = if found.is_symlink() {
+                Some("a symbolic link")
+            } else if !found.file_type().is_socket() {
+                Some("not a socket")
+            } else if own != 0 && found.uid() != own {
+                Some("another user's socket")
+            } else {
+                None
+            };
+            if let Some(what) = what {
+                return Err(BusBindError::Foreign { path: path.into(), what });
+            }
+        }
+        // Bound under another name and renamed, so that it never exists with wider rights.
+        let temporary = with_suffix(path, &format!(".{}", std::process::id()));
+        drop(fs::remove_file(&temporary));
+        let bound = (|| {
+            let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+            socket.bind(&SockAddr::unix(&temporary)?)?;
+            fs::set_permissions(&temporary, Permissions::from_mode(mode))?;
+            socket.listen(BACKLOG)?;
+            socket.set_nonblocking(true)?;
+            fs::rename(&temporary, path)?;
+            Ok(socket.into())
+        })();
+        let listener = bound.map_err(|source| {
+            drop(fs::remove_file(&temporary));
+            system("listen on", path)(source)
+        })?;
+        Ok(BusSocket { listener, path: path.into(), _lock: lock })
+    }
+
+    /// The path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(crate) fn listener(&self) -> io::Result<UnixListener> {
+        self.listener.try_clone()
+    }
+}
+
+impl Drop for BusSocket {
+    fn drop(&mut self) {
+        // The lock is still held, so the file is ours. If it is gone already, all the better.
+        drop(fs::remove_file(&self.path));
+    }
+}
+
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
+/// The paths at which a hub is looked for when none is configured, in this order.
+pub fn default_paths() -> Vec<PathBuf> {
+    let uid = rustix::process::geteuid().as_raw();
+    let runtime = std::env::var_os("XDG_RUNTIME_DIR")
+        .filter(|directory| !directory.is_empty())
+        .map(|directory| Path::new(&directory).join("realtime/realtime.sock"));
+    let mut paths = vec![PathBuf::from(SYSTEM_SOCKET)];
+    paths.extend(runtime);
+    paths.push(PathBuf::from(format!("/tmp/realtime-{uid}/realtime.sock")));
+    paths
+}
+
+/// The path that a hub serves when none is configured: the system's for root, else the user's.
+pub fn default_path() -> PathBuf {
+    let mut paths = default_paths();
+    if rustix::process::geteuid().is_root() { paths.swap_remove(0) } else { paths.swap_remove(1) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn directory(name: &str) -> PathBuf {
+        let path = std::env::temp_dir().join(format!("realtime-bus-{name}-{}", std::process::id()));
+        drop(fs::remove_dir_all(&path));
+        path
+    }
+
+    #[test]
+    fn one_hub_serves_a_path_and_a_dead_ones_file_is_replaced() {
+        let directory = directory("one");
+        let path = directory.join("hub.sock");
+        let first = BusSocket::bind(&path, 0o660).expect("bound");
+        assert_eq!(fs::metadata(&path).expect("there").permissions().mode() & 0o777, 0o660);
+        assert_eq!(fs::metadata(&directory).expect("there").permissions().mode() & 0o777, 0o750);
+        assert!(matches!(BusSocket::bind(&path, 0o660), Err(BusBindError::InUse { .. })));
+        drop(first);
+        assert!(!path.exists());
+        drop(UnixListener::bind(&path).expect("left behind"));
+        assert!(path.exists());
+        drop(BusSocket::bind(&path, 0o600).expect("replaced"));
+        fs::remove_dir_all(directory).expect("removed");
+    }
+
+    #[test]
+    fn what_is_not_ours_is_left_alone() {
+        let directory = directory("foreign");
+        fs::create_dir_all(&directory).expect("made");
+        let path = directory.join("hub.sock");
+        fs::write(&path, "precious").expect("written");
+        assert!(matches!(BusSocket::bind(&path, 0o660), Err(BusBindError::Foreign { what: "not a socket", .. })));
+        assert_eq!(fs::read_to_string(&path).expect("kept"), "precious");
+        let link = directory.join("link.sock");
+        std::os::unix::fs::symlink(&path, &link).expect("linked");
+        assert!(matches!(BusSocket::bind(&link, 0o660), Err(BusBindError::Foreign { what: "a symbolic link", .. })));
+        fs::remove_dir_all(directory).expect("removed");
+    }
+}

@@ -1,0 +1,274 @@
+//! Other processes of the host: publications and questions over the local bus.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use realtime_core::bus::client::{Client, ClientError, ClientOptions};
+use realtime_core::bus::frame::{BusPublish, BusQuery, FailureCode};
+use realtime_core::bus::socket::BusBindError;
+use realtime_core::{Hub, Payload, StartError, User};
+use realtime_testkit::{Client as WebSocket, config, eventually, start};
+use serde_json::{Value, json};
+
+/// A socket path of its own for each test.
+struct Place(PathBuf);
+
+impl Place {
+    fn new() -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        Place(std::env::temp_dir().join(format!("realtime-test-{}-{number}", std::process::id())))
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.0.join("hub.sock")
+    }
+
+    fn hub(&self) -> Hub {
+        let socket = self.socket();
+        start(|config| config.socket = Some(socket.to_str().unwrap().into()))
+    }
+
+    fn client(&self) -> Client {
+        Client::new(ClientOptions::new(&self.socket()))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        drop(std::fs::remove_dir_all(&self.0));
+    }
+}
+
+fn publish<'a>(channel: &'a str, payload: Payload<'a>) -> BusPublish<'a> {
+    BusPublish { target: channel, to_user: false, event: "e", payload, except: Vec::new(), id: None }
+}
+
+#[tokio::test]
+async fn publications_arrive_in_order_and_receipts_say_where() {
+    let place = Place::new();
+    let hub = place.hub();
+    let mut subscriber = WebSocket::subscribed(&hub, "c").await;
+    let mut client = place.client();
+    for number in 0..500 {
+        client.publish(&publish("c", Payload::Text(&number.to_string()))).unwrap();
+    }
+    let receipt = client.publish_with_receipt(&publish("c", Payload::Json("{\"last\":true}"))).unwrap();
+    assert_eq!((receipt.position.offset, receipt.matched), (501, 1));
+    for number in 0..500 {
+        assert_eq!(subscriber.expect("message").await["data"], number.to_string());
+    }
+    assert_eq!(subscriber.expect("message").await["data"], json!({"last": true}));
+}
+
+#[tokio::test]
+async fn a_batch_goes_out_together_or_not_at_all() {
+    let place = Place::new();
+    let hub = place.hub();
+    let mut subscriber = WebSocket::subscribed(&hub, "c").await;
+    let mut client = place.client();
+    client.batch(&[publish("c", Payload::Text("lost")), publish("", Payload::Text("wrong"))]).unwrap();
+    let good: Vec<String> = (0..9_000).map(|number| number.to_string()).collect();
+    let batch: Vec<_> = good.iter().map(|text| publish("c", Payload::Text(text))).collect();
+    client.batch(&batch).unwrap();
+    for text in &good {
+        assert_eq!(subscriber.expect("message").await["data"], *text);
+    }
+    assert_eq!(hub.stats().bus_refused, 1);
+}
+
+#[tokio::test]
+async fn questions_are_answered_and_users_reached() {
+    let place = Place::new();
+    let hub = place.hub();
+    let mut subscriber = WebSocket::subscribed(&hub, "room").await;
+    hub.set_user(subscriber.socket_id(), Some(User::new("7", Some("{\"name\":\"Ada\"}")).unwrap())).unwrap();
+    let mut client = place.client();
+    let users: Value = client.query(&BusQuery::ChannelUsers { channel: "room".into() }).unwrap();
+    assert_eq!(users, json!([{"id": "7", "info": {"name": "Ada"}, "connections": 1}]));
+    let channels: Value = client.query(&BusQuery::Channels).unwrap();
+    assert_eq!(channels, json!([{"name": "room", "subscribers": 1}]));
+    client.publish(&BusPublish { to_user: true, ..publish("7", Payload::Text("hi")) }).unwrap();
+    assert_eq!(subscriber.expect("message").await["data"], "hi");
+    let closed: usize = client.query(&BusQuery::DisconnectUser { user: "7".into(), code: 4009, reason: "bye".into() }).unwrap();
+    assert_eq!((closed, subscriber.closed().await), (1, (4009, "bye".to_owned())));
+    let refused = client.query::<Value>(&BusQuery::ChannelUsers { channel: "#x".into() });
+    assert!(matches!(refused, Err(ClientError::Refused { code: FailureCode::InvalidChannel, .. })), "{refused:?}");
+}
+
+#[test]
+fn an_answer_longer_than_a_frame_comes_in_parts() {
+    let place = Place::new();
+    let hub = place.hub();
+    struct Nowhere;
+    impl realtime_core::transport::FrameSink for Nowhere {
+        fn send(&mut self, frame: &[u8]) -> std::io::Result<usize> {
+            Ok(frame.len())
+        }
+        fn send_vectored(&mut self, frames: &[std::io::IoSlice<'_>]) -> std::io::Result<usize> {
+            Ok(frames.iter().map(|frame| frame.len()).sum())
+        }
+    }
+    for number in 0..9_000 {
+        hub.attach_sink(&format!("{:x>180}", number), Box::new(Nowhere)).unwrap();
+    }
+    eventually("all are subscribed", || hub.stats().subscriptions == 9_000);
+    let channels: Vec<Value> = place.client().query(&BusQuery::Channels).unwrap();
+    assert_eq!(channels.len(), 9_000);
+}
+
+#[test]
+fn refusals_name_the_fault() {
+    let place = Place::new();
+    let _hub = place.hub();
+    let mut client = place.client();
+    let long = "x".repeat(201);
+    let large = "x".repeat((256 << 10) + 1);
+    for (request, expected) in [
+        (publish("", Payload::Text("x")), FailureCode::InvalidChannel),
+        (publish(&long, Payload::Text("x")), FailureCode::InvalidChannel),
+        (publish("#user:1", Payload::Text("x")), FailureCode::InvalidChannel),
+        (publish("c", Payload::Json("{")), FailureCode::InvalidMessage),
+        (BusPublish { event: "", ..publish("c", Payload::Text("x")) }, FailureCode::InvalidMessage),
+        (BusPublish { to_user: true, ..publish("", Payload::Text("x")) }, FailureCode::InvalidMessage),
+        (publish("c", Payload::Text(&large)), FailureCode::TooLarge),
+    ] {
+        let outcome = client.publish_with_receipt(&request);
+        assert!(matches!(&outcome, Err(ClientError::Refused { code, .. }) if *code == expected), "{request:?}: {outcome:?}");
+    }
+    let huge = vec![0; 1 << 20];
+    assert!(matches!(client.publish(&publish("c", Payload::Binary(&huge))), Err(ClientError::TooLarge { .. })));
+    client.publish_with_receipt(&publish("c", Payload::Text("x"))).unwrap();
+}
+
+#[tokio::test]
+async fn what_was_sent_before_a_stop_still_goes_out() {
+    let place = Place::new();
+    let hub = place.hub();
+    let mut subscriber = WebSocket::subscribed(&hub, "c").await;
+    let mut client = place.client();
+    for number in 0..2_000 {
+        client.publish(&publish("c", Payload::Text(&number.to_string()))).unwrap();
+    }
+    let stopping = tokio::task::spawn_blocking(move || hub.stop(Duration::from_secs(10)));
+    for number in 0..2_000 {
+        assert_eq!(subscriber.expect("message").await["data"], number.to_string());
+    }
+    assert_eq!(subscriber.closed().await.0, 1001);
+    assert!(stopping.await.unwrap().complete);
+    assert!(!place.socket().exists());
+}
+
+#[test]
+fn a_call_survives_a_restart_of_the_hub() {
+    let place = Place::new();
+    let hub = place.hub();
+    let mut client = place.client();
+    assert_eq!(client.publish_with_receipt(&publish("c", Payload::Text("1"))).unwrap().position.offset, 1);
+    assert!(hub.stop(Duration::from_secs(10)).complete);
+    assert!(matches!(client.publish(&publish("c", Payload::Text("2"))), Err(ClientError::Connect { .. })));
+    let _hub = place.hub();
+    assert_eq!(client.publish_with_receipt(&publish("c", Payload::Text("3"))).unwrap().position.offset, 1);
+}
+
+#[test]
+fn a_hub_that_stands_still_costs_one_deadline() {
+    let place = Place::new();
+    std::fs::create_dir_all(&place.0).unwrap();
+    // Accepts into its backlog and never answers.
+    let _silent = std::os::unix::net::UnixListener::bind(place.socket()).unwrap();
+    let mut client = Client::new(ClientOptions { answer_timeout: Duration::from_millis(50), ..ClientOptions::new(&place.socket()) });
+    assert!(matches!(client.publish_with_receipt(&publish("c", Payload::Text("x"))), Err(ClientError::Timeout { .. })));
+    assert!(matches!(client.publish(&publish("c", Payload::Text("x"))), Err(ClientError::Paused { .. })));
+}
+
+#[test]
+fn one_hub_serves_a_socket() {
+    let place = Place::new();
+    let _hub = place.hub();
+    let second = Hub::start(config(|config| config.socket = Some(place.socket().to_str().unwrap().into())));
+    assert!(matches!(second, Err(StartError::Bus(BusBindError::InUse { .. }))));
+}
+
+/// Reads until the hub closes; a reset is a close too.
+fn is_closed(stream: &mut UnixStream) -> bool {
+    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    let mut buffer = [0; 4096];
+    loop {
+        match stream.read(&mut buffer) {
+            Ok(0) => return true,
+            Ok(_) => {}
+            Err(error) => return error.kind() == std::io::ErrorKind::ConnectionReset,
+        }
+    }
+}
+
+#[test]
+fn bad_frames_cost_their_own_connection_only() {
+    let place = Place::new();
+    let hub = place.hub();
+    let mut healthy = place.client();
+    let hello = b"\x0d\0\0\0\x01RTBS\x01\0\x01\0\0\0\0\0";
+    let mut number = 0;
+    for (greet, bytes) in [
+        (false, &b"GET / HTTP/1.1\r\n\r\n"[..]),
+        (false, b"\0\0\0\0"),
+        (false, b"\xff\xff\xff\xff"),
+        (false, b"\x05\0\0\0\x04\x01\0\0\0"),
+        (true, b"\x01\0\0\0\x7f"),
+        (true, b"\x02\0\0\0\x02\x01"),
+        (true, b"\x09\0\0\0\x02\0\0\0\0\xff\0\0\0"),
+    ] {
+        let mut stream = UnixStream::connect(place.socket()).unwrap();
+        if greet {
+            stream.write_all(hello).unwrap();
+        }
+        stream.write_all(bytes).unwrap();
+        assert!(is_closed(&mut stream), "{bytes:x?}");
+        number += 1;
+        assert_eq!(healthy.publish_with_receipt(&publish("c", Payload::Text("x"))).unwrap().position.offset, number);
+    }
+    eventually("all are counted", || hub.stats().bus_errors == number);
+}
+
+#[test]
+fn a_frame_that_is_cut_is_never_acted_on() {
+    let place = Place::new();
+    let hub = place.hub();
+    let mut stream = UnixStream::connect(place.socket()).unwrap();
+    stream.write_all(b"\x0d\0\0\0\x01RTBS\x01\0\x01\0\0\0\0\0").unwrap();
+    let mut frame = Vec::new();
+    realtime_core::bus::frame::Request::Publish { request: 1, publish: publish("c", Payload::Text("whole")) }.write(&mut frame);
+    for byte in &frame {
+        stream.write_all(std::slice::from_ref(byte)).unwrap();
+    }
+    eventually("the whole one is accepted", || hub.stats().published == 1);
+    stream.write_all(&frame[..frame.len() - 1]).unwrap();
+    drop(stream);
+    let mut client = place.client();
+    assert_eq!(client.publish_with_receipt(&publish("c", Payload::Text("x"))).unwrap().position.offset, 2);
+}
+
+#[test]
+fn floods_from_many_processes_lose_nothing() {
+    let place = Place::new();
+    let hub = place.hub();
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            let mut client = place.client();
+            scope.spawn(move || {
+                let channel = format!("flood-{thread}");
+                for _ in 0..10_000 {
+                    client.publish(&publish(&channel, Payload::Text("x"))).unwrap();
+                }
+                let last = client.publish_with_receipt(&publish(&channel, Payload::Text("x"))).unwrap();
+                assert_eq!(last.position.offset, 10_001);
+            });
+        }
+    });
+    assert_eq!(hub.stats().published, 40_004);
+}

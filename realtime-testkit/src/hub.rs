@@ -1,0 +1,42 @@
+//! A hub for one test, and what its process holds.
+
+use realtime_core::config::ChannelPolicy;
+use realtime_core::{Config, Hub};
+
+/// A configuration on a free port with two shards, changed by `change`.
+pub fn config(change: impl FnOnce(&mut Config)) -> Config {
+    let mut config = Config { listen: "127.0.0.1:0".into(), shards: 2, ..Config::default() };
+    change(&mut config);
+    config
+}
+
+/// Starts a hub with [`config`].
+pub fn start(change: impl FnOnce(&mut Config)) -> Hub {
+    Hub::start(config(change)).unwrap()
+}
+
+/// A policy that lets clients publish to the channels that match.
+pub fn client_events(pattern: &str) -> ChannelPolicy {
+    ChannelPolicy { pattern: pattern.into(), client_events: true }
+}
+
+/// Names of this process's threads.
+pub fn threads() -> Vec<String> {
+    let names = std::fs::read_dir("/proc/self/task").unwrap().filter_map(|entry| {
+        // A thread may end between the listing and the read.
+        std::fs::read_to_string(entry.ok()?.path().join("comm")).ok()
+    });
+    names.map(|name| name.trim_end().to_owned()).collect()
+}
+
+/// How many descriptors this process holds.
+pub fn open_descriptors() -> usize {
+    std::fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
+/// Resident memory of this process in bytes.
+pub fn resident_bytes() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() << 10
+}

@@ -1,0 +1,38 @@
+//! Waiting for a state, with a deadline: tests never sleep and hope.
+
+use std::future::Future;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// How long anything may take before a test calls it broken. Generous, because the machine is shared; a test that
+/// passes never waits for it.
+pub const DEADLINE: Duration = Duration::from_secs(10);
+
+/// Between two looks at a condition.
+const POLL: Duration = Duration::from_millis(2);
+
+/// Polls until the condition holds.
+///
+/// # Panics
+///
+/// When it does not hold within [`DEADLINE`].
+#[track_caller]
+pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < DEADLINE, "not within {DEADLINE:?}: {what}");
+        thread::sleep(POLL);
+    }
+}
+
+/// Awaits something that has to happen.
+///
+/// # Panics
+///
+/// When it does not happen within [`DEADLINE`].
+pub async fn on_time<T>(what: &str, future: impl Future<Output = T>) -> T {
+    match tokio::time::timeout(DEADLINE, future).await {
+        Ok(value) => value,
+        Err(_) => panic!("not within {DEADLINE:?}: {what}"),
+    }
+}
