@@ -17,7 +17,7 @@ mod wire;
 
 use anyhow::{Context, Result, bail, ensure};
 use lexopt::prelude::*;
-use machine::Machine;
+use machine::{Machine, busy_percent};
 use report::{Part, Target, targets_table};
 use session::{Contender, Options};
 use std::io::Write;
@@ -34,6 +34,9 @@ parts: latency saturation idle php channels beside sequencing (default: all)
   --shards N      shards of the hub; one per core by default
   --only A,B      some contenders of the parts that compare several: floor floor10 naive ws socketio hub
 ";
+
+/// A machine that is less busy than this before a part disturbs it little.
+const QUIET_PERCENT: f64 = 5.0;
 
 type Measure = fn(&Options) -> Result<Part>;
 
@@ -155,10 +158,14 @@ fn drive(arguments: &Arguments) -> Result<()> {
     let mut failed = Vec::new();
     for (name, measures) in PARTS.iter().filter(|(name, _)| arguments.parts.is_empty() || arguments.parts.iter().any(|part| part == name)) {
         for measure in *measures {
+            let busy = busy_percent()?;
             match measure(options) {
                 Ok(part) => {
-                    part.save(&options.home.join("results"), &machine, &command, options.rounds)?;
+                    part.save(&options.home.join("results"), &machine, &command, options.rounds, busy)?;
                     print(&format!("\n{}", part.table()))?;
+                    if busy > QUIET_PERCENT {
+                        print(&format!("  others used {busy:.0} % of the processors when this part began\n"))?;
+                    }
                     // With `--only`, what needs an absent contender was not asked for.
                     targets.extend(part.targets.into_iter().filter(|target| options.only.is_empty() || target.value.is_finite()));
                 }

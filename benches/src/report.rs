@@ -105,19 +105,20 @@ impl Part {
         format!("{}\n{}", self.title, aligned(&lines))
     }
 
-    /// Writes `{directory}/{name}.json`.
-    pub(crate) fn save(&self, directory: &Path, machine: &Machine, command: &str, rounds: usize) -> Result<()> {
+    /// Writes `{directory}/{name}.json`, with how busy others kept the machine before the part began.
+    pub(crate) fn save(&self, directory: &Path, machine: &Machine, command: &str, rounds: usize, busy_before_percent: f64) -> Result<()> {
         #[derive(Serialize)]
         struct File<'a> {
             command: &'a str,
             rounds: usize,
+            busy_before_percent: f64,
             machine: &'a Machine,
             #[serde(flatten)]
             part: &'a Part,
         }
         fs::create_dir_all(directory)?;
         let path = directory.join(format!("{}.json", self.name));
-        let mut text = serde_json::to_string_pretty(&File { command, rounds, machine, part: self })?;
+        let mut text = serde_json::to_string_pretty(&File { command, rounds, busy_before_percent, machine, part: self })?;
         text.push('\n');
         fs::write(&path, text).with_context(|| format!("writing {}", path.display()))
     }

@@ -38,6 +38,9 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// The bus thread's work.
 pub(crate) struct BusServer {
     node: Arc<Node>,
+    listener: std::os::unix::net::UnixListener,
+    noted: Noted,
+    /// The file and its lock, given up last.
     socket: BusSocket,
     runtime: tokio::runtime::Runtime,
     stop: watch::Receiver<bool>,
@@ -53,16 +56,19 @@ impl Stop {
 }
 
 impl BusServer {
-    pub(crate) fn new(node: Arc<Node>, socket: BusSocket) -> io::Result<(Self, Stop)> {
+    pub(crate) fn new(node: Arc<Node>, mut socket: BusSocket) -> io::Result<(Self, Stop)> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (sender, stop) = watch::channel(false);
-        Ok((BusServer { node, socket, runtime, stop }, Stop(sender)))
+        let listener = socket.take_listener().ok_or(io::ErrorKind::NotConnected)?;
+        let noted = Noted::new(listener.as_raw_fd());
+        Ok((BusServer { node, listener, noted, socket, runtime, stop }, Stop(sender)))
     }
 
     /// Serves until stopped.
     pub(crate) fn run(self) {
-        let BusServer { node, socket, runtime, stop } = self;
-        let outcome = runtime.block_on(serve(node, &socket, stop));
+        let BusServer { node, listener, noted, socket, runtime, stop } = self;
+        let outcome = runtime.block_on(serve(node, listener, noted, stop));
+        drop(socket);
         if let Err(error) = outcome {
             tracing::error!(%error, "the bus has ended");
         }
@@ -70,9 +76,12 @@ impl BusServer {
     }
 }
 
-async fn serve(node: Arc<Node>, socket: &BusSocket, mut stop: watch::Receiver<bool>) -> io::Result<()> {
-    let listener = socket.listener()?;
-    let _noted = Noted::new(listener.as_raw_fd());
+async fn serve(
+    node: Arc<Node>,
+    listener: std::os::unix::net::UnixListener,
+    noted: Noted,
+    mut stop: watch::Receiver<bool>,
+) -> io::Result<()> {
     let listener = UnixListener::from_std(listener)?;
     let mut peers = JoinSet::new();
     while !*stop.borrow() {
@@ -94,6 +103,8 @@ async fn serve(node: Arc<Node>, socket: &BusSocket, mut stop: watch::Receiver<bo
             _ = stop.changed() => {}
         }
     }
+    // The note goes before the descriptor.
+    drop(noted);
     drop(listener);
     while peers.join_next().await.is_some() {}
     Ok(())

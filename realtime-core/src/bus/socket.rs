@@ -48,7 +48,8 @@ pub enum BusBindError {
 /// A bound bus socket. Dropping it removes the file.
 #[derive(Debug)]
 pub struct BusSocket {
-    listener: UnixListener,
+    /// Taken by the server.
+    listener: Option<UnixListener>,
     path: PathBuf,
     /// Held as long as the socket is served; the kernel lets go of it however the process ends.
     _lock: File,
@@ -112,7 +113,7 @@ impl BusSocket {
             drop(fs::remove_file(&temporary));
             system("listen on", path)(source)
         })?;
-        Ok(BusSocket { listener, path: path.into(), _lock: lock })
+        Ok(BusSocket { listener: Some(listener), path: path.into(), _lock: lock })
     }
 
     /// The path.
@@ -120,8 +121,8 @@ impl BusSocket {
         &self.path
     }
 
-    pub(crate) fn listener(&self) -> io::Result<UnixListener> {
-        self.listener.try_clone()
+    pub(crate) fn take_listener(&mut self) -> Option<UnixListener> {
+        self.listener.take()
     }
 }
 

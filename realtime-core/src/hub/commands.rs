@@ -34,7 +34,7 @@ impl Shard {
                 Ok(())
             }
             Command::Unavailable { id, what } => {
-                Err(ProtocolError::new("not_available", format!("this hub does not offer {what}")).with_id(id))
+                Err(ProtocolError::refusal("not_available", format!("this hub does not offer {what}")).with_id(id))
             }
         }
     }
@@ -42,7 +42,7 @@ impl Shard {
     fn subscribe(&mut self, key: ConnectionKey, id: Option<RequestId>, channel: &str, recover: bool) -> Result<(), ProtocolError> {
         check_channel(channel)?;
         if channel.starts_with("private-") || channel.starts_with("presence-") {
-            return Err(ProtocolError::new(
+            return Err(ProtocolError::refusal(
                 "unauthorized",
                 "channels named `private-` or `presence-` need a signature, and this hub has no key to check one",
             ));
@@ -59,7 +59,7 @@ impl Shard {
         let own = usize::from(session.user.is_some());
         // The user's own channel may be missing: the broker can have failed.
         if (session.subscriptions.len() + session.joining as usize).saturating_sub(own) >= limit {
-            return Err(ProtocolError::new("too_many_subscriptions", format!("a connection may have {limit} subscriptions")));
+            return Err(ProtocolError::refusal("too_many_subscriptions", format!("a connection may have {limit} subscriptions")));
         }
         self.join(key, channel, JoinRequest::Client { id, recover });
         Ok(())
@@ -68,7 +68,7 @@ impl Shard {
     fn unsubscribe(&mut self, key: ConnectionKey, id: Option<&RequestId>, channel: &str) -> Result<(), ProtocolError> {
         check_channel(channel)?;
         let name = self.node.channel_ref(channel);
-        let not_subscribed = || ProtocolError::new("not_subscribed", "not subscribed to that channel");
+        let not_subscribed = || ProtocolError::refusal("not_subscribed", "not subscribed to that channel");
         let index = self.find_channel(name).ok_or_else(not_subscribed)?;
         let subscribed = self.connection(key).and_then(|connection| connection.session.subscriptions.find(index as u32));
         match subscribed {
@@ -100,7 +100,7 @@ impl Shard {
     fn publish(&mut self, key: ConnectionKey, id: Option<&RequestId>, channel: &str, event: &str, data: &str) -> Result<(), ProtocolError> {
         check_channel(channel)?;
         if !self.node.config.channel_policy(channel).is_some_and(|policy| policy.client_events) {
-            return Err(ProtocolError::new("client_events_disabled", "clients may not publish to this channel"));
+            return Err(ProtocolError::refusal("client_events_disabled", "clients may not publish to this channel"));
         }
         let name = self.node.channel_ref(channel);
         let index = self.find_channel(name);
@@ -108,7 +108,7 @@ impl Shard {
             .connection(key)
             .is_some_and(|connection| index.is_some_and(|index| connection.session.subscriptions.find(index as u32).is_some()));
         if !member {
-            return Err(ProtocolError::new("not_subscribed", "publishing needs a subscription to the channel"));
+            return Err(ProtocolError::refusal("not_subscribed", "publishing needs a subscription to the channel"));
         }
         let event = if event.starts_with(CLIENT_PREFIX) { event.to_owned() } else { format!("{CLIENT_PREFIX}{event}") };
         if event.len() > MAX_EVENT_BYTES || event.len() == CLIENT_PREFIX.len() || find_control(&event).is_some() {
@@ -160,20 +160,20 @@ impl Shard {
         let publish = Publish { except: &except, user_id: user_id.as_ref(), ..Publish::new(channel, event, payload) };
         match node.try_publish(&publish) {
             Ok(Reply::Now(Ok(_))) => Ok(()),
-            Ok(Reply::Now(Err(error))) => Err(ProtocolError::new("unavailable", format!("not published: broker {error}"))),
+            Ok(Reply::Now(Err(error))) => Err(ProtocolError::refusal("unavailable", format!("not published: broker {error}"))),
             Ok(Reply::Later(promise)) => {
                 let (weak, shard, id) = (Arc::downgrade(&node), self.index, id.cloned());
                 promise.then(move |result| {
                     if let (Err(error), Some(node)) = (result, weak.upgrade()) {
-                        let error = ProtocolError::new("unavailable", format!("not published: broker {error}")).with_id(id);
+                        let error = ProtocolError::refusal("unavailable", format!("not published: broker {error}")).with_id(id);
                         node.shards[shard].inbox.push(Job::Refused { connection: key, error });
                     }
                 });
                 Ok(())
             }
-            Err(error @ PublishError::QueueFull { .. }) => Err(ProtocolError::new("queue_full", error.to_string())),
+            Err(error @ PublishError::QueueFull { .. }) => Err(ProtocolError::refusal("queue_full", error.to_string())),
             Err(error @ PublishError::TooLarge { .. }) => Err(ProtocolError::new("message_too_large", error.to_string())),
-            Err(error) => Err(ProtocolError::new("unavailable", error.to_string())),
+            Err(error) => Err(ProtocolError::refusal("unavailable", error.to_string())),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The hub: a handle for hosts, shards that own connections, and what they share.
 //!
 //! A publication's path: [`Hub::publish`] checks it and waits for room → the broker gives it its
-//! place → [`Node::deliver`] looks up who hears the channel and queues it to those shards → each
+//! place → `Node::deliver` looks up who hears the channel and queues it to those shards → each
 //! shard batches, encodes once per format and writes (`fanout`, `shard`).
 
 mod commands;

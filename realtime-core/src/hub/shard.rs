@@ -488,8 +488,11 @@ impl Shard {
 
     pub(crate) fn protocol_error(&mut self, key: ConnectionKey, error: &ProtocolError) {
         let limit = self.node.config.limits.max_protocol_errors;
-        self.counters().protocol_errors.fetch_add(1, Relaxed);
         self.push(key, &Push::Error(error));
+        if !error.is_fault {
+            return;
+        }
+        self.counters().protocol_errors.fetch_add(1, Relaxed);
         let Some(connection) = self.connection(key) else { return };
         connection.session.protocol_errors = connection.session.protocol_errors.saturating_add(1);
         if connection.session.protocol_errors >= limit {
@@ -647,7 +650,7 @@ impl Shard {
                         connection.session.joining -= 1;
                     }
                     if let JoinRequest::Client { id, .. } = joining.request {
-                        let error = ProtocolError::new("unavailable", format!("cannot subscribe now: broker {error}")).with_id(id);
+                        let error = ProtocolError::refusal("unavailable", format!("cannot subscribe now: broker {error}")).with_id(id);
                         self.push(joining.connection, &Push::Error(&error));
                     }
                 }

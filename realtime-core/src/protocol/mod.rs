@@ -214,12 +214,20 @@ pub struct ProtocolError {
     pub message: String,
     /// From the request, where it could be read.
     pub id: Option<RequestId>,
+    /// Whether the client broke a rule. Too many of those close the connection; a request that was
+    /// in order and cannot be granted does not count.
+    pub is_fault: bool,
 }
 
 impl ProtocolError {
-    /// An error without request id.
+    /// The client broke a rule.
     pub fn new(code: &'static str, message: impl Into<String>) -> Self {
-        ProtocolError { code, message: message.into(), id: None }
+        ProtocolError { code, message: message.into(), id: None, is_fault: true }
+    }
+
+    /// The request is in order and cannot be granted, at least not now.
+    pub fn refusal(code: &'static str, message: impl Into<String>) -> Self {
+        ProtocolError { is_fault: false, ..ProtocolError::new(code, message) }
     }
 
     /// The same error with the request's id.

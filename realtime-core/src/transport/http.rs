@@ -69,6 +69,7 @@ impl Control {
     pub(crate) fn new(node: Arc<Node>, listener: std::net::TcpListener) -> io::Result<(Self, Stop)> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let stop = Arc::new(Notify::new());
+        descriptors::opened(listener.as_raw_fd());
         Ok((Control { node, listener, runtime, stop: stop.clone() }, Stop(stop)))
     }
 
@@ -76,7 +77,6 @@ impl Control {
     pub(crate) fn run(self) {
         let Control { node, listener, runtime, stop } = self;
         let fd = listener.as_raw_fd();
-        descriptors::opened(fd);
         runtime.block_on(async {
             let ticking = {
                 let node = node.clone();
