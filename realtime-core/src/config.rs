@@ -9,6 +9,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::bus::socket::default_path;
+
 /// Everything that can be set. Durations are `_ms`, sizes are `_bytes`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -16,7 +18,8 @@ pub struct Config {
     /// Address and port to listen on; port 0 takes a free one. Default `127.0.0.1:8080`. An address
     /// that others can reach needs `auth.mode` written out, be it `none`.
     pub listen: String,
-    /// Path of the local bus socket. Absent or empty: no bus.
+    /// Path of the local bus socket. Empty: no bus. Absent: none for who makes this structure, the
+    /// usual path for who uses [`ConfigBuilder`].
     pub socket: Option<String>,
     /// Rights of the bus socket, in octal. Default `0660`: the hub's user and group.
     pub socket_mode: String,
@@ -38,6 +41,38 @@ pub struct Config {
     pub drain_timeout_ms: u64,
     /// Policies by channel name, the first match wins.
     pub channels: Vec<ChannelPolicy>,
+    /// What the server program logs. Default `info`. A library's host decides for itself.
+    pub log_level: LogLevel,
+    /// How the server program writes its log. Default `text`.
+    pub log_format: LogFormat,
+}
+
+/// The least important records that are logged.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogLevel {
+    /// What needs somebody now.
+    Error,
+    /// And what may need somebody soon.
+    Warn,
+    /// And starts, stops and refusals, with their reasons.
+    #[default]
+    Info,
+    /// And what helps to find a fault.
+    Debug,
+    /// Everything.
+    Trace,
+}
+
+/// How log records are written.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// A line for people.
+    #[default]
+    Text,
+    /// A JSON object a line.
+    Json,
 }
 
 /// Who may connect.
@@ -146,6 +181,8 @@ impl Default for Config {
             publish_timeout_ms: 1_000,
             drain_timeout_ms: 5_000,
             channels: Vec::new(),
+            log_level: LogLevel::default(),
+            log_format: LogFormat::default(),
         }
     }
 }
@@ -408,6 +445,22 @@ impl ConfigBuilder {
         self
     }
 
+    /// Takes one setting by its dotted name (`limits.outbox_bytes`), with its value as text, as a
+    /// command line has it.
+    pub fn text(mut self, source: Source, key: &str, text: &str) -> Result<Self, ConfigError> {
+        let schema = schema();
+        let path: Vec<String> = key.split('.').map(str::to_owned).collect();
+        let Some(template) = lookup(&schema, &path) else {
+            let mut names = Vec::new();
+            leaf_names(&schema, "", &mut names);
+            let suggestion = nearest(key, names.iter().map(String::as_str)).map(str::to_owned);
+            return Err(ConfigError::UnknownKey { key: key.into(), suggestion, origin: source });
+        };
+        let value = parse_text(template, text);
+        insert(self.layers.entry(source).or_default(), &path, value);
+        Ok(self)
+    }
+
     /// Takes a tree of settings, named as in the file. Strings are accepted where a number or a
     /// truth value is meant, because INI values are strings.
     pub fn layer(mut self, source: Source, values: Value) -> Result<Self, ConfigError> {
@@ -422,7 +475,18 @@ impl ConfigBuilder {
         Ok(self)
     }
 
-    /// Merges the layers and validates the result.
+    /// What the strongest layer that has it says of one setting, by its dotted name. For programs
+    /// that need a setting and not a hub: nothing else is validated.
+    pub fn value(&self, key: &str) -> Option<&Value> {
+        self.layers.values().rev().find_map(|layer| {
+            let (first, rest) = key.split_once('.').map_or((key, None), |(first, rest)| (first, Some(rest)));
+            let value = layer.get(first)?;
+            rest.map_or(Some(value), |rest| rest.split('.').try_fold(value, |value, key| value.get(key)))
+        })
+    }
+
+    /// Merges the layers and validates the result. A hub that is told nothing of a bus socket
+    /// serves the usual one ([`default_path`]).
     pub fn build(self) -> Result<EffectiveConfig, ConfigError> {
         let mut merged = Map::new();
         let mut origins = BTreeMap::new();
@@ -430,7 +494,8 @@ impl ConfigBuilder {
             record_origins(&layer, "", source, &mut origins);
             merge(&mut merged, layer);
         }
-        let config = parse(merged)?;
+        let mut config = parse(merged)?;
+        config.socket.get_or_insert_with(|| default_path().to_string_lossy().into_owned());
         config.validate()?;
         Ok(EffectiveConfig { config, origins, warnings: self.warnings })
     }
@@ -489,6 +554,16 @@ pub fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> Opt
         .filter(|(score, _)| *score > 0.75)
         .max_by(|a, b| a.0.total_cmp(&b.0))
         .map(|(_, candidate)| candidate)
+}
+
+/// The dotted names of all settings.
+fn leaf_names(schema: &Map<String, Value>, prefix: &str, names: &mut Vec<String>) {
+    for (key, value) in schema {
+        match value {
+            Value::Object(inner) => leaf_names(inner, &format!("{prefix}{key}."), names),
+            _ => names.push(format!("{prefix}{key}")),
+        }
+    }
 }
 
 fn lookup<'a>(schema: &'a Map<String, Value>, path: &[String]) -> Option<&'a Value> {
@@ -609,6 +684,22 @@ mod tests {
     fn an_unknown_variable_is_a_warning() {
         let effective = ConfigBuilder::new().environment(env(&[("REALTIME_PORT", "tcp://1"), ("HOME", "/")])).build().expect("valid");
         assert_eq!(effective.warnings, ["ignored REALTIME_PORT: no such setting"]);
+    }
+
+    #[test]
+    fn a_setting_can_be_given_by_its_dotted_name() {
+        let set = |key: &str, value: &str| ConfigBuilder::new().text(Source::Code, key, value);
+        let effective = set("limits.max_fragments", "3")
+            .and_then(|b| b.text(Source::Code, "auth.mode", "none"))
+            .and_then(|b| b.text(Source::Code, "log_level", "debug"))
+            .and_then(ConfigBuilder::build)
+            .expect("valid");
+        assert_eq!((effective.config.limits.max_fragments, effective.config.log_level), (3, LogLevel::Debug));
+        assert_eq!(effective.config.auth.mode, Some(AuthModes::One(AuthMode::None)));
+        assert_eq!(effective.origins["limits.max_fragments"], Source::Code);
+        let error = set("limits.max_fragment", "3").expect_err("unknown");
+        assert_eq!(error.to_string(), "code: unknown setting `limits.max_fragment`, did you mean `limits.max_fragments`?");
+        assert!(set("limits", "3").is_err(), "a table is not a setting");
     }
 
     #[test]

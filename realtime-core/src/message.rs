@@ -1,11 +1,13 @@
 //! What travels through the hub: channels, publications, users, and the ids that name them.
 
 use std::fmt;
-use std::hash::{BuildHasherDefault, Hash, Hasher};
+use std::hash::{BuildHasher, BuildHasherDefault, Hash, Hasher, RandomState};
 use std::str::FromStr;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use serde::{Deserialize, Serialize};
+
+use crate::error::PublishError;
 
 /// Longest channel name, in bytes of UTF-8.
 pub const MAX_CHANNEL_BYTES: usize = 200;
@@ -78,6 +80,14 @@ pub(crate) fn find_control(text: &str) -> Option<usize> {
     text.char_indices().find(|(_, c)| c.is_control()).map(|(at, _)| at)
 }
 
+/// Spreads channel names over stripes and buckets. Seeded once a process, so that clients cannot
+/// choose names that collide; the same everywhere, so that a publication is hashed once.
+pub(crate) fn channel_hash(name: &str) -> u64 {
+    static SEED: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+    // 0 says "not computed" in a [`Publish`].
+    SEED.hash_one(name).max(1)
+}
+
 /// A channel's name with its hash, shared by everything that refers to the channel.
 #[derive(Clone)]
 pub struct Channel(Arc<ChannelName>);
@@ -129,7 +139,16 @@ pub(crate) struct ChannelRef<'a> {
     pub(crate) hash: u64,
 }
 
-impl ChannelRef<'_> {
+impl<'a> ChannelRef<'a> {
+    pub(crate) fn new(name: &'a str) -> Self {
+        ChannelRef { name, hash: channel_hash(name) }
+    }
+
+    /// The channel of a publication, hashed here only if the hub has not done so.
+    pub(crate) fn of(publish: &Publish<'a>) -> Self {
+        if publish.hash == 0 { ChannelRef::new(publish.channel) } else { ChannelRef { name: publish.channel, hash: publish.hash } }
+    }
+
     pub(crate) fn matches(&self, channel: &Channel) -> bool {
         channel.0.hash == self.hash && &*channel.0.name == self.name
     }
@@ -284,6 +303,11 @@ impl User {
     pub(crate) fn channel_name(id: &str) -> String {
         format!("{INTERNAL_PREFIX}user:{id}")
     }
+
+    /// Whose internal channel this is, if it is one.
+    pub(crate) fn of_channel(name: &str) -> Option<&str> {
+        name.strip_prefix(INTERNAL_PREFIX)?.strip_prefix("user:")
+    }
 }
 
 /// Checks that `text` is exactly one JSON value; the error is the parser's message.
@@ -358,12 +382,41 @@ pub struct Publish<'a> {
     pub id: Option<&'a str>,
     /// The user on whose behalf a client published it.
     pub user_id: Option<&'a Arc<str>>,
+    /// [`channel_hash`] of the channel; 0 until the hub has computed it.
+    pub(crate) hash: u64,
 }
 
 impl<'a> Publish<'a> {
     /// A publication with nothing excepted and no idempotency key.
     pub fn new(channel: &'a str, event: &'a str, payload: Payload<'a>) -> Self {
-        Publish { channel, event, payload, except: &[], id: None, user_id: None }
+        Publish { channel, event, payload, except: &[], id: None, user_id: None, hash: 0 }
+    }
+
+    /// Checks everything but the channel's name and a JSON body's syntax, as every hub does whose
+    /// `limits.publication_bytes` is `limit`.
+    pub fn check(&self, limit: usize) -> Result<(), PublishError> {
+        if self.payload.len() > limit {
+            return Err(PublishError::TooLarge { bytes: self.payload.len(), limit });
+        }
+        let event = self.event;
+        let reason = if event.is_empty() {
+            Some("is empty")
+        } else if event.len() > MAX_EVENT_BYTES {
+            Some("is longer than 200 bytes")
+        } else if find_control(event).is_some() {
+            Some("holds a control character")
+        } else if event.starts_with("pusher:") || event.starts_with("pusher_internal:") {
+            Some("starts with `pusher:` or `pusher_internal:`, which are the protocol's own")
+        } else {
+            None
+        };
+        if let Some(reason) = reason {
+            return Err(PublishError::InvalidEvent { reason });
+        }
+        match self.id {
+            Some(id) if id.is_empty() || id.len() > MAX_ID_BYTES => Err(PublishError::InvalidId { bytes: id.len(), limit: MAX_ID_BYTES }),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -380,11 +433,11 @@ pub struct Receipt {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Body {
     /// See [`Payload::Text`].
-    Text(Box<str>),
+    Text(String),
     /// See [`Payload::Json`].
-    Json(Box<str>),
+    Json(String),
     /// See [`Payload::Binary`].
-    Binary(Box<[u8]>),
+    Binary(Vec<u8>),
 }
 
 impl Body {
@@ -394,6 +447,37 @@ impl Body {
             Body::Text(text) => Payload::Text(text),
             Body::Json(text) => Payload::Json(text),
             Body::Binary(bytes) => Payload::Binary(bytes),
+        }
+    }
+
+    /// Becomes `payload`, in the memory that it has.
+    pub(crate) fn refill(&mut self, payload: Payload<'_>) {
+        let mut bytes = match std::mem::replace(self, Body::Binary(Vec::new())) {
+            Body::Text(text) | Body::Json(text) => text.into_bytes(),
+            Body::Binary(bytes) => bytes,
+        };
+        bytes.clear();
+        let text = |text: &str, bytes: Vec<u8>| {
+            // No bytes are always UTF-8.
+            let mut string = String::from_utf8(bytes).unwrap_or_default();
+            string.push_str(text);
+            string
+        };
+        *self = match payload {
+            Payload::Text(from) => Body::Text(text(from, bytes)),
+            Payload::Json(from) => Body::Json(text(from, bytes)),
+            Payload::Binary(from) => {
+                bytes.extend_from_slice(from);
+                Body::Binary(bytes)
+            }
+        };
+    }
+
+    /// Bytes of memory that it owns.
+    pub(crate) fn capacity(&self) -> usize {
+        match self {
+            Body::Text(text) | Body::Json(text) => text.capacity(),
+            Body::Binary(bytes) => bytes.capacity(),
         }
     }
 }

@@ -272,3 +272,165 @@ fn floods_from_many_processes_lose_nothing() {
     });
     assert_eq!(hub.stats().published, 40_004);
 }
+
+#[test]
+fn a_status_says_which_hub_it_is() {
+    let place = Place::new();
+    let hub = place.hub();
+    hub.publish(&realtime_core::Publish::new("c", "e", Payload::Text("x"))).unwrap();
+    let status: Value = place.client().query(&BusQuery::Status).unwrap();
+    assert_eq!(status["published"], 1);
+    assert_eq!(status["pid"], std::process::id());
+    assert_eq!(status["version"], env!("CARGO_PKG_VERSION"));
+    assert_eq!(status["listen"], hub.local_addr().to_string());
+    assert!(status["memory_bytes"].as_u64().unwrap() > 1 << 20, "{status}");
+    assert!(status["open_files"]["used"].as_u64().unwrap() > 3, "{status}");
+}
+
+#[tokio::test]
+async fn a_watcher_sees_what_is_published_and_to_how_many() {
+    let place = Place::new();
+    let hub = place.hub();
+    let _subscriber = WebSocket::subscribed(&hub, "news").await;
+    let (began, beginning) = std::sync::mpsc::channel();
+    let mut watcher = place.client();
+    let watching = std::thread::spawn(move || {
+        let mut seen: Vec<Value> = Vec::new();
+        let ended = watcher.tail(
+            "n*",
+            || began.send(()).unwrap(),
+            |line| {
+                seen.push(serde_json::from_str(line).unwrap());
+                seen.len() < 3
+            },
+        );
+        (ended, seen)
+    });
+    beginning.recv_timeout(realtime_testkit::DEADLINE).unwrap();
+    let mut client = place.client();
+    client.publish_with_receipt(&publish("other", Payload::Text("x"))).unwrap();
+    client.publish_with_receipt(&publish("news", Payload::Json("{\"n\":1}"))).unwrap();
+    hub.publish(&realtime_core::Publish::new("nobody", "e", Payload::Text("hi"))).unwrap();
+    hub.publish(&realtime_core::Publish::new("news", "e", Payload::Binary(b"\xff"))).unwrap();
+    let (ended, seen) = watching.join().unwrap();
+    ended.unwrap();
+    let short: Vec<_> = seen.iter().map(|line| json!([line["channel"], line["matched"], line["offset"], line["data"]])).collect();
+    assert_eq!(short, [json!(["news", 1, 1, {"n": 1}]), json!(["nobody", 0, 1, "hi"]), json!(["news", 1, 2, null])]);
+}
+
+#[test]
+fn a_watcher_that_does_not_read_delays_nobody_and_is_told_what_it_missed() {
+    let place = Place::new();
+    let hub = place.hub();
+    let (began, beginning) = std::sync::mpsc::channel();
+    let (go_on, may_go_on) = std::sync::mpsc::channel::<()>();
+    let mut watcher = place.client();
+    let watching = std::thread::spawn(move || {
+        let (mut shown, mut dropped) = (0, 0);
+        let ended = watcher.tail(
+            "*",
+            || {
+                began.send(()).unwrap();
+                may_go_on.recv().unwrap();
+            },
+            |line| {
+                let line: Value = serde_json::from_str(line).unwrap();
+                match line["dropped"].as_u64() {
+                    Some(count) => dropped += count,
+                    None => shown += 1,
+                }
+                line["channel"] != "last"
+            },
+        );
+        (ended, shown, dropped)
+    });
+    beginning.recv_timeout(realtime_testkit::DEADLINE).unwrap();
+    // More than the socket's buffers and the tap hold together.
+    let body = "x".repeat(4_000);
+    for _ in 0..5_000 {
+        hub.publish(&realtime_core::Publish::new("c", "e", Payload::Text(&body))).unwrap();
+    }
+    assert_eq!(place.client().query::<Value>(&BusQuery::Status).unwrap()["published"], 5_000);
+    go_on.send(()).unwrap();
+    // It may be dropped too, while the watcher catches up; then there is another one.
+    let mut last = 0;
+    eventually("the watcher has caught up", || {
+        last += 1;
+        hub.publish(&realtime_core::Publish::new("last", "e", Payload::Text("x"))).unwrap();
+        watching.is_finished()
+    });
+    let (ended, shown, dropped) = watching.join().unwrap();
+    ended.unwrap();
+    assert!(dropped > 0 && shown > 1_024, "{shown} shown, {dropped} dropped");
+    assert!(shown + dropped >= 5_001 && shown + dropped <= 5_000 + last, "{shown} shown, {dropped} dropped, {last} last");
+}
+
+#[test]
+fn two_taps_on_one_connection_and_wrong_questions_are_refused() {
+    use realtime_core::bus::frame::{Request, Response, frame_length};
+    let place = Place::new();
+    let _hub = place.hub();
+    let mut stream = UnixStream::connect(place.socket()).unwrap();
+    stream.set_read_timeout(Some(realtime_testkit::DEADLINE)).unwrap();
+    let mut bytes = b"\x0d\0\0\0\x01RTBS\x01\0\x01\0\0\0\0\0".to_vec();
+    for (request, query) in [(1, r#"{"op":"tail","pattern":"*"}"#), (2, r#"{"op":"tail","pattern":"*"}"#), (3, r#"{"op":"tail"}"#)] {
+        Request::Query { request, query }.write(&mut bytes);
+    }
+    stream.write_all(&bytes).unwrap();
+    let mut received = Vec::new();
+    let mut answers = Vec::new();
+    while answers.len() < 4 {
+        let mut buffer = [0; 4096];
+        let count = stream.read(&mut buffer).unwrap();
+        assert!(count > 0, "the hub closed after {answers:?}");
+        received.extend_from_slice(&buffer[..count]);
+        while let Some(length) = frame_length(&received).unwrap() {
+            let rest = received.split_off(length);
+            answers.push(match Response::read(&std::mem::replace(&mut received, rest)).unwrap() {
+                Response::Welcome { .. } => (0, None),
+                Response::Answer { request, .. } => (request, None),
+                Response::Failure { request, code, .. } => (request, Some(code)),
+                other => panic!("{other:?}"),
+            });
+        }
+    }
+    assert_eq!(answers, [(0, None), (1, None), (2, Some(FailureCode::InvalidMessage)), (3, Some(FailureCode::Unsupported))]);
+}
+
+/// The listener lives on in this process, as it does in systemd; only the hub is another one.
+#[test]
+fn a_restart_behind_a_listener_that_was_handed_over_fails_no_publication() {
+    let place = Place::new();
+    std::fs::create_dir_all(&place.0).unwrap();
+    let listener = std::os::unix::net::UnixListener::bind(place.socket()).unwrap();
+    let start = || realtime_core::HubBuilder::new(config(|_| {})).bus_listener(listener.try_clone().unwrap()).start().unwrap();
+    let done = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let count = std::sync::Arc::new(AtomicU32::new(0));
+    let sent = {
+        let (done, count, mut client) = (done.clone(), count.clone(), place.client());
+        std::thread::spawn(move || {
+            // Between hubs the backlog and the socket's buffer take them; a full one is not what this is about.
+            while !done.load(Ordering::Relaxed) {
+                client.publish(&publish("c", Payload::Text("x"))).unwrap();
+                count.fetch_add(1, Ordering::Relaxed);
+                std::thread::yield_now();
+            }
+        })
+    };
+    let mut published = 0;
+    for _ in 0..5 {
+        let hub = start();
+        let before = count.load(Ordering::Relaxed);
+        eventually("this hub has a share of them", || hub.stats().published > 100 && count.load(Ordering::Relaxed) > before + 100);
+        assert!(hub.stop(Duration::from_secs(20)).complete);
+        published += hub.stats().published;
+        assert!(place.socket().exists());
+    }
+    done.store(true, Ordering::Relaxed);
+    // Whatever was sent since then waits for this one.
+    let hub = start();
+    sent.join().unwrap();
+    let total = u64::from(count.load(Ordering::Relaxed));
+    eventually("the rest has come", || published + hub.stats().published >= total);
+    assert_eq!(published + hub.stats().published, total);
+}

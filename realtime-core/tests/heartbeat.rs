@@ -1,8 +1,10 @@
 //! Connections that are silent, or half open.
 
+use std::time::Instant;
+
 use realtime_core::{Payload, Publish};
 use realtime_testkit::raw::{self, PING, PONG, RawClient};
-use realtime_testkit::{Client, eventually, start};
+use realtime_testkit::{Client, DEADLINE, eventually, start};
 
 #[test]
 fn a_half_open_connection_is_pinged_and_then_closed() {
@@ -50,10 +52,11 @@ async fn a_library_answers_by_itself_while_messages_flow() {
     });
     let mut client = Client::subscribed(&hub, "c").await;
     let (mut silent, _) = RawClient::connect(&hub, "/ws");
-    let mut number = 0;
+    let (mut number, begun) = (0, Instant::now());
     // The time that it takes to find a connection dead is many ping intervals of the other.
     while hub.stats().closed_pong_timeout == 0 {
         number += 1;
+        assert!(begun.elapsed() < DEADLINE, "a silent connection is kept");
         hub.publish(&Publish::new("c", "e", Payload::Json(&number.to_string()))).unwrap();
         assert_eq!(client.expect("message").await["data"], number);
     }

@@ -1,5 +1,7 @@
 //! What a host asks of a hub: publications and their receipts, users, numbers.
 
+#![expect(clippy::unwrap_used, reason = "a test's helper fails by panicking")]
+
 use std::sync::Arc;
 
 use realtime_core::{InvalidChannel, Payload, Publish, PublishError, QueryError, User};

@@ -1,7 +1,9 @@
 //! Clients that do not read, and those beside them that do.
 
+use std::time::Instant;
+
 use realtime_core::{Config, Payload, Publish, PublishError};
-use realtime_testkit::{Client, RawClient, eventually, raw, start};
+use realtime_testkit::{Client, DEADLINE, RawClient, eventually, raw, start};
 use serde_json::json;
 
 /// Little room, so that a client that does not read soon has none.
@@ -65,9 +67,10 @@ async fn a_slow_channel_does_not_delay_another_one() {
     }
     let mut reader = Client::subscribed(&hub, "quick").await;
     let body = "x".repeat(15 << 10);
-    let mut number = 0;
+    let (mut number, begun) = (0, Instant::now());
     // Until the slow ones are gone, whatever their channel does to the hub.
     while hub.stats().closed_slow < 3 {
+        assert!(begun.elapsed() < DEADLINE, "the slow ones are kept");
         for _ in 0..10 {
             match hub.publish(&Publish::new("slow", "e", Payload::Text(&body))) {
                 Ok(_) | Err(PublishError::QueueFull { .. }) => {}

@@ -73,14 +73,6 @@ impl Client {
         Client::over(stream, hub, path, headers).await
     }
 
-    /// Connects with a receive buffer so small that the hub soon cannot write what the client does not read.
-    pub async fn open_narrow(hub: &Hub, path: &str) -> Client {
-        let socket = TcpSocket::new_v4().unwrap();
-        socket.set_recv_buffer_size(1).unwrap();
-        let stream = on_time("TCP connect", socket.connect(hub.local_addr())).await.unwrap();
-        Client::over(stream, hub, path, &[]).await.unwrap()
-    }
-
     async fn over(stream: TcpStream, hub: &Hub, path: &str, headers: &[(&str, &str)]) -> Result<Client, Refused> {
         let mut request = format!("ws://{}{path}", hub.local_addr()).into_client_request().unwrap();
         for (name, value) in headers {

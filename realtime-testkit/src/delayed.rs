@@ -71,6 +71,9 @@ enum Task {
     Fail(Failing),
 }
 
+/// What a step has to do without the lock.
+type Call = Box<dyn FnOnce(&dyn Deliver)>;
+
 enum Failing {
     Publish(Resolver<Published>),
     Subscribe(Resolver<Position>),
@@ -199,7 +202,7 @@ impl State {
     }
 
     /// Does one step. What calls out is given back, to be done without the lock.
-    fn step(&mut self, delay: Duration, task: Task) -> Option<Box<dyn FnOnce(&dyn Deliver)>> {
+    fn step(&mut self, delay: Duration, task: Task) -> Option<Call> {
         match task {
             Task::Sequence(owned, resolver) => {
                 let channel = self.channel(&owned.channel);

@@ -33,6 +33,9 @@ pub const LAST: u8 = 0x80;
 const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
 /// The answer to that key (RFC 6455 section 1.3).
 const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
+/// A small receive buffer. With one smaller than a segment of the loopback device the line would crawl from one window
+/// probe to the next.
+const NARROW_BYTES: usize = 128 << 10;
 const MASK: [u8; 4] = [0x37, 0xfa, 0x21, 0x3d];
 
 /// See the module's documentation.
@@ -137,7 +140,7 @@ impl RawClient {
     /// The same, with a receive buffer so small that the hub soon cannot write what is not read.
     pub fn tcp_narrow(address: SocketAddr) -> RawClient {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, None).unwrap();
-        socket.set_recv_buffer_size(1).unwrap();
+        socket.set_recv_buffer_size(NARROW_BYTES).unwrap();
         socket.connect(&address.into()).unwrap();
         RawClient::over(socket.into())
     }

@@ -4,7 +4,6 @@
 //! for "next offset, queue to the interested shards" (`docs/adr` says what else was measured).
 
 use std::collections::{HashMap, VecDeque};
-use std::hash::BuildHasher;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -14,7 +13,7 @@ use parking_lot::Mutex;
 
 use super::{Broker, Deliver, Published, Reply};
 use crate::error::BrokerError;
-use crate::message::{Epoch, Position, Publish};
+use crate::message::{ChannelRef, Epoch, Position, Publish, channel_hash};
 
 /// Locks that channels share; many more than threads that publish at once.
 const STRIPES: usize = 64;
@@ -26,9 +25,6 @@ pub struct Memory {
     /// Where publications go once they are sequenced; set by `start`.
     deliver: OnceLock<Arc<dyn Deliver>>,
     stripes: Box<[Mutex<Stripe>]>,
-    /// Spreads channel names over stripes and buckets; seeded, so that names cannot be chosen to
-    /// collide.
-    hasher: std::hash::RandomState,
     /// The next channel's epoch: random at the start and never repeated.
     next_epoch: AtomicU64,
     /// Idle channels that one stripe remembers.
@@ -66,7 +62,6 @@ impl Memory {
         Ok(Memory {
             deliver: OnceLock::new(),
             stripes: (0..STRIPES).map(|_| Mutex::default()).collect(),
-            hasher: std::hash::RandomState::new(),
             next_epoch: AtomicU64::new(first),
             idle_channels: idle_channels.div_ceil(STRIPES),
             idempotency_keys: idempotency_keys.div_ceil(STRIPES),
@@ -75,10 +70,9 @@ impl Memory {
         })
     }
 
-    fn stripe(&self, channel: &str) -> (&Mutex<Stripe>, u64) {
-        let hash = self.hasher.hash_one(channel);
-        // High bits pick the stripe, low bits the bucket.
-        (&self.stripes[(hash >> 58) as usize % STRIPES], hash)
+    /// High bits of the hash pick the stripe, low bits the bucket.
+    fn stripe(&self, hash: u64) -> &Mutex<Stripe> {
+        &self.stripes[(hash >> 58) as usize % STRIPES]
     }
 
     fn age(&self) -> u32 {
@@ -132,8 +126,8 @@ impl Broker for Memory {
 
     fn publish(&self, publish: &Publish<'_>) -> Reply<Published> {
         let Some(deliver) = self.deliver.get() else { return Reply::Now(Err(BrokerError::Stopped)) };
-        let (stripe, hash) = self.stripe(publish.channel);
-        let mut stripe = stripe.lock();
+        let hash = ChannelRef::of(publish).hash;
+        let mut stripe = self.stripe(hash).lock();
         if self.stopped.load(Ordering::Relaxed) {
             return Reply::Now(Err(BrokerError::Stopped));
         }
@@ -157,16 +151,16 @@ impl Broker for Memory {
     }
 
     fn subscribe(&self, channel: &str) -> Reply<Position> {
-        let (stripe, hash) = self.stripe(channel);
-        let mut stripe = stripe.lock();
+        let hash = channel_hash(channel);
+        let mut stripe = self.stripe(hash).lock();
         let entry = self.entry(&mut stripe, channel, hash);
         entry.subscribed = true;
         Reply::Now(Ok(entry.position))
     }
 
     fn unsubscribe(&self, channel: &str) {
-        let (stripe, hash) = self.stripe(channel);
-        let mut stripe = stripe.lock();
+        let hash = channel_hash(channel);
+        let mut stripe = self.stripe(hash).lock();
         let age = self.age();
         if let Some(entry) = stripe.channels.find_mut(hash, |entry| entry.hash == hash && &*entry.name == channel) {
             entry.subscribed = false;

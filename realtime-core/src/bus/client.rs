@@ -16,6 +16,7 @@ use super::frame::{
     BusFrameError, BusPublish, BusQuery, FailureCode, MAX_BATCH, MAX_FRAME_BYTES, OLDEST_VERSION, Request, Response, VERSION, frame_length,
     write_publish_head,
 };
+use super::socket::check_hub;
 use crate::message::{Payload, Receipt};
 
 /// Writing to a hub that has gone must be an error, never SIGPIPE in the host.
@@ -32,6 +33,8 @@ const READ_BYTES: usize = 16 << 10;
 pub struct ClientOptions {
     /// The hub's socket.
     pub socket: PathBuf,
+    /// Tried in this order when nobody serves `socket`. Default none.
+    pub fallbacks: Vec<PathBuf>,
     /// For a connection. Default 100 ms.
     pub connect_timeout: Duration,
     /// For sending a request, and for its answer. Default 1 s.
@@ -41,7 +44,19 @@ pub struct ClientOptions {
 impl ClientOptions {
     /// The defaults for a socket.
     pub fn new(socket: &Path) -> Self {
-        ClientOptions { socket: socket.into(), connect_timeout: Duration::from_millis(100), answer_timeout: Duration::from_secs(1) }
+        ClientOptions {
+            socket: socket.into(),
+            fallbacks: Vec::new(),
+            connect_timeout: Duration::from_millis(100),
+            answer_timeout: Duration::from_secs(1),
+        }
+    }
+
+    /// The defaults for whichever of these sockets is served, the first preferred.
+    pub fn probing(sockets: Vec<PathBuf>) -> Self {
+        let mut sockets = sockets.into_iter();
+        let first = sockets.next().unwrap_or_default();
+        ClientOptions { fallbacks: sockets.collect(), ..ClientOptions::new(&first) }
     }
 }
 
@@ -177,6 +192,56 @@ impl Client {
         serde_json::from_slice(&answer).map_err(invalid)
     }
 
+    /// Watches what is published to the channels that match, until `each` returns false. It gets a
+    /// line of JSON a publication, as `docs/protocol/bus.md` describes; `began` is called once the
+    /// hub has begun. Waits for as long as nothing is published, and ends with an error when the
+    /// hub does.
+    pub fn tail(&mut self, pattern: &str, began: impl FnOnce(), mut each: impl FnMut(&str) -> bool) -> Result<(), ClientError> {
+        let text =
+            serde_json::to_string(&BusQuery::Tail { pattern: pattern.into() }).map_err(|error| ClientError::Protocol(error.to_string()))?;
+        let request = self.next_request();
+        let mut frame = Vec::new();
+        Request::Query { request, query: &text }.write(&mut frame);
+        self.send(&frame, &[])?;
+        self.await_answer(request, |response| match response {
+            Response::Answer { more: true, .. } => Ok(Some(())),
+            _ => Err(ClientError::Protocol("expected the beginning of a tail".into())),
+        })?;
+        began();
+        let mut partial = Vec::new();
+        loop {
+            let part = self.await_answer_until(request, None, |response| match response {
+                Response::Answer { part, .. } => Ok(Some(part.to_vec())),
+                _ => Err(ClientError::Protocol("expected a part of a tail".into())),
+            })?;
+            partial.extend_from_slice(&part);
+            while let Some(end) = partial.iter().position(|byte| *byte == b'\n') {
+                let rest = partial.split_off(end + 1);
+                let line = std::mem::replace(&mut partial, rest);
+                let line = std::str::from_utf8(&line[..end]).map_err(|error| ClientError::Protocol(error.to_string()))?;
+                if !each(line) {
+                    // The hub would go on sending.
+                    self.forget();
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    /// How long sending and answers may take from now on, for hosts that share a deadline out among
+    /// calls.
+    pub fn limit_wait(&mut self, timeout: Duration) {
+        if self.options.answer_timeout != timeout {
+            self.options.answer_timeout = timeout;
+            if let Some(link) = &self.link
+                && link.set_write_timeout(Some(timeout)).is_err()
+            {
+                // The next call connects anew, with the timeout set.
+                self.forget();
+            }
+        }
+    }
+
     /// Whether somebody serves the socket. Connects if there is no connection.
     pub fn is_reachable(&mut self) -> bool {
         self.link.is_some() || self.connect().is_ok()
@@ -251,26 +316,48 @@ impl Client {
     }
 
     fn connect(&mut self) -> Result<(), ClientError> {
-        let failed = |source| ClientError::Connect { socket: self.options.socket.clone(), source };
-        let open = || -> io::Result<Socket> {
-            let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-            // On a Unix socket this bounds the wait for a place in the backlog too.
-            socket.set_write_timeout(Some(self.options.connect_timeout))?;
-            socket.connect(&SockAddr::unix(&self.options.socket)?)?;
-            socket.set_write_timeout(Some(self.options.answer_timeout))?;
-            // Less is no reason to fail.
-            drop(socket.set_send_buffer_size(SEND_BUFFER_BYTES));
-            Ok(socket)
+        let mut failure: Option<(PathBuf, io::Error)> = None;
+        let mut opened = None;
+        for path in std::iter::once(&self.options.socket).chain(&self.options.fallbacks) {
+            match self.open(path) {
+                Ok(link) => {
+                    opened = Some((link, path.clone()));
+                    break;
+                }
+                // A socket that is there says more than one that is not.
+                Err(error) if failure.as_ref().is_none_or(|(_, known)| known.kind() == io::ErrorKind::NotFound) => {
+                    failure = Some((path.clone(), error));
+                }
+                Err(_) => {}
+            }
+        }
+        let Some((link, socket)) = opened else {
+            let (socket, source) = failure.unwrap_or_else(|| (self.options.socket.clone(), io::ErrorKind::NotFound.into()));
+            if is_timeout(&source) {
+                self.paused_until = Some(Instant::now() + PAUSE);
+            }
+            return Err(ClientError::Connect { socket, source });
         };
-        let link = open().map_err(failed)?;
         let mut hello = Vec::new();
         Request::Hello { oldest: OLDEST_VERSION, newest: VERSION, pid: std::process::id() }.write(&mut hello);
         self.received.clear();
         self.link = Some(link);
         self.try_send(&hello, &[]).map_err(|source| {
             self.link = None;
-            ClientError::Connect { socket: self.options.socket.clone(), source }
+            ClientError::Connect { socket, source }
         })
+    }
+
+    fn open(&self, path: &Path) -> io::Result<Socket> {
+        let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+        // On a Unix socket this bounds the wait for a place in the backlog too.
+        socket.set_write_timeout(Some(self.options.connect_timeout))?;
+        socket.connect(&SockAddr::unix(path)?)?;
+        check_hub(path, rustix::net::sockopt::socket_peercred(&socket)?.uid.as_raw())?;
+        socket.set_write_timeout(Some(self.options.answer_timeout))?;
+        // Less is no reason to fail.
+        drop(socket.set_send_buffer_size(SEND_BUFFER_BYTES));
+        Ok(socket)
     }
 
     fn try_send(&mut self, head: &[u8], body: &[u8]) -> io::Result<()> {
@@ -296,9 +383,18 @@ impl Client {
     fn await_answer<T>(
         &mut self,
         request: u32,
+        take: impl FnMut(Response<'_>) -> Result<Option<T>, ClientError>,
+    ) -> Result<T, ClientError> {
+        self.await_answer_until(request, Some(Instant::now() + self.options.answer_timeout), take)
+    }
+
+    /// The same until a deadline, or for as long as it takes.
+    fn await_answer_until<T>(
+        &mut self,
+        request: u32,
+        deadline: Option<Instant>,
         mut take: impl FnMut(Response<'_>) -> Result<Option<T>, ClientError>,
     ) -> Result<T, ClientError> {
-        let deadline = Instant::now() + self.options.answer_timeout;
         loop {
             while let Some(length) = frame_length(&self.received)? {
                 let rest = self.received.split_off(length);
@@ -317,8 +413,8 @@ impl Client {
                     _ => {}
                 }
             }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            if left.is_some_and(|left| left.is_zero()) {
                 return Err(self.timed_out());
             }
             match self.receive(left) {
@@ -332,9 +428,9 @@ impl Client {
         }
     }
 
-    fn receive(&mut self, timeout: Duration) -> io::Result<()> {
+    fn receive(&mut self, timeout: Option<Duration>) -> io::Result<()> {
         let Some(link) = &self.link else { return Err(io::ErrorKind::NotConnected.into()) };
-        link.set_read_timeout(Some(timeout))?;
+        link.set_read_timeout(timeout)?;
         let start = self.received.len();
         self.received.resize(start + READ_BYTES, 0);
         let outcome = loop {

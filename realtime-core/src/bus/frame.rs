@@ -116,6 +116,13 @@ pub enum BusQuery {
     Channels,
     /// Counters.
     Stats,
+    /// Counters, and which hub it is.
+    Status,
+    /// What is published from now on, live; owner and root only. One a connection.
+    Tail {
+        /// A channel's name, or a pattern in which each `*` stands for any text.
+        pattern: String,
+    },
 }
 
 /// What a client sends.

@@ -6,11 +6,13 @@
 //! one that waits for it.
 
 use std::io;
+use std::net::Shutdown;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
+use socket2::SockRef;
 use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
@@ -24,6 +26,7 @@ use crate::broker::Reply;
 use crate::descriptors;
 use crate::error::{PublishError, QueryError};
 use crate::hub::Node;
+use crate::hub::tap::{MAX_TAPS, Tap};
 use crate::message::{ChannelInfo, ChannelUser, Payload, Publish, Receipt, SocketId, User, validate_channel, validate_json};
 
 /// Bytes read at once.
@@ -34,6 +37,7 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(1);
 const ROOM_POLL: Duration = Duration::from_millis(1);
 /// How long accepting rests when descriptors or memory have run out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+const ONLY_TRUSTED: &str = "only the hub's own user and root may do that";
 
 /// The bus thread's work.
 pub(crate) struct BusServer {
@@ -147,13 +151,36 @@ struct Peer {
     /// Whether it is the hub's own user, or root: others may publish and ask only.
     trusted: bool,
     pid: u32,
+    watching: Option<Watching>,
+}
+
+/// A peer's tap, closed with its connection.
+struct Watching {
+    node: Arc<Node>,
+    tap: Arc<Tap>,
+    /// The request that its lines answer.
+    request: u32,
+}
+
+impl Drop for Watching {
+    fn drop(&mut self) {
+        self.node.routes.taps.close(&self.tap);
+    }
+}
+
+/// Ends when there is something to show; never without a tap.
+async fn seen(watching: Option<&Watching>) {
+    match watching {
+        Some(watching) => watching.tap.ready.notified().await,
+        None => std::future::pending().await,
+    }
 }
 
 impl Peer {
     fn new(node: Arc<Node>, stream: UnixStream) -> Self {
         let trusted = stream.peer_cred().is_ok_and(|peer| peer.uid() == 0 || peer.uid() == rustix::process::geteuid().as_raw());
         let noted = Noted::new(stream.as_raw_fd());
-        Peer { node, _noted: noted, stream, received: Vec::new(), answers: Vec::new(), greeted: false, trusted, pid: 0 }
+        Peer { node, _noted: noted, stream, received: Vec::new(), answers: Vec::new(), greeted: false, trusted, pid: 0, watching: None }
     }
 
     async fn run(mut self, mut stop: watch::Receiver<bool>) {
@@ -165,6 +192,7 @@ impl Peer {
 
     async fn serve(&mut self, stop: &mut watch::Receiver<bool>) -> Result<(), PeerError> {
         let mut buffer = vec![0; READ_BYTES];
+        let mut stopping = false;
         loop {
             match self.stream.try_read(&mut buffer) {
                 Ok(0) => return Ok(()),
@@ -173,13 +201,16 @@ impl Peer {
                     self.consume().await?;
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    // Nothing is left to read: what was sent before the stop has been carried out.
-                    if *stop.borrow() {
-                        return Ok(());
+                    if *stop.borrow() && !stopping {
+                        stopping = true;
+                        // From here on the peer's writes fail, so that it sends them to the next hub; what it has
+                        // written stays readable, and then reads end. A peer that has gone is at its end already.
+                        drop(SockRef::from(&self.stream).shutdown(Shutdown::Read));
                     }
                     tokio::select! {
                         ready = self.stream.ready(Interest::READABLE) => drop(ready?),
-                        _ = stop.changed() => {}
+                        _ = stop.changed(), if !stopping => {}
+                        () = seen(self.watching.as_ref()), if !stopping => self.show_seen(stop).await?,
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(()),
@@ -301,8 +332,42 @@ impl Peer {
         }
     }
 
+    /// Opens a tap. Its lines are all that answers the request, unless it fails.
+    fn watch(&mut self, request: u32, pattern: &str) {
+        let refused = if !self.trusted {
+            (FailureCode::Unauthorized, ONLY_TRUSTED.to_owned())
+        } else if self.watching.is_some() {
+            (FailureCode::InvalidMessage, "this connection watches already".to_owned())
+        } else if let Some(tap) = self.node.routes.taps.open(pattern) {
+            self.watching = Some(Watching { node: self.node.clone(), tap, request });
+            // Says that it has begun.
+            Response::Answer { request, more: true, part: b"" }.write(&mut self.answers);
+            return;
+        } else {
+            (FailureCode::Unavailable, format!("{MAX_TAPS} watch already"))
+        };
+        Response::Failure { request, code: refused.0, message: &refused.1 }.write(&mut self.answers);
+    }
+
+    /// Writes what the tap has seen. Waits for a peer that reads slowly: its tap drops and counts meanwhile.
+    async fn show_seen(&mut self, stop: &mut watch::Receiver<bool>) -> Result<(), PeerError> {
+        let Some(Watching { tap, request, .. }) = &self.watching else { return Ok(()) };
+        let mut lines = Vec::new();
+        while tap.take_lines(READ_BYTES, &mut lines) {
+            let mut frame = Vec::new();
+            Response::Answer { request: *request, more: true, part: &lines }.write(&mut frame);
+            lines.clear();
+            tokio::select! {
+                written = self.stream.write_all(&frame) => written?,
+                _ = stop.changed() => return Err(io::Error::new(io::ErrorKind::TimedOut, "stopped while the peer did not read").into()),
+            }
+        }
+        Ok(())
+    }
+
     async fn answer(&mut self, request: u32, query: &str) {
         let outcome = match serde_json::from_str::<BusQuery>(query) {
+            Ok(BusQuery::Tail { pattern }) => return self.watch(request, &pattern),
             Ok(query) => self.ask(query).await,
             Err(error) => Err((FailureCode::Unsupported, error.to_string())),
         };
@@ -321,7 +386,7 @@ impl Peer {
     async fn ask(&self, query: BusQuery) -> Result<serde_json::Value, (FailureCode, String)> {
         let privileged = matches!(query, BusQuery::DisconnectUser { .. } | BusQuery::SetUser { .. });
         if privileged && !self.trusted {
-            return Err((FailureCode::Unauthorized, "only the hub's own user and root may do that".into()));
+            return Err((FailureCode::Unauthorized, ONLY_TRUSTED.into()));
         }
         let node = self.node.clone();
         // Shards answer within a second; other peers go on meanwhile.
@@ -353,8 +418,33 @@ impl Node {
                 .map(|ChannelInfo { name, subscribers }| serde_json::json!({"name": name, "subscribers": subscribers}))
                 .collect(),
             BusQuery::Stats => serde_json::to_value(self.stats()).unwrap_or_default(),
+            BusQuery::Status => {
+                let mut status = serde_json::to_value(self.stats()).unwrap_or_default();
+                status["version"] = env!("CARGO_PKG_VERSION").into();
+                status["pid"] = std::process::id().into();
+                status["listen"] = self.local_addr.to_string().into();
+                status["memory_bytes"] = resident_bytes().into();
+                status["open_files"] = open_files();
+                status
+            }
+            // Answered by its connection.
+            BusQuery::Tail { .. } => serde_json::Value::Null,
         })
     }
+}
+
+/// This process' resident memory; `None` where the system does not say.
+fn resident_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    line.trim().strip_suffix(" kB")?.parse::<u64>().ok().map(|kibibytes| kibibytes << 10)
+}
+
+/// How many descriptors this process may have, and has.
+fn open_files() -> serde_json::Value {
+    let used = std::fs::read_dir("/proc/self/fd").ok().map(Iterator::count);
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    serde_json::json!({"used": used, "limit": limit})
 }
 
 fn user_json(ChannelUser { user, connections }: &ChannelUser) -> serde_json::Value {

@@ -2,11 +2,14 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use socket2::{Domain, SockAddr, Socket, Type};
+
+use crate::descriptors;
 
 /// The system service's socket.
 const SYSTEM_SOCKET: &str = "/run/realtime/realtime.sock";
@@ -33,8 +36,14 @@ pub enum BusBindError {
         /// What it is.
         what: &'static str,
     },
+    /// The directory is another user's, in a place where everybody may make one.
+    #[error("{} belongs to another user; set `socket` to a path in a directory of the hub's own, or to \"\" for no bus", directory.display())]
+    Squatted {
+        /// The socket's directory.
+        directory: PathBuf,
+    },
     /// The system refused.
-    #[error("cannot {action} {}: {source}", path.display())]
+    #[error("cannot {action} {}: {source}; set `socket` to another path, or to \"\" for no bus", path.display())]
     System {
         /// What was tried.
         action: &'static str,
@@ -45,14 +54,21 @@ pub enum BusBindError {
     },
 }
 
-/// A bound bus socket. Dropping it removes the file.
+/// A bound bus socket. Dropping it removes the file, unless somebody else made it.
 #[derive(Debug)]
 pub struct BusSocket {
     /// Taken by the server.
     listener: Option<UnixListener>,
+    /// Absent for a listener that was handed over.
+    own: Option<OwnFile>,
+}
+
+/// The file of a socket that this process bound.
+#[derive(Debug)]
+struct OwnFile {
     path: PathBuf,
     /// Held as long as the socket is served; the kernel lets go of it however the process ends.
-    _lock: File,
+    _lock: Lock,
 }
 
 impl BusSocket {
@@ -67,6 +83,12 @@ impl BusSocket {
         {
             DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(directory).map_err(system("make", directory))?;
         }
+        if let Some(directory) = path.parent()
+            && anybody_may_make(directory)
+            && fs::symlink_metadata(directory).is_ok_and(|found| found.is_symlink() || !is_trusted(found.uid()))
+        {
+            return Err(BusBindError::Squatted { directory: directory.into() });
+        }
         let lock_path = with_suffix(path, ".lock");
         let lock = OpenOptions::new()
             .create(true)
@@ -77,7 +99,8 @@ impl BusSocket {
             .custom_flags(0o400_000)
             .open(&lock_path)
             .map_err(system("open", &lock_path))?;
-        match lock.try_lock() {
+        let lock = Lock::new(lock);
+        match lock.0.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(BusBindError::InUse { path: path.into() }),
             Err(TryLockError::Error(source)) => return Err(system("lock", &lock_path)(source)),
@@ -113,12 +136,14 @@ impl BusSocket {
             drop(fs::remove_file(&temporary));
             system("listen on", path)(source)
         })?;
-        Ok(BusSocket { listener: Some(listener), path: path.into(), _lock: lock })
+        Ok(BusSocket { listener: Some(listener), own: Some(OwnFile { path: path.into(), _lock: lock }) })
     }
 
-    /// The path.
-    pub fn path(&self) -> &Path {
-        &self.path
+    /// Serves a listener that a supervisor bound. Its file, rights and lock stay the supervisor's,
+    /// and so do the connections that nobody has accepted when this hub ends.
+    pub fn activated(listener: UnixListener) -> io::Result<Self> {
+        listener.set_nonblocking(true)?;
+        Ok(BusSocket { listener: Some(listener), own: None })
     }
 
     pub(crate) fn take_listener(&mut self) -> Option<UnixListener> {
@@ -129,8 +154,50 @@ impl BusSocket {
 impl Drop for BusSocket {
     fn drop(&mut self) {
         // The lock is still held, so the file is ours. If it is gone already, all the better.
-        drop(fs::remove_file(&self.path));
+        if let Some(own) = &self.own {
+            drop(fs::remove_file(&own.path));
+        }
     }
+}
+
+/// A lock file. A forked child would go on holding it, so it is noted for the child to close.
+#[derive(Debug)]
+struct Lock(File);
+
+impl Lock {
+    fn new(file: File) -> Self {
+        descriptors::opened(file.as_raw_fd());
+        Lock(file)
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        descriptors::closing(self.0.as_raw_fd());
+    }
+}
+
+/// Whether everybody may put a file or directory of this name where it is, as in `/tmp`.
+fn anybody_may_make(path: &Path) -> bool {
+    const WRITABLE_BY_OTHERS: u32 = 0o002;
+    path.parent().and_then(|parent| fs::metadata(parent).ok()).is_some_and(|parent| parent.mode() & WRITABLE_BY_OTHERS != 0)
+}
+
+/// This user and root.
+fn is_trusted(uid: u32) -> bool {
+    uid == 0 || uid == rustix::process::geteuid().as_raw()
+}
+
+/// Refuses to speak to the hub of user `uid` behind `path` if anybody could have put it there:
+/// what is published is not for everybody. In a directory that not everybody can write to, or
+/// make, whoever serves the socket was let in.
+pub(super) fn check_hub(path: &Path, uid: u32) -> io::Result<()> {
+    let anybody = anybody_may_make(path) || path.parent().is_some_and(anybody_may_make);
+    if is_trusted(uid) || !anybody {
+        return Ok(());
+    }
+    let text = format!("served by user {uid}, in a directory that anybody could have made; use a path such as {SYSTEM_SOCKET}");
+    Err(io::Error::new(io::ErrorKind::PermissionDenied, text))
 }
 
 fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
@@ -142,11 +209,13 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
 /// The paths at which a hub is looked for when none is configured, in this order.
 pub fn default_paths() -> Vec<PathBuf> {
     let uid = rustix::process::geteuid().as_raw();
-    let runtime = std::env::var_os("XDG_RUNTIME_DIR")
-        .filter(|directory| !directory.is_empty())
-        .map(|directory| Path::new(&directory).join("realtime/realtime.sock"));
+    // The variable is lost in php-fpm's workers and under cron.
+    let runtime = match std::env::var_os("XDG_RUNTIME_DIR").filter(|directory| !directory.is_empty()) {
+        Some(directory) => Some(PathBuf::from(directory)),
+        None => Some(PathBuf::from(format!("/run/user/{uid}"))).filter(|directory| directory.is_dir()),
+    };
     let mut paths = vec![PathBuf::from(SYSTEM_SOCKET)];
-    paths.extend(runtime);
+    paths.extend(runtime.map(|directory| directory.join("realtime/realtime.sock")));
     paths.push(PathBuf::from(format!("/tmp/realtime-{uid}/realtime.sock")));
     paths
 }
@@ -180,6 +249,17 @@ mod tests {
         drop(UnixListener::bind(&path).expect("left behind"));
         assert!(path.exists());
         drop(BusSocket::bind(&path, 0o600).expect("replaced"));
+        fs::remove_dir_all(directory).expect("removed");
+    }
+
+    #[test]
+    fn a_listener_that_was_handed_over_keeps_its_file() {
+        let directory = directory("activated");
+        fs::create_dir_all(&directory).expect("made");
+        let path = directory.join("hub.sock");
+        let listener = UnixListener::bind(&path).expect("bound");
+        drop(BusSocket::activated(listener).expect("taken"));
+        assert!(path.exists() && !with_suffix(&path, ".lock").exists());
         fs::remove_dir_all(directory).expect("removed");
     }
 

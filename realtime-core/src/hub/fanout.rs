@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 
-use super::delivery::{Delivery, Scratch};
+use super::delivery::{Delivery, Pool, Scratch};
 use super::ingress::ChannelLoad;
 use crate::message::{Channel, Position, SocketId};
 use crate::protocol::{Format, FormatKey, RequestId};
@@ -238,7 +238,7 @@ impl LocalChannel {
             if !batch.excepted.is_empty() && batch.excepted.iter().any(|(excepted, _)| *excepted == connection) {
                 for (index, delivery) in batch.deliveries.iter().enumerate() {
                     if !batch.excepted.contains(&(connection, index)) {
-                        write(connection, delivery.frame(formats, key, scratch));
+                        write(connection, &Bytes::copy_from_slice(delivery.frame(formats, key, scratch)));
                     }
                 }
                 continue;
@@ -259,12 +259,14 @@ impl LocalChannel {
 
     /// Ends the batch if all its subscribers have been served. `moved` is told of each subscriber
     /// that has a new slot.
-    pub(crate) fn finish_batch(&mut self, mut moved: impl FnMut(Subscriber, u32)) -> Progress {
+    pub(crate) fn finish_batch(&mut self, pool: &Pool, mut moved: impl FnMut(Subscriber, u32)) -> Progress {
         if let Some(batch) = &self.batch {
             if batch.cursor < batch.end {
                 return Progress::More;
             }
-            self.batch = None;
+            if let Some(batch) = self.batch.take() {
+                Delivery::release(batch.deliveries, pool);
+            }
             if self.gone > 0 {
                 self.gone = 0;
                 let mut slot = 0;
@@ -284,7 +286,7 @@ impl LocalChannel {
 
 fn join_frames(deliveries: &[Arc<Delivery>], formats: &[Format], key: FormatKey, scratch: &mut Scratch) -> Bytes {
     if let [only] = deliveries {
-        return only.frame(formats, key, scratch).clone();
+        return Bytes::copy_from_slice(only.frame(formats, key, scratch));
     }
     let mut joined = Vec::with_capacity(deliveries.iter().map(|delivery| delivery.frame(formats, key, scratch).len()).sum());
     for delivery in deliveries {

@@ -48,6 +48,17 @@ struct State<T> {
     closed: bool,
 }
 
+/// What became of a pushed job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Pushed {
+    /// The shard will come to it.
+    Awake,
+    /// It will once it is woken.
+    Asleep,
+    /// The shard has ended, and the job was dropped.
+    Ended,
+}
+
 /// Queue slots that a burst may leave behind.
 const KEPT_SLOTS: usize = 4096;
 
@@ -58,22 +69,37 @@ impl<T> Inbox<T> {
         Ok(Inbox { state: Mutex::new(State { jobs: Vec::new(), asleep: false, closed: false }), waker })
     }
 
-    /// Queues a job. False: the shard has ended and the job was dropped.
+    /// Queues a job and wakes the shard if it sleeps. False: the shard has ended and the job was
+    /// dropped.
     pub(crate) fn push(&self, job: T) -> bool {
-        let wake = {
-            let mut state = self.state.lock();
-            if state.closed {
-                drop(state);
-                drop(job);
-                return false;
+        match self.push_quietly(job) {
+            Pushed::Ended => false,
+            Pushed::Awake => true,
+            Pushed::Asleep => {
+                self.wake();
+                true
             }
-            state.jobs.push(job);
-            std::mem::take(&mut state.asleep)
-        };
-        if wake && let Err(error) = self.waker.wake() {
+        }
+    }
+
+    /// Queues a job. On [`Pushed::Asleep`] the caller must see to it that the shard is woken: no
+    /// other push will.
+    pub(crate) fn push_quietly(&self, job: T) -> Pushed {
+        let mut state = self.state.lock();
+        if state.closed {
+            drop(state);
+            drop(job);
+            return Pushed::Ended;
+        }
+        state.jobs.push(job);
+        if std::mem::take(&mut state.asleep) { Pushed::Asleep } else { Pushed::Awake }
+    }
+
+    /// Ends the shard's sleep.
+    pub(crate) fn wake(&self) {
+        if let Err(error) = self.waker.wake() {
             tracing::error!(%error, "cannot wake a shard");
         }
-        true
     }
 
     /// Swaps the queued jobs into `jobs`, which must be empty. With none queued and `may_sleep`,

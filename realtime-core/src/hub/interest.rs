@@ -19,17 +19,10 @@ pub(crate) struct InterestTable {
     stripes: Box<[Mutex<HashTable<Entry>>]>,
 }
 
-#[derive(Clone)]
-struct Entry {
-    channel: Channel,
-    /// Bit n: shard n has subscribers.
-    shards: u64,
-    load: Arc<ChannelLoad>,
-}
-
 /// Who hears a channel.
-pub(crate) struct Interested {
+pub(crate) struct Entry {
     pub(crate) channel: Channel,
+    /// Bit n: shard n has subscribers.
     pub(crate) shards: u64,
     pub(crate) load: Arc<ChannelLoad>,
 }
@@ -43,11 +36,11 @@ impl InterestTable {
         &self.stripes[(hash >> 58) as usize % STRIPES]
     }
 
-    /// Who hears the channel; `None` when nobody does.
-    pub(crate) fn find(&self, name: ChannelRef<'_>) -> Option<Interested> {
+    /// Calls `f` with who hears the channel; `None` when nobody does. Under the stripe's lock, so
+    /// that a publication need not count references for what it looks up.
+    pub(crate) fn with<T>(&self, name: ChannelRef<'_>, f: impl FnOnce(&Entry) -> T) -> Option<T> {
         let stripe = self.stripe(name.hash).lock();
-        let entry = stripe.find(name.hash, |entry| name.matches(&entry.channel))?;
-        Some(Interested { channel: entry.channel.clone(), shards: entry.shards, load: entry.load.clone() })
+        stripe.find(name.hash, |entry| name.matches(&entry.channel)).map(f)
     }
 
     /// Notes that a shard hears the channel.

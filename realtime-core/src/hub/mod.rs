@@ -1,7 +1,7 @@
 //! The hub: a handle for hosts, shards that own connections, and what they share.
 //!
 //! A publication's path: [`Hub::publish`] checks it and waits for room → the broker gives it its
-//! place → `Node::deliver` looks up who hears the channel and queues it to those shards → each
+//! place → `Routes::deliver` looks up who hears the channel and queues it to those shards → each
 //! shard batches, encodes once per format and writes (`fanout`, `shard`).
 
 mod commands;
@@ -11,16 +11,18 @@ mod inbox;
 mod ingress;
 mod interest;
 mod query;
+mod routes;
 mod shard;
 mod stats;
+pub(crate) mod tap;
 
 use std::collections::HashMap;
-use std::hash::BuildHasher;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::net::UnixListener;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
-use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -28,7 +30,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use crate::broker::memory::Memory;
-use crate::broker::{Broker, Deliver, Published, Reply};
+use crate::broker::{Broker, Published, Reply};
 use crate::bus;
 use crate::bus::server::BusServer;
 use crate::bus::socket::BusSocket;
@@ -36,19 +38,17 @@ use crate::close::is_application_code;
 use crate::config::Config;
 use crate::error::{PublishError, QueryError, StartError};
 use crate::message::{
-    Channel, ChannelInfo, ChannelRef, ChannelUser, MAX_EVENT_BYTES, MAX_ID_BYTES, Payload, Position, Publish, Receipt, SocketId, User,
-    find_control, validate_channel,
+    Channel, ChannelInfo, ChannelRef, ChannelUser, Payload, Position, Publish, Receipt, SocketId, User, channel_hash, validate_channel,
 };
 use crate::protocol::native::Native;
 use crate::protocol::{Format, Opening, Protocol};
 use crate::transport::link::{Link, SinkLink};
 use crate::transport::websocket::WebSocket;
 use crate::transport::{FrameSink, Framing, http};
-use delivery::Delivery;
 use inbox::Inbox;
-use ingress::{ChannelLoad, Full, Ingress};
-use interest::InterestTable;
+use ingress::{ChannelLoad, Full};
 use query::Query;
+use routes::Routes;
 use shard::{Accepted, Job, Poller, Shard};
 use stats::ShardCounters;
 pub use stats::Stats;
@@ -61,16 +61,15 @@ const MAX_REASON_BYTES: usize = 123;
 /// What shards, transport and handle share.
 pub(crate) struct Node {
     pub(crate) config: Config,
+    /// Where it listens, with the port that was given for port 0.
+    pub(crate) local_addr: SocketAddr,
     pub(crate) formats: Vec<Format>,
     pub(crate) shards: Vec<ShardHandle>,
     broker: Arc<dyn Broker>,
-    interest: InterestTable,
+    pub(crate) routes: Arc<Routes>,
     /// Serialises "shard gains or loses a channel" with the broker call that follows from it;
     /// publications do not take it.
     membership: Box<[Mutex<()>]>,
-    ingress: Arc<Ingress>,
-    /// Spreads channel names; seeded, so that clients cannot choose names that collide.
-    hasher: std::hash::RandomState,
     pub(crate) started: Instant,
     pub(crate) connections: AtomicUsize,
     pub(crate) refused: AtomicU64,
@@ -89,7 +88,7 @@ pub(crate) struct ShardHandle {
 
 impl Node {
     pub(crate) fn channel_ref<'a>(&self, name: &'a str) -> ChannelRef<'a> {
-        ChannelRef { name, hash: self.hasher.hash_one(name) }
+        ChannelRef::new(name)
     }
 
     fn membership(&self, hash: u64) -> &Mutex<()> {
@@ -100,7 +99,7 @@ impl Node {
     /// falls between (contract of [`Broker::subscribe`]).
     pub(crate) fn gain_interest(&self, name: ChannelRef<'_>, shard: usize) -> (Channel, Arc<ChannelLoad>, Reply<Position>) {
         let _serial = self.membership(name.hash).lock();
-        let (channel, load) = self.interest.add(name, shard);
+        let (channel, load) = self.routes.interest.add(name, shard);
         let reply = self.broker.subscribe(channel.name());
         (channel, load, reply)
     }
@@ -108,43 +107,21 @@ impl Node {
     /// A shard no longer hears a channel.
     pub(crate) fn lose_interest(&self, channel: &Channel, shard: usize) {
         let _serial = self.membership(channel.hash()).lock();
-        if self.interest.remove(channel, shard) {
+        if self.routes.interest.remove(channel, shard) {
             self.broker.unsubscribe(channel.name());
         }
     }
 
     fn load(&self, channel: &str) -> Option<Arc<ChannelLoad>> {
         // Below this no channel can have used up its share, and nobody needs to look.
-        if !self.ingress.is_busy() {
+        if !self.routes.ingress.is_busy() {
             return None;
         }
-        self.interest.find(self.channel_ref(channel)).map(|interested| interested.load)
+        self.routes.interest.with(self.channel_ref(channel), |heard| heard.load.clone())
     }
 
     pub(crate) fn check(&self, publish: &Publish<'_>) -> Result<(), PublishError> {
-        let limit = self.config.limits.publication_bytes;
-        if publish.payload.len() > limit {
-            return Err(PublishError::TooLarge { bytes: publish.payload.len(), limit });
-        }
-        let event = publish.event;
-        let reason = if event.is_empty() {
-            Some("is empty")
-        } else if event.len() > MAX_EVENT_BYTES {
-            Some("is longer than 200 bytes")
-        } else if find_control(event).is_some() {
-            Some("holds a control character")
-        } else if event.starts_with("pusher:") || event.starts_with("pusher_internal:") {
-            Some("starts with `pusher:` or `pusher_internal:`, which are the protocol's own")
-        } else {
-            None
-        };
-        if let Some(reason) = reason {
-            return Err(PublishError::InvalidEvent { reason });
-        }
-        match publish.id {
-            Some(id) if id.is_empty() || id.len() > MAX_ID_BYTES => Err(PublishError::InvalidId { bytes: id.len(), limit: MAX_ID_BYTES }),
-            _ => Ok(()),
-        }
+        publish.check(self.config.limits.publication_bytes)
     }
 
     fn publish(&self, publish: &Publish<'_>, wait: Duration) -> Result<Reply<Published>, PublishError> {
@@ -152,11 +129,12 @@ impl Node {
         if self.stopping.load(Ordering::Relaxed) {
             return Err(PublishError::Stopped);
         }
-        if let Err(Full { queued, limit, waited }) = self.ingress.wait_for_room(self.load(publish.channel).as_deref(), wait) {
+        if let Err(Full { queued, limit, waited }) = self.routes.ingress.wait_for_room(self.load(publish.channel).as_deref(), wait) {
             self.queue_full.fetch_add(1, Ordering::Relaxed);
             return Err(PublishError::QueueFull { queued_bytes: queued, limit, waited });
         }
-        let reply = self.broker.publish(publish);
+        let hashed = Publish { hash: channel_hash(publish.channel), ..*publish };
+        let reply = self.broker.publish(&hashed);
         self.published.fetch_add(1, Ordering::Relaxed);
         Ok(reply)
     }
@@ -192,41 +170,19 @@ impl Node {
     }
 }
 
-impl Deliver for Node {
-    fn deliver(&self, publish: &Publish<'_>, position: Position) -> usize {
-        let Some(interested) = self.interest.find(self.channel_ref(publish.channel)) else { return 0 };
-        let matched = interested.load.subscribers.load(Ordering::Relaxed);
-        let delivery = Arc::new(Delivery::new(publish, interested.channel, position, interested.load, self.ingress.clone()));
-        let mut shards = interested.shards;
-        while shards != 0 {
-            let shard = shards.trailing_zeros() as usize;
-            shards &= shards - 1;
-            self.shards[shard].inbox.push(Job::Deliver(delivery.clone()));
-        }
-        matched
-    }
-}
-
-/// Gives the broker a way to the node without keeping the node alive.
-struct Deliverer(Weak<Node>);
-
-impl Deliver for Deliverer {
-    fn deliver(&self, publish: &Publish<'_>, position: Position) -> usize {
-        self.0.upgrade().map_or(0, |node| node.deliver(publish, position))
-    }
-}
-
 /// Chooses what a hub is made of.
 pub struct HubBuilder {
     config: Config,
     broker: Option<Arc<dyn Broker>>,
     formats: Vec<Format>,
+    listener: Option<TcpListener>,
+    bus_listener: Option<UnixListener>,
 }
 
 impl HubBuilder {
     /// The native protocol and the memory broker.
     pub fn new(config: Config) -> Self {
-        HubBuilder { config, broker: None, formats: Vec::new() }.protocol(Native, WebSocket)
+        HubBuilder { config, broker: None, formats: Vec::new(), listener: None, bus_listener: None }.protocol(Native, WebSocket)
     }
 
     /// Adds a protocol that is spoken over a framing. Requests are offered to protocols in the
@@ -242,19 +198,47 @@ impl HubBuilder {
         self
     }
 
+    /// Serves clients on a listener that is bound already, by a supervisor for example. It takes
+    /// the place of `listen`: the rule that an address which others can reach needs its
+    /// `auth.mode` holds for the listener's.
+    pub fn listener(mut self, listener: TcpListener) -> Self {
+        self.listener = Some(listener);
+        self
+    }
+
+    /// Serves the bus on a listener that is bound already; `socket` and `socket_mode` are not
+    /// looked at. Its file is neither locked nor removed, and what connects while no hub accepts
+    /// waits for the next one.
+    pub fn bus_listener(mut self, listener: UnixListener) -> Self {
+        self.bus_listener = Some(listener);
+        self
+    }
+
     /// Binds, starts the threads and returns once the hub listens.
     ///
     /// Threads inherit the caller's signal mask: a host with signal handlers blocks all signals
     /// around this call.
     pub fn start(self) -> Result<Hub, StartError> {
-        let HubBuilder { config, broker, formats } = self;
+        let HubBuilder { mut config, broker, formats, listener, bus_listener } = self;
+        if let Some(listener) = &listener {
+            config.listen = listener.local_addr()?.to_string();
+        }
         config.validate()?;
-        let address = config.listen_address()?;
-        let listener = http::bind(address).map_err(|source| StartError::Bind { address, source })?;
+        let listener = match listener {
+            Some(listener) => {
+                listener.set_nonblocking(true)?;
+                listener
+            }
+            None => {
+                let address = config.listen_address()?;
+                http::bind(address).map_err(|source| StartError::Bind { address, source })?
+            }
+        };
         let local_addr = listener.local_addr()?;
-        let bus_socket = match config.socket.as_deref() {
-            None | Some("") => None,
-            Some(path) => Some(BusSocket::bind(Path::new(path), config.socket_mode()?)?),
+        let bus_socket = match (bus_listener, config.socket.as_deref()) {
+            (Some(listener), _) => Some(BusSocket::activated(listener)?),
+            (None, None | Some("")) => None,
+            (None, Some(path)) => Some(BusSocket::bind(Path::new(path), config.socket_mode()?)?),
         };
         let broker = match broker {
             Some(broker) => broker,
@@ -273,13 +257,14 @@ impl HubBuilder {
             shards.push(ShardHandle { inbox, counters: ShardCounters::default() });
         }
         let node = Arc::new(Node {
-            ingress: Arc::new(Ingress::new(config.limits.ingress_bytes)),
+            routes: Arc::new(Routes::new(
+                shards.iter().map(|shard: &ShardHandle| shard.inbox.clone()).collect(),
+                config.limits.ingress_bytes,
+            )),
             formats,
             shards,
             broker,
-            interest: InterestTable::new(),
             membership: (0..64).map(|_| Mutex::default()).collect(),
-            hasher: std::hash::RandomState::new(),
             started: Instant::now(),
             connections: AtomicUsize::new(0),
             refused: AtomicU64::new(0),
@@ -288,9 +273,10 @@ impl HubBuilder {
             published: AtomicU64::new(0),
             queue_full: AtomicU64::new(0),
             stopping: AtomicBool::new(false),
+            local_addr,
             config,
         });
-        node.broker.start(Arc::new(Deliverer(Arc::downgrade(&node))))?;
+        node.broker.start(node.routes.clone())?;
         let (ended, endings) = mpsc::channel();
         let mut threads = Vec::new();
         for (index, (poll, inbox)) in pollers.into_iter().enumerate() {
@@ -307,7 +293,7 @@ impl HubBuilder {
         };
         let (control, control_stop) = http::Control::new(node.clone(), listener)?;
         threads.push(spawn("rt-control".into(), &ended, move || control.run())?);
-        Ok(Hub(Arc::new(HubInner { node, local_addr, running: Mutex::new(Some(Running { threads, endings, control_stop, bus })) })))
+        Ok(Hub(Arc::new(HubInner { node, running: Mutex::new(Some(Running { threads, endings, control_stop, bus })) })))
     }
 }
 
@@ -328,7 +314,6 @@ pub struct Hub(Arc<HubInner>);
 
 struct HubInner {
     node: Arc<Node>,
-    local_addr: SocketAddr,
     /// What a stop takes.
     running: Mutex<Option<Running>>,
 }
@@ -363,12 +348,12 @@ impl Hub {
 
     /// Where it listens, with the port that was given for port 0.
     pub fn local_addr(&self) -> SocketAddr {
-        self.0.local_addr
+        self.0.node.local_addr
     }
 
     /// Where native clients connect.
     pub fn url(&self) -> String {
-        format!("ws://{}/ws", self.0.local_addr)
+        format!("ws://{}/ws", self.0.node.local_addr)
     }
 
     /// The configuration it was started with.
@@ -435,7 +420,7 @@ impl Hub {
     }
 
     /// Moves a connection to another shard without its client noticing. False: it is not here, or
-    /// it is closing, or waits for a subscription.
+    /// it is closing, or joins a channel just now.
     ///
     /// # Panics
     ///
@@ -567,7 +552,7 @@ impl Node {
     /// The channels with subscribers, ordered by name.
     pub(crate) fn channels(&self) -> Vec<ChannelInfo> {
         let mut channels = Vec::new();
-        self.interest.for_each(|channel, subscribers| {
+        self.routes.interest.for_each(|channel, subscribers| {
             if subscribers > 0 && !channel.name().starts_with(crate::message::INTERNAL_PREFIX) {
                 channels.push(ChannelInfo { name: channel.name().to_owned(), subscribers });
             }
@@ -599,14 +584,14 @@ impl Node {
             connections: self.connections.load(Ordering::Relaxed) as u64,
             published: self.published.load(Ordering::Relaxed),
             queue_full: self.queue_full.load(Ordering::Relaxed),
-            ingress_bytes: self.ingress.queued() as u64,
+            ingress_bytes: self.routes.ingress.queued() as u64,
             refused: self.refused.load(Ordering::Relaxed),
             bus_errors: self.bus_errors.load(Ordering::Relaxed),
             bus_refused: self.bus_refused.load(Ordering::Relaxed),
             uptime_ms: self.started.elapsed().as_millis() as u64,
             ..Stats::default()
         };
-        self.interest.for_each(|channel, subscribers| {
+        self.routes.interest.for_each(|channel, subscribers| {
             stats.channels += u64::from(subscribers > 0 && !channel.name().starts_with(crate::message::INTERNAL_PREFIX));
         });
         for shard in &self.shards {

@@ -4,6 +4,8 @@ use std::collections::HashMap;
 use std::sync::mpsc::Sender;
 use std::time::Instant;
 
+use bytes::Bytes;
+
 use super::fanout::{ConnectionKey, JoinRequest};
 use super::shard::{Connection, Job, Phase, Shard};
 use crate::close::CloseReason;
@@ -179,7 +181,12 @@ impl Shard {
             .subscriptions
             .iter()
             .all(|subscription| self.channels[subscription.channel as usize].is_between_batches());
-        if !settled {
+        // One that it has joined since it was described is not expected where it would go.
+        let expected = self.connections[key.index as usize].session.subscriptions.iter().all(|subscription| {
+            let name = self.channels[subscription.channel as usize].channel.name();
+            reached.iter().any(|(expected, _)| expected == name)
+        });
+        if !settled || !expected {
             tell(&answer, None);
             return;
         }
@@ -263,7 +270,7 @@ impl Shard {
                         continue;
                     }
                     let format = connection.session.format_key();
-                    let frame = delivery.frame(&node.formats, format, &mut self.scratch).clone();
+                    let frame = Bytes::copy_from_slice(delivery.frame(&node.formats, format, &mut self.scratch));
                     self.write(key, &frame);
                 }
             }

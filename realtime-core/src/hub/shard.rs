@@ -60,6 +60,8 @@ const SWEEPS: u64 = 4;
 pub(crate) enum Job {
     /// A publication for a channel that the shard has, or had, subscribers of.
     Deliver(Arc<Delivery>),
+    /// Other shards to wake, see [`super::routes::Routes::wake`].
+    Wake(u64),
     /// A new connection.
     Accept(Box<Accepted>),
     /// The broker's answer to a subscription.
@@ -747,6 +749,7 @@ impl Shard {
                     self.enqueue(index);
                 }
             }
+            Job::Wake(shards) => self.node.routes.wake_both_halves(shards),
             Job::Accept(accepted) => self.accept(*accepted),
             Job::Subscribed { channel, opening, result } => self.on_subscribed(&channel, opening, result),
             Job::Refused { connection, error } => self.push(connection, &Push::Error(&error)),
@@ -857,8 +860,8 @@ impl Shard {
     }
 
     fn end_slice(&mut self, index: usize) {
-        let Shard { channels, connections, .. } = self;
-        let progress = channels[index].finish_batch(|subscriber, slot| {
+        let Shard { channels, connections, node, .. } = self;
+        let progress = channels[index].finish_batch(&node.routes.pool, |subscriber, slot| {
             if let Some(connection) = connections.get_mut(subscriber.connection as usize) {
                 connection.session.subscriptions.set_slot(subscriber.at, slot);
             }
