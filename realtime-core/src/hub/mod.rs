@@ -5,6 +5,7 @@
 //! shard batches, encodes once per format and writes (`fanout`, `shard`).
 
 mod commands;
+mod connections;
 mod delivery;
 mod fanout;
 mod inbox;
@@ -13,7 +14,9 @@ mod interest;
 mod query;
 mod routes;
 mod shard;
+mod slices;
 mod stats;
+mod subscriptions;
 pub(crate) mod tap;
 
 use std::collections::HashMap;

@@ -1,0 +1,361 @@
+//! A shard's connections: taken in, read, written to, closed.
+
+use std::collections::HashMap;
+use std::io::ErrorKind;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Instant;
+
+use bytes::Bytes;
+use mio::Token;
+use slab::Slab;
+
+use super::fanout::ConnectionKey;
+use super::shard::{Accepted, CLOSE_MS, Connection, Phase, READ_BYTES, Shard};
+use crate::close::{CloseCode, CloseReason};
+use crate::message::SocketId;
+use crate::protocol::{Command, ProtocolError, Push};
+use crate::session::SessionState;
+use crate::session::outbox::Written;
+use crate::transport::link::Link;
+use crate::transport::{Event, InboundLimits};
+
+/// Reads in a row from one connection before others have their turn.
+const MAX_READS: usize = 4;
+
+impl Shard {
+    pub(crate) fn key(&self, index: usize) -> Option<ConnectionKey> {
+        let connection = self.connections.get(index)?;
+        Some(ConnectionKey { index: index as u32, generation: connection.generation })
+    }
+
+    pub(crate) fn connection(&mut self, key: ConnectionKey) -> Option<&mut Connection> {
+        self.connections
+            .get_mut(key.index as usize)
+            .map(|connection| &mut **connection)
+            .filter(|connection| connection.generation == key.generation)
+    }
+
+    /// Runs one connection's work. A panic there costs that connection only.
+    pub(super) fn guard(&mut self, key: ConnectionKey, work: impl FnOnce(&mut Self)) {
+        if catch_unwind(AssertUnwindSafe(|| work(self))).is_err() {
+            tracing::error!(shard = self.index, "a connection's handler panicked; the connection is closed");
+            self.counters().panics.fetch_add(1, Relaxed);
+            self.buffer.resize(READ_BYTES, 0);
+            self.close(key, CloseReason::Internal, "");
+        }
+    }
+
+    pub(crate) fn token(key: ConnectionKey) -> Token {
+        Token(key.index as usize | (key.generation as usize) << 32)
+    }
+
+    pub(super) fn accept(&mut self, accepted: Accepted) {
+        if self.draining.is_some() {
+            self.node.connections.fetch_sub(1, Relaxed);
+            self.counters().connections.fetch_sub(1, Relaxed);
+            return;
+        }
+        let Accepted { link, format, opening, early } = accepted;
+        let Ok(socket_id) = SocketId::random() else {
+            tracing::error!("no random numbers; connection refused");
+            self.node.connections.fetch_sub(1, Relaxed);
+            self.counters().connections.fetch_sub(1, Relaxed);
+            return;
+        };
+        let session = SessionState::new(socket_id, format, opening.state, self.now_ms);
+        let Some(key) = self.insert(link, session) else { return };
+        self.guard(key, |shard| {
+            let ping_interval_ms = shard.node.config.heartbeat.ping_interval_ms;
+            shard.push(key, &Push::Connected { socket_id, ping_interval_ms, user_id: None });
+            for command in opening.commands {
+                shard.carry_out(key, command);
+            }
+            if !early.is_empty() {
+                shard.consume(key, &mut early.to_vec());
+            }
+        });
+    }
+
+    /// Takes a connection in and polls it.
+    pub(crate) fn insert(&mut self, mut link: Box<dyn Link>, session: SessionState) -> Option<ConnectionKey> {
+        if self.connections.is_empty() {
+            // The first connection after a rest starts the sweep anew.
+            self.sweep_due = Instant::now() + self.sweep_interval();
+        }
+        let entry = self.connections.vacant_entry();
+        // 31 bits: with the index the token stays below WAKE.
+        self.next_generation = (self.next_generation + 1) & 0x7fff_ffff;
+        let key = ConnectionKey { index: entry.key() as u32, generation: self.next_generation };
+        if let Err(error) = link.register(self.poll.registry(), Self::token(key)) {
+            tracing::error!(%error, "cannot poll a connection");
+            self.node.connections.fetch_sub(1, Relaxed);
+            self.counters().connections.fetch_sub(1, Relaxed);
+            return None;
+        }
+        self.by_socket.insert(session.socket_id, key.index);
+        entry.insert(Box::new(Connection {
+            link,
+            session,
+            generation: key.generation,
+            phase: Phase::Open,
+            stalled: false,
+            crowded: false,
+        }));
+        Some(key)
+    }
+
+    pub(super) fn read(&mut self, key: ConnectionKey) {
+        let mut buffer = std::mem::take(&mut self.buffer);
+        buffer.resize(READ_BYTES, 0);
+        let mut turns = 0;
+        let end = loop {
+            let now_ms = self.now_ms;
+            let Some(connection) = self.connection(key) else { break None };
+            match connection.link.receive(&mut buffer) {
+                Ok(0) => break Some(CloseReason::Peer),
+                Ok(received) => {
+                    connection.session.heartbeat.heard(now_ms);
+                    self.consume(key, &mut buffer[..received]);
+                    turns += 1;
+                    if received < READ_BYTES {
+                        break None;
+                    }
+                    if turns == MAX_READS {
+                        self.unread.push(key);
+                        break None;
+                    }
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break None,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(_) => break Some(CloseReason::Peer),
+            }
+        };
+        self.buffer = buffer;
+        if let Some(reason) = end {
+            self.remove(key, reason);
+        }
+    }
+
+    /// Decodes what came in and carries it out.
+    pub(super) fn consume(&mut self, key: ConnectionKey, mut input: &mut [u8]) {
+        let node = self.node.clone();
+        let limits =
+            InboundLimits { max_message_bytes: node.config.limits.max_message_bytes, max_fragments: node.config.limits.max_fragments };
+        let Some(connection) = self.connection(key) else { return };
+        let format = &node.formats[usize::from(connection.session.format)];
+        let mut inbound = connection.session.inbound.take().map(|inbound| *inbound).unwrap_or_default();
+        loop {
+            if self.connection(key).is_none_or(|connection| connection.phase != Phase::Open) {
+                return;
+            }
+            match format.framing.next(&mut inbound, &mut input, &limits) {
+                Ok(None) => break,
+                Ok(Some(Event::Message(message))) => {
+                    self.counters().received.fetch_add(1, Relaxed);
+                    let mut commands = std::mem::take(&mut self.commands);
+                    let Some(connection) = self.connection(key) else { return };
+                    let outcome = format.protocol.decode(&mut connection.session.protocol, message, &mut commands);
+                    for command in commands.drain(..) {
+                        self.carry_out(key, command);
+                    }
+                    self.commands = commands;
+                    if let Err(error) = outcome {
+                        self.protocol_error(key, &error);
+                    }
+                }
+                Ok(Some(Event::Ping(payload))) => {
+                    // Section 5.5.3 allows to answer only the newest ping; a peer that does not
+                    // read its pongs gets no more of them.
+                    if self.connection(key).is_some_and(|connection| connection.session.outbox.is_empty()) {
+                        let mut frame = Vec::new();
+                        format.framing.pong(payload, &mut frame);
+                        self.write(key, &Bytes::from(frame));
+                    }
+                }
+                Ok(Some(Event::Pong)) => {}
+                Ok(Some(Event::Close(code))) => {
+                    self.close_as(key, CloseReason::Peer, CloseCode { code: code.unwrap_or(1000), reason: "" }, "");
+                    return;
+                }
+                Err(error) => {
+                    self.counters().protocol_errors.fetch_add(1, Relaxed);
+                    self.close(key, error.into(), &error.to_string());
+                    return;
+                }
+            }
+        }
+        if !inbound.is_idle()
+            && let Some(connection) = self.connection(key)
+        {
+            connection.session.inbound = Some(Box::new(inbound));
+        }
+    }
+
+    pub(super) fn on_writable(&mut self, key: ConnectionKey) {
+        let now_ms = self.now_ms;
+        let Some(connection) = self.connection(key) else { return };
+        connection.session.outbox.unblock();
+        if connection.session.outbox.is_empty() {
+            return;
+        }
+        let written = connection.session.outbox.flush(&mut *connection.link, now_ms);
+        connection.stalled = false;
+        self.settle(key, written);
+    }
+
+    /// Sends a frame to one connection, or queues it.
+    pub(crate) fn write(&mut self, key: ConnectionKey, frame: &Bytes) {
+        let now_ms = self.now_ms;
+        let Some(connection) = self.connection(key) else { return };
+        let written = connection.session.outbox.write(&mut *connection.link, frame, now_ms);
+        self.settle(key, written);
+    }
+
+    /// Acts on how a write ended: counts, closes a slow client, finishes a close.
+    pub(super) fn settle(&mut self, key: ConnectionKey, written: Written) {
+        let limit = self.node.config.limits.outbox_bytes;
+        let Some(connection) = self.connections.get_mut(key.index as usize) else { return };
+        note_crowding(connection, &mut self.crowded, limit);
+        match written {
+            Written::Broken => self.remove(key, CloseReason::Peer),
+            Written::Part if connection.session.outbox.bytes() > limit => self.close(key, CloseReason::SlowClient, ""),
+            Written::Part => {}
+            Written::All => self.finish_closing(key),
+        }
+    }
+
+    /// Shuts the write direction once the close frame is out; the peer's end, or the deadline,
+    /// ends the connection. Closing at once could take the close frame with it (RST).
+    pub(super) fn finish_closing(&mut self, key: ConnectionKey) {
+        let now_ms = self.now_ms;
+        let Some(connection) = self.connection(key) else { return };
+        if let Phase::Closing { deadline_ms, finished: finished @ false } = &mut connection.phase {
+            *finished = true;
+            *deadline_ms = (*deadline_ms).min(now_ms + CLOSE_MS);
+            connection.link.finish();
+        }
+    }
+
+    /// Tells one connection something in its protocol's words.
+    pub(crate) fn push(&mut self, key: ConnectionKey, push: &Push<'_>) {
+        let node = self.node.clone();
+        let mut scratch = std::mem::take(&mut self.scratch);
+        let frame = self.connection(key).filter(|connection| connection.phase == Phase::Open).and_then(|connection| {
+            let format = &node.formats[usize::from(connection.session.format)];
+            scratch.seal(format, |out| format.protocol.push(&connection.session.protocol, push, out))
+        });
+        self.scratch = scratch;
+        if let Some(frame) = frame {
+            self.write(key, &frame);
+        }
+    }
+
+    pub(crate) fn protocol_error(&mut self, key: ConnectionKey, error: &ProtocolError) {
+        let limit = self.node.config.limits.max_protocol_errors;
+        if error.is_fault {
+            self.counters().protocol_errors.fetch_add(1, Relaxed);
+        }
+        self.push(key, &Push::Error(error));
+        if !error.is_fault {
+            return;
+        }
+        let Some(connection) = self.connection(key) else { return };
+        connection.session.protocol_errors = connection.session.protocol_errors.saturating_add(1);
+        if connection.session.protocol_errors >= limit {
+            self.close(key, CloseReason::TooManyErrors, "");
+        }
+    }
+
+    /// Closes with the code that the connection's protocol has for the reason.
+    pub(crate) fn close(&mut self, key: ConnectionKey, reason: CloseReason, text: &str) {
+        let node = self.node.clone();
+        let Some(connection) = self.connection(key) else { return };
+        let code = node.formats[usize::from(connection.session.format)].protocol.close_code(reason);
+        let text = if text.is_empty() { code.reason } else { text };
+        self.close_as(key, reason, code, text);
+    }
+
+    pub(super) fn close_as(&mut self, key: ConnectionKey, reason: CloseReason, code: CloseCode, text: &str) {
+        let node = self.node.clone();
+        let (now_ms, limit) = (self.now_ms, self.node.config.limits.outbox_bytes);
+        // What a drain still has to hand over may take as long as the drain.
+        let drain = self.draining.filter(|_| reason == CloseReason::Shutdown);
+        let deadline_ms = drain.map_or(now_ms + CLOSE_MS, |end| end.saturating_duration_since(node.started).as_millis() as u64);
+        let Some(connection) = self.connection(key) else { return };
+        if connection.phase != Phase::Open {
+            return;
+        }
+        connection.phase = Phase::Closing { deadline_ms, finished: false };
+        self.node.shards[self.index].counters.count_close(reason);
+        let Some(connection) = self.connections.get_mut(key.index as usize) else { return };
+        if reason != CloseReason::Shutdown {
+            connection.session.outbox.abandon();
+        }
+        let mut frame = Vec::new();
+        node.formats[usize::from(connection.session.format)].framing.close(code, text, &mut frame);
+        let written = connection.session.outbox.write(&mut *connection.link, &Bytes::from(frame), now_ms);
+        if let Some(connection) = self.connections.get_mut(key.index as usize) {
+            note_crowding(connection, &mut self.crowded, limit);
+        }
+        self.leave_all(key);
+        match written {
+            Written::Broken => self.remove(key, reason),
+            Written::All => self.finish_closing(key),
+            Written::Part => {}
+        }
+    }
+
+    /// Ends a connection now: socket, then maps.
+    pub(crate) fn remove(&mut self, key: ConnectionKey, reason: CloseReason) {
+        let Some(connection) = self.connection(key) else { return };
+        if connection.phase == Phase::Open {
+            self.counters().count_close(reason);
+        }
+        self.leave_all(key);
+        let Some(mut connection) = self.connections.try_remove(key.index as usize) else { return };
+        self.crowded -= usize::from(connection.crowded);
+        self.by_socket.remove(&connection.session.socket_id);
+        connection.link.deregister(self.poll.registry());
+        drop(connection);
+        self.counters().connections.fetch_sub(1, Relaxed);
+        self.node.connections.fetch_sub(1, Relaxed);
+        if self.connections.is_empty() {
+            // Gives back what a crowd needed.
+            self.connections = Slab::new();
+            self.by_socket = HashMap::new();
+        }
+    }
+
+    /// Takes a connection out without ending it: it goes on elsewhere.
+    pub(crate) fn take_out(&mut self, key: ConnectionKey) -> Option<Box<Connection>> {
+        self.leave_all(key);
+        let mut connection = self.connections.try_remove(key.index as usize)?;
+        self.crowded -= usize::from(connection.crowded);
+        self.by_socket.remove(&connection.session.socket_id);
+        connection.link.deregister(self.poll.registry());
+        Some(connection)
+    }
+
+    pub(super) fn carry_out(&mut self, key: ConnectionKey, command: Command) {
+        if self.connection(key).is_none_or(|connection| connection.phase != Phase::Open) {
+            return;
+        }
+        if let Err(error) = self.apply(key, command) {
+            self.protocol_error(key, &error);
+        }
+    }
+}
+
+/// Keeps the shard's count of connections whose outbox is more than half full.
+pub(super) fn note_crowding(connection: &mut Connection, crowded: &mut usize, limit: usize) {
+    let is = connection.session.outbox.bytes() > limit / 2;
+    if is != connection.crowded {
+        connection.crowded = is;
+        if is {
+            *crowded += 1;
+        } else {
+            *crowded -= 1;
+        }
+    }
+}

@@ -1,0 +1,201 @@
+//! A shard's fan-out, slice by slice, and the channels that are held back for their subscribers.
+
+use std::time::{Duration, Instant};
+
+use super::connections::note_crowding;
+use super::fanout::{ConnectionKey, Progress};
+use super::shard::{Phase, Shard};
+use crate::close::CloseReason;
+use crate::session::outbox::Written;
+
+/// Subscribers written to before the shard looks at its sockets and inbox again, and before the
+/// next channel has its turn. The look costs a microsecond or two, some two hundredths of a slice.
+const SLICE_WRITES: usize = 128;
+/// The same as a time, for a machine or a moment in which a write is slow.
+const SLICE_TIME: Duration = Duration::from_micros(250);
+/// Subscribers written to between looks at the clock.
+const CLOCK_WRITES: usize = 32;
+/// How long a channel waits for subscribers that do not move.
+const HOLD_MS: u64 = 1_000;
+
+impl Shard {
+    pub(super) fn has_fan_out(&self) -> bool {
+        !self.fresh.is_empty() || !self.under_way.is_empty()
+    }
+
+    pub(super) fn enqueue(&mut self, index: usize) {
+        let channel = &mut self.channels[index];
+        if !channel.queued && channel.held_since_ms.is_none() && channel.has_work() {
+            channel.queued = true;
+            if channel.is_between_batches() {
+                self.fresh.push_back(index);
+            } else {
+                self.under_way.push_back(index);
+            }
+        }
+    }
+
+    /// Serves the channels that have work. Those about to begin a batch come first, so that a
+    /// publication to a small channel does not queue behind a large one's fan-out; those in the
+    /// middle of one have a slice of each turn for themselves, so that they always get on.
+    pub(super) fn fan_out(&mut self) {
+        self.look_at_held();
+        let mut slice = Slice::new();
+        while !slice.is_over()
+            && let Some(index) = self.fresh.pop_front()
+        {
+            self.channels[index].queued = false;
+            match self.begin_batch(index) {
+                Progress::More => self.run_slice(index, &mut slice),
+                Progress::Idle => self.close_channel_if_unused(index),
+            }
+        }
+        let mut slice = Slice::new();
+        while !slice.is_over()
+            && let Some(index) = self.under_way.pop_front()
+        {
+            self.channels[index].queued = false;
+            self.run_slice(index, &mut slice);
+        }
+        for (key, reason) in std::mem::take(&mut self.doomed) {
+            match reason {
+                CloseReason::SlowClient => self.close(key, reason, ""),
+                _ => self.remove(key, reason),
+            }
+        }
+    }
+
+    /// Goes on with a channel's batch until it or the slice is over.
+    fn run_slice(&mut self, index: usize, slice: &mut Slice) {
+        while !slice.is_over() {
+            let served = self.serve(index, slice.writes.min(CLOCK_WRITES));
+            slice.spend(served);
+            if served == 0 {
+                break;
+            }
+        }
+        self.end_slice(index);
+    }
+
+    fn begin_batch(&mut self, index: usize) -> Progress {
+        if self.crowded > 0 && self.must_wait(index) {
+            self.channels[index].held_since_ms = Some(self.now_ms);
+            self.held.push(index);
+            return Progress::Idle;
+        }
+        let Shard { channels, by_socket, .. } = self;
+        channels[index].begin_batch(|socket| by_socket.get(socket).copied());
+        if channels[index].is_between_batches() { Progress::Idle } else { Progress::More }
+    }
+
+    /// Writes the batch to the next subscribers; says to how many.
+    fn serve(&mut self, index: usize, writes: usize) -> usize {
+        let Shard { channels, connections, node, scratch, doomed, crowded, now_ms, .. } = self;
+        let limit = node.config.limits.outbox_bytes;
+        let connections = std::cell::RefCell::new(connections);
+        channels[index].run(
+            writes,
+            &node.formats,
+            scratch,
+            |at| {
+                let connections = connections.borrow();
+                let connection = connections.get(at as usize)?;
+                (connection.phase == Phase::Open).then(|| connection.session.format_key())
+            },
+            |at, frame| {
+                let mut connections = connections.borrow_mut();
+                let Some(connection) = connections.get_mut(at as usize) else { return };
+                let key = ConnectionKey { index: at, generation: connection.generation };
+                match connection.session.outbox.write(&mut *connection.link, frame, *now_ms) {
+                    Written::All => {}
+                    Written::Broken => doomed.push((key, CloseReason::Peer)),
+                    Written::Part => {
+                        note_crowding(connection, crowded, limit);
+                        if connection.session.outbox.bytes() > limit {
+                            doomed.push((key, CloseReason::SlowClient));
+                        }
+                    }
+                }
+            },
+        )
+    }
+
+    fn end_slice(&mut self, index: usize) {
+        let Shard { channels, connections, node, .. } = self;
+        let progress = channels[index].finish_batch(&node.routes.pool, |subscriber, slot| {
+            if let Some(connection) = connections.get_mut(subscriber.connection as usize) {
+                connection.session.subscriptions.set_slot(subscriber.at, slot);
+            }
+        });
+        match progress {
+            Progress::More => self.enqueue(index),
+            Progress::Idle => self.close_channel_if_unused(index),
+        }
+    }
+
+    /// Whether most of a channel's subscribers are more than half full and moving: its next batch
+    /// waits for them, so that a healthy subscriber is not closed because a publisher was fast.
+    fn must_wait(&self, index: usize) -> bool {
+        let channel = &self.channels[index];
+        let mut spare = channel.live() / 2;
+        for subscriber in &channel.subscribers {
+            let Some(connection) = self.connections.get(subscriber.connection as usize) else { continue };
+            if connection.crowded && !connection.stalled && connection.phase == Phase::Open {
+                match spare.checked_sub(1) {
+                    Some(left) => spare = left,
+                    None => return true,
+                }
+            }
+        }
+        false
+    }
+
+    /// Lets go of the held channels that need not, or may no longer, wait.
+    fn look_at_held(&mut self) {
+        let mut at = 0;
+        while let Some(&index) = self.held.get(at) {
+            let since = self.channels[index].held_since_ms.unwrap_or(0);
+            let waits = self.must_wait(index);
+            if waits && self.now_ms.saturating_sub(since) < HOLD_MS {
+                at += 1;
+                continue;
+            }
+            if waits {
+                // Who took nothing all that time is not healthy; the others may wait again.
+                let Shard { channels, connections, .. } = self;
+                for subscriber in &channels[index].subscribers {
+                    if let Some(connection) = connections.get_mut(subscriber.connection as usize) {
+                        connection.stalled = connection.crowded && connection.session.outbox.progress_ms() <= since;
+                    }
+                }
+            }
+            self.held.swap_remove(at);
+            self.channels[index].held_since_ms = None;
+            self.enqueue(index);
+            self.close_channel_if_unused(index);
+        }
+    }
+}
+
+/// How much of a turn has been spent on fan-out.
+struct Slice {
+    writes: usize,
+    end: Instant,
+    out_of_time: bool,
+}
+
+impl Slice {
+    fn new() -> Self {
+        Slice { writes: SLICE_WRITES, end: Instant::now() + SLICE_TIME, out_of_time: false }
+    }
+
+    fn is_over(&self) -> bool {
+        self.writes == 0 || self.out_of_time
+    }
+
+    fn spend(&mut self, writes: usize) {
+        // A channel without subscribers left must not hold the turn for ever.
+        self.writes = self.writes.saturating_sub(writes.max(1));
+        self.out_of_time = Instant::now() >= self.end;
+    }
+}
