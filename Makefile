@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup build build-extension demo demo-check check-demo-page test fmt lint bench clean
+.PHONY: help setup build build-extension build-server demo demo-check check-demo-page test fmt lint bench clean
 
 # Where rustup puts cargo, for shells that do not have it on their PATH. Never twice: a changed PATH makes cargo build
 # the PHP bindings again.
@@ -15,6 +15,7 @@ target := $(or $(CARGO_TARGET_DIR),target)
 locked := $(if $(wildcard Cargo.lock),--locked)
 step := scripts/step
 extension := build/realtime.so
+server := build/realtime
 
 # The build wants absolute paths. They are looked up when a recipe runs: `make setup` may just have installed PHP.
 with_php = PHP="$$(command -v php)" PHP_CONFIG="$$(command -v php-config)"
@@ -31,13 +32,18 @@ setup: ## Install what this machine lacks (lists it first; root only for that)
 
 build: ## Build what users load, in release mode, into build/
 	@scripts/setup build
-	@$(MAKE) --no-print-directory build-extension
+	@$(MAKE) --no-print-directory build-extension build-server
 
 # Copied under another name first: a PHP that is just starting never sees half a file, and a running one keeps its own.
 build-extension:
 	@$(step) 'Building the extension (release)' env $(with_php) cargo build $(locked) --release -p realtime-php
 	@mkdir -p build
 	@cp $(target)/release/librealtime.so $(extension).new && mv -f $(extension).new $(extension)
+
+build-server:
+	@$(step) 'Building the server (release)' cargo build $(locked) --release -p realtime-server
+	@mkdir -p build
+	@cp $(target)/release/realtime $(server).new && mv -f $(server).new $(server)
 
 demo: build ## Show this machine live in a browser; ADDRESS, HUB_PORT and PAGE_PORT choose the addresses
 	@echo '==> Starting the demo'
@@ -53,7 +59,7 @@ check-demo-page:
 		$(if $(UPDATE_SCREENSHOT),--seconds=50) -- $(run_php) $(demo)/poller.php
 	@$(if $(UPDATE_SCREENSHOT),cp $(target)/demo.png docs/demo.png)
 
-test: ## Run every test; ONLY="rust php" runs some (fmt lint docs rust build php websocket demo)
+test: ## Run every test; ONLY="rust php" runs some (fmt lint docs rust build php server packaging websocket demo)
 	@scripts/setup build demo test
 	@$(with_php) MAKE='$(MAKE)' scripts/test $(ONLY)
 

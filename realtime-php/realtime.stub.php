@@ -13,8 +13,9 @@ namespace {
     /**
      * Sends a message to every connection that is subscribed to a channel.
      *
-     * The call is a function call into the hub: it returns when the hub has accepted the message,
-     * and never waits for a subscriber.
+     * In the process that started the hub this is a function call into it; in any other process of
+     * the host, a php-fpm worker say, one write to the hub's bus socket. It never waits for a
+     * subscriber, and returns when the hub, or the socket's buffer, has the message.
      *
      * ```php
      * broadcast('orders', ['id' => 7, 'state' => 'shipped']);
@@ -86,7 +87,7 @@ namespace {
      * @param array{app?: string|null} $options
      *
      * @return list<array{id: string, info: mixed, connections: int}> `info` is what
-     *   {@see \Realtime\Hub::setUser()} was given, or null. Empty, and logged, when no hub runs.
+     *   {@see \Realtime\Hub::setUser()} was given, or null. Empty, and logged, when there is no hub.
      *
      * @throws \Realtime\Exception\InvalidChannel
      * @throws \Realtime\Exception\RealtimeException See {@see broadcast()}.
@@ -104,6 +105,8 @@ namespace {
      * @return int How many connections were closed.
      *
      * @throws \ValueError The code or the reason cannot be sent.
+     * @throws \Realtime\Exception\Unauthorized Over the bus, from another user than the hub's own or
+     *   root.
      * @throws \Realtime\Exception\RealtimeException See {@see broadcast()}.
      */
     function disconnectUser(string|int $userId, int $code = 4009, string $reason = '', array $options = []): int {}
@@ -129,37 +132,65 @@ namespace Realtime {
      *
      * @return Receipt|list<Receipt> One for a channel; for a list of channels one each, in its order.
      *
-     * @throws Exception\Unavailable     No hub runs in this process.
+     * @throws Exception\Unavailable     No hub runs in this process, and none answers on the bus.
      * @throws Exception\QueueFull       Subscribers are slower than the publisher; retry later.
      * @throws Exception\Timeout
      * @throws Exception\InvalidChannel
      * @throws Exception\InvalidMessage
      * @throws Exception\MessageTooLarge
+     * @throws \Error Inside {@see batch()}, where there is no receipt yet.
      */
     function publish(\Stringable|\BackedEnum|string|array $channel, mixed $message, string $as = 'message', array $options = []): Receipt|array {}
 
     /**
-     * The channels of this hub that have subscribers.
+     * Sends what the callback broadcasts together, when it has returned; nothing of it when it
+     * throws.
+     *
+     * Over the bus a batch costs one write instead of one a message. A batch inside a batch joins
+     * it. Mistakes (a channel's name, a message, an option) are thrown where they are made. The
+     * callback may collect 64 MiB.
+     *
+     * ```php
+     * Realtime\batch(function () use ($orders) {
+     *     foreach ($orders as $order) {
+     *         broadcast("orders.{$order->id}", $order);
+     *     }
+     * });
+     * ```
+     *
+     * @template T
+     * @param callable(): T $callback
+     *
+     * @return T What the callback returned.
+     *
+     * @throws Exception\RealtimeException With `realtime.on_error = throw`, when the messages cannot
+     *   be sent; see {@see \broadcast()}.
+     */
+    function batch(callable $callback): mixed {}
+
+    /**
+     * The channels of the hub that have subscribers.
      *
      * @return list<array{name: string, subscribers: int}>
      *
-     * @throws Exception\Unavailable No hub runs in this process.
+     * @throws Exception\Unavailable No hub runs in this process, and none answers on the bus.
      */
     function channels(): array {}
 
     /**
-     * Counters of this hub and of this process.
+     * Counters of the hub and of this process.
      *
      * @return array<string, int|float|array<mixed>> `failed_calls` counts calls of the global
      *   functions that were logged instead of thrown, `ignored_socket_ids` what stood in `except`
      *   and is not a socket id; the others come from the hub.
      *
-     * @throws Exception\Unavailable No hub runs in this process.
+     * @throws Exception\Unavailable No hub runs in this process, and none answers on the bus.
      */
     function stats(): array {}
 
     /**
-     * Starts the hub inside this process and returns at once.
+     * Starts the hub inside this process and returns at once. Other processes of the host reach it
+     * through its bus socket.
      *
      * For processes that live long and share one address space: a command line daemon, a worker, a
      * FrankenPHP application. A second call with the same configuration gives the same hub.
@@ -173,8 +204,9 @@ namespace Realtime {
      *   TOML file, with the same names and nesting: `['limits' => ['max_connections' => 500]]`.
      *
      * @throws Exception\ConfigError A setting is unknown or wrong, another configuration runs
-     *   already, `realtime.mode` forbids it, or it is `auto` under php-fpm or another server that
-     *   spreads requests over processes.
+     *   already, another hub serves the bus socket (`['socket' => '']` does without one),
+     *   `realtime.mode` forbids it, or it is `auto` under php-fpm or another server that spreads
+     *   requests over processes.
      * @throws Exception\Unavailable The port is in use.
      */
     function start(array $config = []): Hub {}

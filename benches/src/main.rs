@@ -28,7 +28,7 @@ use wire::Envelope;
 
 const USAGE: &str = "usage: benches/run [PART]... [--rounds N] [--envelope native|raw] [--shards N] [--only A,B]
 
-parts: latency saturation idle php channels beside sequencing (default: all)
+parts: latency saturation idle php channels beside sinks sequencing (default: all)
   --rounds N      rounds of each measurement, 5 by default; the tables show medians
   --envelope E    native (default) or raw: what the hub's subscribers ask for; the others send frames of the same size
   --shards N      shards of the hub; one per core by default
@@ -41,13 +41,14 @@ const QUIET_PERCENT: f64 = 5.0;
 type Measure = fn(&Options) -> Result<Part>;
 
 /// The parts by name, in the order in which they run.
-const PARTS: [(&str, &[Measure]); 7] = [
+const PARTS: [(&str, &[Measure]); 8] = [
     ("latency", &[parts::latency::run]),
     ("saturation", &[parts::saturation::run]),
     ("idle", &[parts::idle::run]),
     ("php", &[parts::php::calls, parts::php::latency]),
     ("channels", &[parts::channels::run]),
     ("beside", &[parts::beside::run]),
+    ("sinks", &[parts::sinks::run]),
     ("sequencing", &[parts::sequencing::run]),
 ];
 

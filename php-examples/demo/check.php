@@ -201,7 +201,9 @@ final class Demo
     /** @param list<string> $command */
     public function __construct(array $command, string $port = '0', string $pagePort = '0')
     {
-        $this->process = new Child($command, [1 => ['pipe', 'w'], 2 => STDERR], ['HUB_PORT' => $port, 'PAGE_PORT' => $pagePort, 'ADDRESS' => '127.0.0.1']);
+        $this->process = new Child($command, [1 => ['pipe', 'w'], 2 => STDERR], [
+            'HUB_PORT' => $port, 'PAGE_PORT' => $pagePort, 'ADDRESS' => '127.0.0.1', 'REALTIME_SOCKET' => sys_get_temp_dir() . '/demo-check-' . getmypid() . '.sock',
+        ]);
         $deadline = microtime(true) + 15;
         $found = [];
         while (count($found) < 2) {
@@ -296,6 +298,7 @@ try {
     $check($problem->getMessage(), false);
 } finally {
     isset($browser) && $browser->close();
+    array_map(unlink(...), glob(sys_get_temp_dir() . '/demo-check-' . getmypid() . '.sock*'));
 }
 
 echo "$passed passed, $failed failed\n";

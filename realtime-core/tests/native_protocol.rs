@@ -195,6 +195,8 @@ async fn every_fault_is_named_and_carries_the_id() {
     client.send(Message::binary(&b"{}"[..])).await;
     client.expect_error("bad_json").await;
     // The last six in the table were in order and not granted.
+    eventually("all faults are counted", || hub.stats().protocol_errors == 14);
+    client.expect_nothing().await;
     assert_eq!(hub.stats().protocol_errors, 14);
     client.subscribe("still fine").await;
     let answer = client.ask(json!({"action": "subscribe", "channel": "r", "recover": {"epoch": "e", "offset": 3}})).await;

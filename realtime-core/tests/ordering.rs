@@ -113,3 +113,26 @@ fn a_publisher_that_is_faster_than_a_subscriber_waits_for_it() {
         }
     });
 }
+
+#[test]
+fn more_than_the_kernel_takes_closes_no_healthy_subscriber_however_many_there_are() {
+    for readers in [1, 2, 3, 20] {
+        let hub = start(|_| {});
+        let crowd = Crowd::gather(&hub, readers, "c", "the end");
+        // Some 16 MiB for each: more than a socket and an outbox hold.
+        let body = "x".repeat(8_000);
+        for number in 0..2_000 {
+            hub.publish(&Publish::new("c", "e", Payload::Text(&format!("{number} {body}")))).unwrap();
+        }
+        hub.publish(&Publish::new("c", "e", Payload::Text("the end"))).unwrap();
+        let (streams, _open) = crowd.received();
+        for stream in &streams {
+            let got = payloads(stream);
+            assert_eq!(got.len(), 2_001, "{readers} readers, closed as slow: {}", hub.stats().closed_slow);
+            for (number, text) in got[..2_000].iter().enumerate() {
+                assert!(text.starts_with(format!("{number} ").as_bytes()), "{readers} readers, publication {number}");
+            }
+        }
+        assert_eq!(hub.stats().closed, 0, "{readers} readers");
+    }
+}

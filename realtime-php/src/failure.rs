@@ -5,6 +5,8 @@ use std::sync::OnceLock;
 use ext_php_rs::exception::{throw_object, throw_with_code};
 use ext_php_rs::types::Zval;
 use ext_php_rs::zend::{ClassEntry, ExecutorGlobals, ce};
+use realtime_core::bus::client::ClientError;
+use realtime_core::bus::frame::FailureCode;
 use realtime_core::{ConfigError, PublishError, QueryError, StartError};
 
 use crate::signature::{self, Class, FunctionTable, Signature};
@@ -148,7 +150,7 @@ impl From<StartError> for Failure {
     fn from(error: StartError) -> Self {
         let message = error.to_string();
         match error {
-            StartError::Config(_) => Failure::config(message),
+            StartError::Config(_) | StartError::Bus(_) => Failure::config(message),
             // A busy port may be free in a moment; any other refusal of the address stays.
             StartError::Bind { source, .. } if source.kind() != std::io::ErrorKind::AddrInUse => Failure::config(message),
             _ => Failure::unavailable(message),
@@ -180,5 +182,25 @@ impl From<QueryError> for Failure {
             QueryError::Stopped => Failure::unavailable(message),
             _ => Failure::Value(message),
         }
+    }
+}
+
+impl From<ClientError> for Failure {
+    fn from(error: ClientError) -> Self {
+        let kind = match &error {
+            ClientError::Timeout { .. } => Kind::Timeout,
+            ClientError::TooLarge { .. } => Kind::MessageTooLarge,
+            ClientError::Refused { code, .. } => match code {
+                FailureCode::InvalidChannel => Kind::InvalidChannel,
+                FailureCode::InvalidMessage => Kind::InvalidMessage,
+                FailureCode::TooLarge => Kind::MessageTooLarge,
+                FailureCode::QueueFull => Kind::QueueFull,
+                FailureCode::Unauthorized => Kind::Unauthorized,
+                FailureCode::Timeout => Kind::Timeout,
+                _ => Kind::Unavailable,
+            },
+            _ => Kind::Unavailable,
+        };
+        Failure::Realtime(kind, error.to_string())
     }
 }

@@ -7,18 +7,22 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use ext_php_rs::types::{ZendHashTable, ZendStr, Zval};
-use realtime_core::QueryError;
+use realtime_core::bus::client::{Client, ClientError};
+use realtime_core::bus::frame::BusQuery;
 use realtime_core::message::{DEFAULT_EVENT, validate_channel};
+use realtime_core::{ChannelInfo, ChannelUser, QueryError};
+use serde::Deserialize;
+use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
 use crate::failure::Failure;
 use crate::globals::GLOBALS;
 use crate::message::{self, Channels, IGNORED_SOCKET_IDS, Message, Options};
 use crate::publishing::{self, Elsewhere, FAILED_CALLS, Outcome};
-use crate::signature::{ARRAY, FunctionTable, INT, MIXED, Parameter, STRING, Signature, Type, VOID, optional, parameter};
+use crate::signature::{ARRAY, CALLABLE, FunctionTable, INT, MIXED, Parameter, STRING, Signature, Type, VOID, optional, parameter};
 use crate::testing::{self, Record};
 use crate::zend::{self, Call, handler, parse};
-use crate::{host, json, laravel, objects, serve};
+use crate::{batch, host, json, laravel, objects, serve};
 
 const USER_ID: Type = STRING.or(INT);
 const CHANNEL: Type = Type::class("Stringable|BackedEnum").or(ARRAY).or(STRING);
@@ -74,6 +78,7 @@ fn namespaced_functions() -> &'static FunctionTable {
                 const { &[parameter(c"channel", CHANNEL), parameter(c"message", MIXED), AS, OPTIONS] },
                 RECEIPT,
             ),
+            Signature::new(c"Realtime\\batch", handler!(batch::batch), 1, const { &[parameter(c"callback", CALLABLE)] }, MIXED),
             Signature::new(c"Realtime\\channels", handler!(channels), 0, &[], ARRAY),
             Signature::new(c"Realtime\\stats", handler!(stats), 0, &[], ARRAY),
             Signature::new(c"Realtime\\start", handler!(start), 0, const { &[CONFIG] }, Type::class("Realtime\\Hub")),
@@ -126,10 +131,11 @@ fn broadcast(call: &Call<'_>, result: &mut Zval) -> Result<(), Failure> {
     // The call that programs make in a loop, kept free of everything else.
     if call.count() == 2
         && !GLOBALS.get().lowered.get()
+        && !batch::is_open()
         && let (Some(channel), Some(text)) = (call.argument(0).and_then(Zval::zend_str), call.argument(1).and_then(Zval::zend_str))
     {
         let channel = zend::text_of(channel).ok_or_else(|| Failure::invalid_channel("the channel name is not valid UTF-8"))?;
-        return match publishing::publish_text(channel, message::plain_text(text)?, DEFAULT_EVENT) {
+        return match publishing::broadcast_text(channel, message::plain_text(text)?) {
             Ok(()) => Ok(()),
             Err(failure) => publishing::report("broadcast", failure),
         };
@@ -137,15 +143,16 @@ fn broadcast(call: &Call<'_>, result: &mut Zval) -> Result<(), Failure> {
     if call.count() <= 1 {
         return laravel::broadcast(call.argument(0), result);
     }
-    match send(call, drop) {
+    match send(call, None) {
         Ok(_) => Ok(()),
         Err(failure) => publishing::report("broadcast", failure),
     }
 }
 
-/// Publishes as the arguments say and tells `sent` the outcome for each channel, in order. Gives
-/// whether a list of channels was named.
-fn send(call: &Call<'_>, mut sent: impl FnMut(Outcome)) -> Result<bool, Failure> {
+/// Publishes as the arguments say, and collects a receipt for each channel, in order, if they are
+/// wanted. Gives whether a list of channels was named.
+fn send(call: &Call<'_>, mut receipts: Option<&mut Vec<Zval>>) -> Result<bool, Failure> {
+    let wants_receipts = receipts.is_some();
     let (mut channel, mut message, mut name, mut options) =
         (ptr::null_mut::<Zval>(), ptr::null_mut::<Zval>(), ptr::null_mut::<ZendStr>(), ptr::null_mut::<ZendHashTable>());
     parse!(call, c"zz|Sh", channel, message, name, options)?;
@@ -154,6 +161,11 @@ fn send(call: &Call<'_>, mut sent: impl FnMut(Outcome)) -> Result<bool, Failure>
     let options = Options::of_publication(table)?;
     let channels = Channels::parse(value(call, channel)?, 0)?;
     let message = message::convert(given, &options)?;
+    let mut sent = |outcome| {
+        if let Some(receipts) = &mut receipts {
+            receipts.push(objects::receipt(outcome));
+        }
+    };
     match publishing::lowered() {
         Some(Elsewhere::Fake(fake)) => {
             for channel in channels.iter() {
@@ -162,7 +174,8 @@ fn send(call: &Call<'_>, mut sent: impl FnMut(Outcome)) -> Result<bool, Failure>
             }
         }
         Some(Elsewhere::Off) => channels.iter().for_each(|_| sent(Outcome::Dropped)),
-        None => publishing::publish(&channels, name, &message, &options, sent)?,
+        None if wants_receipts => publishing::publish(&channels, name, &message, &options, sent)?,
+        None => publishing::broadcast(&channels, name, &message, &options)?,
     }
     Ok(matches!(channels, Channels::Many(_)))
 }
@@ -170,7 +183,7 @@ fn send(call: &Call<'_>, mut sent: impl FnMut(Outcome)) -> Result<bool, Failure>
 /// `Realtime\publish(Stringable|BackedEnum|array|string $channel, mixed $message, string $as = 'message', array $options = []): Receipt|array`
 fn publish(call: &Call<'_>, result: &mut Zval) -> Result<(), Failure> {
     let mut receipts = Vec::new();
-    let list = send(call, |outcome| receipts.push(objects::receipt(outcome)))?;
+    let list = send(call, Some(&mut receipts))?;
     if list {
         let mut array = ZendHashTable::new();
         for receipt in receipts {
@@ -200,7 +213,7 @@ fn broadcast_to_user(call: &Call<'_>, _: &mut Zval) -> Result<(), Failure> {
             Ok(())
         }
         Some(Elsewhere::Off) => Ok(()),
-        None => publishing::publish_to_user(&user_id, name, &message, &options)
+        None => publishing::broadcast_to_user(&user_id, name, &message, &options)
             .or_else(|failure| publishing::report("broadcastToUser", failure)),
     }
 }
@@ -219,19 +232,41 @@ fn get_channel_users(call: &Call<'_>, result: &mut Zval) -> Result<(), Failure> 
     validate_channel(channel).map_err(message::invalid_channel)?;
     let mut list = ZendHashTable::new();
     if publishing::lowered().is_none() {
-        match publishing::on_hub(|hub| hub.channel_users(channel)) {
-            Ok(users) => users.into_iter().flatten().for_each(|entry| {
-                let mut user = ZendHashTable::new();
-                json::set(&mut user, "id", json::zval(entry.user.id()));
-                json::set(&mut user, "info", entry.user.info().map_or_else(Zval::null, zend::decode_json));
-                json::set(&mut user, "connections", json::zval(saturated(entry.connections)));
-                json::push(&mut list, json::array(user));
+        match publishing::ask(|hub| hub.channel_users(channel).map(users_of_hub), |client| users_over_bus(client, channel)) {
+            Ok(users) => users.into_iter().flatten().for_each(|user| {
+                let mut entry = ZendHashTable::new();
+                json::set(&mut entry, "id", json::zval(user.id.as_str()));
+                json::set(&mut entry, "info", user.info.as_deref().map_or_else(Zval::null, |info| zend::decode_json(info.get())));
+                json::set(&mut entry, "connections", json::zval(saturated(user.connections)));
+                json::push(&mut list, json::array(entry));
             }),
             Err(failure) => publishing::report("getChannelUsers", failure)?,
         }
     }
     *result = json::array(list);
     Ok(())
+}
+
+/// A user of a channel, from this process' hub or from another one's.
+#[derive(Deserialize)]
+struct ListedUser {
+    id: String,
+    info: Option<Box<RawValue>>,
+    connections: usize,
+}
+
+fn users_of_hub(users: Vec<ChannelUser>) -> Vec<ListedUser> {
+    let info = |text: &str| RawValue::from_string(text.to_owned()).ok();
+    let listed = |ChannelUser { user, connections }: ChannelUser| ListedUser {
+        id: user.id().to_owned(),
+        info: user.info().and_then(info),
+        connections,
+    };
+    users.into_iter().map(listed).collect()
+}
+
+fn users_over_bus(client: &mut Client, channel: &str) -> Result<Vec<ListedUser>, ClientError> {
+    client.query(&BusQuery::ChannelUsers { channel: channel.to_owned() })
 }
 
 /// `disconnectUser(string|int $userId, int $code = 4009, string $reason = '', array $options = []): int`
@@ -252,7 +287,10 @@ fn disconnect_user(call: &Call<'_>, result: &mut Zval) -> Result<(), Failure> {
             0
         }
         Some(Elsewhere::Off) => 0,
-        None => match publishing::on_hub(|hub| hub.disconnect_user(&user_id, code, reason)) {
+        None => match publishing::ask(
+            |hub| hub.disconnect_user(&user_id, code, reason),
+            |client| client.query(&BusQuery::DisconnectUser { user: user_id.clone(), code, reason: reason.to_owned() }),
+        ) {
             Ok(closed) => closed.unwrap_or(0),
             Err(failure) => {
                 publishing::report("disconnectUser", failure)?;
@@ -271,17 +309,17 @@ fn saturated(number: usize) -> i64 {
 /// `Realtime\channels(): array`
 fn channels(call: &Call<'_>, result: &mut Zval) -> Result<(), Failure> {
     parse!(call, c"")?;
-    let mut list = ZendHashTable::new();
-    if publishing::lowered().is_none() {
-        let channels = publishing::on_hub(|hub| Ok::<_, QueryError>(hub.channels()))?;
-        for channel in channels.into_iter().flatten() {
-            let mut entry = ZendHashTable::new();
-            json::set(&mut entry, "name", json::zval(channel.name.as_str()));
-            json::set(&mut entry, "subscribers", json::zval(saturated(channel.subscribers)));
-            json::push(&mut list, json::array(entry));
-        }
-    }
-    *result = json::array(list);
+    let channels = match publishing::lowered() {
+        None => publishing::ask(
+            |hub| {
+                let entry = |channel: &ChannelInfo| serde_json::json!({"name": channel.name, "subscribers": channel.subscribers});
+                Ok::<_, QueryError>(hub.channels().iter().map(entry).collect::<Value>())
+            },
+            |client| client.query::<Value>(&BusQuery::Channels),
+        )?,
+        Some(_) => None,
+    };
+    *result = json::to_array(&channels.unwrap_or_else(|| Value::Array(Vec::new())));
     Ok(())
 }
 
@@ -289,10 +327,12 @@ fn channels(call: &Call<'_>, result: &mut Zval) -> Result<(), Failure> {
 fn stats(call: &Call<'_>, result: &mut Zval) -> Result<(), Failure> {
     parse!(call, c"")?;
     let hub = match publishing::lowered() {
-        None => publishing::on_hub(|hub| Ok::<_, QueryError>(hub.stats()))?,
+        None => publishing::ask(
+            |hub| Ok::<_, QueryError>(serde_json::to_value(hub.stats()).unwrap_or_default()),
+            |client| client.query::<Value>(&BusQuery::Stats),
+        )?,
         Some(_) => None,
     };
-    let hub = hub.and_then(|stats| serde_json::to_value(stats).ok());
     let mut counters = match hub {
         Some(Value::Object(counters)) => counters,
         _ => Map::new(),

@@ -1,13 +1,17 @@
 //! What one PHP thread remembers: for the request, what the script lowered; for longer, the hub it
-//! saw last.
+//! saw last and its connection to the hub of another process.
 
 use std::cell::{Cell, RefCell};
 use std::sync::Arc;
+use std::time::Duration;
 
 use ext_php_rs::types::Zval;
 use ext_php_rs::zend::{ModuleGlobal, ModuleGlobals};
 
+use crate::batch::{self, Batch};
+use crate::bus::Link;
 use crate::host::Running;
+use crate::settings::Mode;
 
 /// One per PHP thread; PHP runs one request at a time on it.
 pub(crate) static GLOBALS: ModuleGlobals<Globals> = ModuleGlobals::new();
@@ -24,6 +28,18 @@ pub(crate) struct Globals {
     pub(crate) seen: Cell<u64>,
     /// The hub of this process as of `seen`: saves the lock on every call.
     pub(crate) hub: RefCell<Option<Arc<Running>>>,
+    /// `realtime.mode` as this request found it.
+    pub(crate) mode: Cell<Option<Mode>>,
+    /// The connection to another process' hub.
+    pub(crate) link: RefCell<Option<Link>>,
+    /// In this request `link` was seen to be what the settings want.
+    pub(crate) link_checked: Cell<bool>,
+    /// How long this request has waited for the hub behind `link`.
+    pub(crate) waited: Cell<Duration>,
+    /// A `Realtime\batch()` runs.
+    pub(crate) batching: Cell<bool>,
+    /// What it has collected.
+    pub(crate) batch: RefCell<Batch>,
 }
 
 impl ModuleGlobal for Globals {}
@@ -33,6 +49,10 @@ pub(crate) fn end_request() {
     let globals = GLOBALS.get();
     globals.off.set(false);
     globals.lowered.set(false);
+    globals.mode.set(None);
+    globals.link_checked.set(false);
+    globals.waited.set(Duration::ZERO);
+    batch::end_request();
     // Taken first: releasing the object may run PHP code.
     let fake = globals.fake.take();
     drop(fake);

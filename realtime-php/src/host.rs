@@ -27,6 +27,8 @@ pub(crate) struct Running {
     pub(crate) hub: Hub,
     /// Tells the handles of this hub from those of an earlier one.
     pub(crate) id: u64,
+    /// `limits.publication_bytes`.
+    pub(crate) publication_bytes: usize,
     /// What it was started with; a second start must ask for the same.
     config: Config,
 }
@@ -38,6 +40,7 @@ static FIRST_SLOT: Slot = Mutex::new(None);
 static SLOT: AtomicPtr<Slot> = AtomicPtr::new(ptr::null_mut());
 /// Moves with every change of the slot, forks included; what was looked up before is stale then.
 static VERSION: AtomicU64 = AtomicU64::new(1);
+static FORKS: AtomicU64 = AtomicU64::new(0);
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 
 fn slot() -> &'static Slot {
@@ -82,9 +85,7 @@ pub(crate) fn start(code: Map<String, Value>) -> Result<Arc<Running>, Failure> {
             )));
         }
         Mode::Auto | Mode::Embedded => {}
-        Mode::Bus => {
-            return Err(Failure::config("realtime.mode is bus: this process may not start a hub, and the bus is not part of this build"));
-        }
+        Mode::Bus => return Err(Failure::config("realtime.mode is bus: this process may not start a hub")),
         Mode::Off => return Err(Failure::config("realtime.mode is off")),
     }
     if GLOBALS.get().off.get() {
@@ -104,15 +105,23 @@ pub(crate) fn start(code: Map<String, Value>) -> Result<Arc<Running>, Failure> {
     }
     register_fork_handler();
     let hub = with_signals_blocked(|| Hub::start(effective.config.clone()))?;
-    let running = Arc::new(Running { hub, id: NEXT_ID.fetch_add(1, Ordering::Relaxed), config: effective.config });
+    let running = Arc::new(Running {
+        hub,
+        id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
+        publication_bytes: effective.config.limits.publication_bytes,
+        config: effective.config,
+    });
     *slot = Some(running.clone());
     VERSION.fetch_add(1, Ordering::Release);
     drop(slot);
-    announce(&format!("embedded hub, listening on {}", running.hub.url()));
+    let bus = running.config.socket.as_deref().filter(|path| !path.is_empty());
+    let bus = bus.map_or_else(|| "no bus for other processes".to_owned(), |path| format!("bus for other processes at {path}"));
+    announce(&format!("embedded hub, listening on {}, {bus}", running.hub.url()));
     Ok(running)
 }
 
-fn shares_requests_among_processes() -> bool {
+/// Whether this is a server's process that answers one short request after the other.
+pub(crate) fn shares_requests_among_processes() -> bool {
     matches!(zend::sapi_name(), "fpm-fcgi" | "cgi-fcgi" | "apache2handler" | "litespeed")
 }
 
@@ -165,7 +174,13 @@ fn with_signals_blocked<R>(run: impl FnOnce() -> R) -> R {
     result
 }
 
-fn register_fork_handler() {
+/// Forks that led to this process since the handler was registered.
+pub(crate) fn forks() -> u64 {
+    FORKS.load(Ordering::Acquire)
+}
+
+/// Makes forked children notice that they are.
+pub(crate) fn register_fork_handler() {
     static ONCE: Once = Once::new();
     // SAFETY: the handler only does what a forked child may. The library is never unloaded.
     ONCE.call_once(|| unsafe {
@@ -187,6 +202,7 @@ fn forget_parents_hub() {
         None => SLOT.store(Box::into_raw(Box::new(Mutex::new(None))), Ordering::Release),
     }
     VERSION.fetch_add(1, Ordering::Release);
+    FORKS.fetch_add(1, Ordering::Release);
     descriptors::take_each(|descriptor| {
         // SAFETY: the parent's hub owns it, and nothing in this process will use it again.
         unsafe { libc::close(descriptor) };

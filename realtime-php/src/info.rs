@@ -4,7 +4,7 @@ use ext_php_rs::zend::ModuleEntry;
 use ext_php_rs::{info_table_end, info_table_header, info_table_row, info_table_start};
 
 use crate::settings::{self, Mode};
-use crate::{host, zend};
+use crate::{bus, host, zend};
 
 /// Prints version, role and state, then the INI table.
 pub(crate) fn print(module: *mut ModuleEntry) {
@@ -12,8 +12,8 @@ pub(crate) fn print(module: *mut ModuleEntry) {
     let role = match (&running, settings::mode()) {
         (Some(_), _) => "embedded hub",
         (None, Ok(Mode::Off)) => "off",
-        (None, Ok(Mode::Bus)) => "bus (not part of this build)",
-        (None, Ok(Mode::Auto | Mode::Embedded)) => "none until Realtime\\start() or Realtime\\serve()",
+        (None, Ok(Mode::Auto | Mode::Bus)) => "client of another process' hub",
+        (None, Ok(Mode::Embedded)) => "none until Realtime\\start() or Realtime\\serve()",
         (None, Err(_)) => "none: realtime.mode is not valid",
     };
     let listening = running.as_ref().map_or_else(|| "no".to_owned(), |running| running.hub.url());
@@ -24,6 +24,7 @@ pub(crate) fn print(module: *mut ModuleEntry) {
     info_table_row!("Version", env!("CARGO_PKG_VERSION"));
     info_table_row!("Role of this process", role);
     info_table_row!("Listening", listening);
+    info_table_row!("Bus socket", bus::describe());
     info_table_row!("Connections", stats.connections.to_string());
     info_table_row!("Channels", stats.channels.to_string());
     info_table_row!("Global functions", if settings::global_functions() { "yes" } else { "no" });

@@ -1,5 +1,5 @@
 //! The PHP extension `realtime`: `broadcast()` as a function call into a hub that runs in this
-//! process.
+//! process, or as one frame to the hub that another process of this host holds.
 //!
 //! | module | what it is |
 //! | --- | --- |
@@ -8,8 +8,10 @@
 //! | `failure` | the exception classes and the one error type of the crate |
 //! | `settings` | INI, environment snapshot, and the layers of `Config` |
 //! | `host` | the hub of this process: owner, start, stop, fork |
+//! | `bus` | the connection to the hub of another process |
 //! | `message` | PHP values to channels, payloads and options |
-//! | `publishing` | one publication's way: to the hub, to a fake, or nowhere |
+//! | `publishing` | one publication's way: to a hub, to a fake, or nowhere |
+//! | `batch` | publications that are sent together |
 //! | `functions` | what PHP calls |
 //! | `laravel` | `broadcast($event)` as Laravel's helper of that name does it |
 //! | `objects`, `testing` | the classes `Hub`, `Receipt` and `Testing\Fake` |
@@ -17,7 +19,8 @@
 //! | `info` | the section of `phpinfo()` |
 //!
 //! Phases: MINIT registers names and snapshots the environment, nothing else; no thread, socket or
-//! runtime exists before a script calls `Realtime\start()` or `Realtime\serve()`.
+//! runtime exists before a script calls `Realtime\start()` or `Realtime\serve()`, and no connection
+//! to another process' hub before the first call that needs it.
 
 #![expect(unsafe_code, reason = "the Zend API is C")]
 
@@ -25,6 +28,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use ext_php_rs::zend::ModuleEntry;
 
+mod batch;
+mod bus;
 mod failure;
 mod functions;
 mod globals;

@@ -1,22 +1,25 @@
-//! One publication's way: to the hub of this process, to a fake, or nowhere.
+//! One publication's way: to the hub of this process, to that of another one, to a fake, or nowhere.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use ext_php_rs::types::Zval;
-use realtime_core::{Hub, Publish, PublishError, Receipt};
+use realtime_core::bus::client::{Client, ClientError};
+use realtime_core::bus::frame::{BusPublish, MAX_EXCEPT};
+use realtime_core::message::{DEFAULT_EVENT, validate_channel};
+use realtime_core::{Hub, Payload, Publish, PublishError, Receipt};
 
+use crate::bus::{self, Role};
 use crate::failure::Failure;
 use crate::globals::GLOBALS;
-use crate::host;
-use crate::message::{Channels, Message, Options};
-use crate::settings::{self, Mode};
+use crate::message::{self, Channels, Message, Options};
+use crate::{batch, host, settings};
 
 /// Calls of the global functions that the hub could not take and that were logged instead.
 pub(crate) static FAILED_CALLS: AtomicU64 = AtomicU64::new(0);
 
-/// Where a call goes when no hub of this process takes it.
+/// Where a call goes when no hub is meant to take it.
 pub(crate) enum Elsewhere {
     /// The fake records it.
     Fake(Zval),
@@ -36,26 +39,17 @@ pub(crate) fn lowered() -> Option<Elsewhere> {
     }
 }
 
-/// Uses the hub of this process; none when `realtime.mode` is off.
-#[inline]
-pub(crate) fn on_hub<R, E: Into<Failure>>(run: impl FnOnce(&Hub) -> Result<R, E>) -> Result<Option<R>, Failure> {
-    match host::with_hub(|running| run(&running.hub)) {
+/// Asks the hub of this process, or the one behind the bus; none when publishing is off.
+pub(crate) fn ask<R, E: Into<Failure>>(
+    own: impl FnOnce(&Hub) -> Result<R, E>,
+    other: impl FnOnce(&mut Client) -> Result<R, ClientError>,
+) -> Result<Option<R>, Failure> {
+    match host::with_hub(|running| own(&running.hub)) {
         Some(result) => result.map(Some).map_err(Into::into),
-        None => no_hub().map(|()| None),
-    }
-}
-
-/// Why there is no hub; fine only when it is off.
-#[cold]
-fn no_hub() -> Result<(), Failure> {
-    match settings::mode()? {
-        Mode::Off => Ok(()),
-        Mode::Bus => Err(Failure::unavailable(
-            "realtime.mode is bus, but the bus is not part of this build; run the hub in this process with Realtime\\start() or Realtime\\serve()",
-        )),
-        Mode::Auto | Mode::Embedded => {
-            Err(Failure::unavailable("no hub runs in this process: call Realtime\\start() or Realtime\\serve() first"))
-        }
+        None => match bus::role()? {
+            Role::Client => bus::with_client(other).map(Some),
+            Role::Off => Ok(None),
+        },
     }
 }
 
@@ -69,7 +63,14 @@ pub(crate) enum Outcome {
     Dropped,
 }
 
-/// Publishes to every channel, in order, and ends at the first failure.
+/// A publication to each of the channels.
+fn to_channels<'a>(channels: &'a Channels<'_>, event: &'a str, message: &'a Message<'_>, options: &'a Options<'_>) -> Vec<BusPublish<'a>> {
+    let publish =
+        |target| BusPublish { target, to_user: false, event, payload: message.payload(), except: options.except.clone(), id: options.id };
+    channels.iter().map(publish).collect()
+}
+
+/// Publishes to every channel and waits for the receipts, in order; ends at the first failure.
 pub(crate) fn publish(
     channels: &Channels<'_>,
     event: &str,
@@ -77,24 +78,127 @@ pub(crate) fn publish(
     options: &Options<'_>,
     mut sent: impl FnMut(Outcome),
 ) -> Result<(), Failure> {
-    for channel in channels.iter() {
-        let mut publication = Publish::new(channel, event, message.payload());
-        publication.except = &options.except;
-        publication.id = options.id;
-        sent(on_hub(|hub| hub.publish(&publication))?.map_or(Outcome::Dropped, Outcome::Accepted));
+    if batch::is_open() {
+        return Err(Failure::Error(
+            "Realtime\\publish() has no receipt to give inside Realtime\\batch(), which sends when its callback has returned; call broadcast() there".into(),
+        ));
+    }
+    for publish in &to_channels(channels, event, message, options) {
+        let receipt = match host::with_hub(|running| hand_over(&running.hub, publish)) {
+            Some(receipt) => Some(receipt?),
+            None => match bus::role()? {
+                Role::Client => {
+                    check(publish, bus::publication_bytes()?)?;
+                    Some(bus::with_client(|client| client.publish_with_receipt(publish))?)
+                }
+                Role::Off => None,
+            },
+        };
+        sent(receipt.map_or(Outcome::Dropped, Outcome::Accepted));
     }
     Ok(())
 }
 
+/// Publishes to every channel without waiting for a receipt.
+pub(crate) fn broadcast(channels: &Channels<'_>, event: &str, message: &Message<'_>, options: &Options<'_>) -> Result<(), Failure> {
+    send(&to_channels(channels, event, message, options))
+}
+
 /// The shortest way: one channel, one string, no options.
 #[inline]
-pub(crate) fn publish_text(channel: &str, text: &str, event: &str) -> Result<(), Failure> {
-    on_hub(|hub| hub.publish(&Publish::new(channel, event, realtime_core::Payload::Text(text)))).map(|_: Option<Receipt>| ())
+pub(crate) fn broadcast_text(channel: &str, text: &str) -> Result<(), Failure> {
+    let payload = Payload::Text(text);
+    match host::with_hub(|running| running.hub.publish(&Publish::new(channel, DEFAULT_EVENT, payload))) {
+        Some(Ok(_)) => Ok(()),
+        Some(Err(error)) => Err(error.into()),
+        None => {
+            validate_channel(channel).map_err(message::invalid_channel)?;
+            send(&[BusPublish { target: channel, to_user: false, event: DEFAULT_EVENT, payload, except: Vec::new(), id: None }])
+        }
+    }
 }
 
 /// Publishes to the connections of one user.
-pub(crate) fn publish_to_user(user_id: &str, event: &str, message: &Message<'_>, options: &Options<'_>) -> Result<(), Failure> {
-    on_hub(|hub| -> Result<Receipt, PublishError> { hub.publish_to_user(user_id, event, message.payload(), &options.except) }).map(|_| ())
+pub(crate) fn broadcast_to_user(user_id: &str, event: &str, message: &Message<'_>, options: &Options<'_>) -> Result<(), Failure> {
+    let payload = message.payload();
+    send(&[BusPublish { target: user_id, to_user: true, event, payload, except: options.except.clone(), id: None }])
+}
+
+/// Sends publications whose targets have been checked, or keeps them for the batch that is open.
+fn send(publishes: &[BusPublish<'_>]) -> Result<(), Failure> {
+    if !batch::is_open() {
+        return send_now(publishes);
+    }
+    let limit = match host::with_hub(|running| running.publication_bytes) {
+        Some(limit) => limit,
+        None => match bus::role()? {
+            Role::Client => bus::publication_bytes()?,
+            Role::Off => return Ok(()),
+        },
+    };
+    publishes.iter().try_for_each(|publish| check(publish, limit))?;
+    batch::add(publishes)
+}
+
+/// Sends publications whose targets have been checked, together where there is a bus between.
+fn send_now(publishes: &[BusPublish<'_>]) -> Result<(), Failure> {
+    if let Some(outcome) = hand_all_over(publishes) {
+        return outcome;
+    }
+    if bus::role()? == Role::Off {
+        return Ok(());
+    }
+    let limit = bus::publication_bytes()?;
+    // Nobody answers a publication without a receipt: what is wrong with it must be said here.
+    publishes.iter().try_for_each(|publish| check(publish, limit))?;
+    over_bus(publishes)
+}
+
+/// Sends what a batch has collected, all of it checked.
+pub(crate) fn send_collected(publishes: &[BusPublish<'_>]) -> Result<(), Failure> {
+    match hand_all_over(publishes) {
+        Some(outcome) => outcome,
+        None if bus::role()? == Role::Off => Ok(()),
+        None => over_bus(publishes),
+    }
+}
+
+/// To the hub of this process, if there is one.
+fn hand_all_over(publishes: &[BusPublish<'_>]) -> Option<Result<(), Failure>> {
+    let outcome = host::with_hub(|running| publishes.iter().try_for_each(|publish| hand_over(&running.hub, publish).map(|_| ())));
+    outcome.map(|outcome| outcome.map_err(Failure::from))
+}
+
+fn over_bus(publishes: &[BusPublish<'_>]) -> Result<(), Failure> {
+    bus::with_client(|client| match publishes {
+        [publish] => client.publish(publish),
+        publishes => client.batch(publishes),
+    })
+}
+
+fn hand_over(hub: &Hub, publish: &BusPublish<'_>) -> Result<Receipt, PublishError> {
+    if publish.to_user {
+        hub.publish_to_user(publish.target, publish.event, publish.payload, &publish.except)
+    } else {
+        hub.publish(&as_publish(publish))
+    }
+}
+
+fn as_publish<'a>(publish: &'a BusPublish<'_>) -> Publish<'a> {
+    let mut direct = Publish::new(publish.target, publish.event, publish.payload);
+    direct.except = &publish.except;
+    direct.id = publish.id;
+    direct
+}
+
+/// What the hub would refuse, and what a frame cannot say.
+fn check(publish: &BusPublish<'_>, limit: usize) -> Result<(), Failure> {
+    as_publish(publish).check(limit)?;
+    if publish.except.len() > MAX_EXCEPT {
+        let count = publish.except.len();
+        return Err(Failure::invalid_message(format!("option `except` names {count} connections, the limit is {MAX_EXCEPT}")));
+    }
+    Ok(())
 }
 
 /// What a global function does with a failure: programming mistakes are thrown, an outage is

@@ -1,12 +1,14 @@
 //! Where settings come from: defaults < TOML file < INI < environment < the array given in code.
 
 use std::ffi::CStr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::RwLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use ext_php_rs::flags::IniEntryPermission;
 use ext_php_rs::zend::{IniEntryDef, IniEntryDefs};
+use realtime_core::bus::socket::default_paths;
+use realtime_core::config::Limits;
 use realtime_core::{ConfigBuilder, EffectiveConfig, Source};
 use serde_json::{Map, Value};
 
@@ -102,7 +104,7 @@ pub(crate) enum Mode {
     Auto,
     /// The hub runs in this process.
     Embedded,
-    /// A hub outside this process, over its Unix socket.
+    /// A hub outside this process, over its Unix socket; none may be started here.
     Bus,
     /// Calls are checked and dropped.
     Off,
@@ -136,8 +138,8 @@ pub(crate) fn check_app(app: &str, what: &str) -> Result<(), Failure> {
     }
 }
 
-/// The whole configuration, `code` being its strongest layer.
-pub(crate) fn effective(code: Map<String, Value>) -> Result<EffectiveConfig, Failure> {
+/// Everything but what code says.
+fn layers() -> Result<ConfigBuilder, Failure> {
     check_app(&own(&APP), "realtime.app")?;
     let mut builder = ConfigBuilder::new();
     let file = own(&CONFIG);
@@ -147,6 +149,48 @@ pub(crate) fn effective(code: Map<String, Value>) -> Result<EffectiveConfig, Fai
     let ini = PASSED_ON.iter().filter_map(|(name, key)| Some(((*key).to_owned(), Value::String(zend::ini(name)?))));
     builder = builder.layer(Source::Ini, Value::Object(ini.collect()))?;
     let passed_on = environment().into_iter().filter(|(name, _)| OWN.iter().all(|own| own.variable != name));
-    builder = builder.environment(passed_on);
-    Ok(builder.layer(Source::Code, Value::Object(code))?.build()?)
+    Ok(builder.environment(passed_on))
+}
+
+/// The whole configuration of a hub, `code` being its strongest layer.
+pub(crate) fn effective(code: Map<String, Value>) -> Result<EffectiveConfig, Failure> {
+    Ok(layers()?.layer(Source::Code, Value::Object(code))?.build()?)
+}
+
+/// What a process needs to know of the hub that another one holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct BusSettings {
+    /// Where it may be; none when the bus is switched off.
+    pub(crate) sockets: Vec<PathBuf>,
+    /// `limits.publication_bytes`.
+    pub(crate) publication_bytes: usize,
+}
+
+/// Only what it says is read and checked: what is wrong with the hub's other settings is the hub's
+/// own affair.
+pub(crate) fn bus() -> Result<BusSettings, Failure> {
+    let layers = layers()?;
+    let sockets = match layers.value("socket") {
+        None | Some(Value::Null) => default_paths(),
+        Some(Value::String(path)) if path.is_empty() => Vec::new(),
+        Some(Value::String(path)) => vec![PathBuf::from(path)],
+        Some(_) => return Err(Failure::config("realtime.socket must be a path")),
+    };
+    let limit = layers.value("limits.publication_bytes").and_then(Value::as_u64).and_then(|bytes| usize::try_from(bytes).ok());
+    Ok(BusSettings { sockets, publication_bytes: limit.unwrap_or(Limits::default().publication_bytes) })
+}
+
+/// Where [`bus`] has its values from and what may differ between the requests of one process.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Origin {
+    file: String,
+    socket: Option<String>,
+    app: String,
+}
+
+impl Origin {
+    /// As it is in this request.
+    pub(crate) fn now() -> Self {
+        Origin { file: own(&CONFIG), socket: zend::ini(c"realtime.socket"), app: own(&APP) }
+    }
 }

@@ -99,6 +99,23 @@ pub(crate) fn record(fake: &Zval, record: Record<'_>) {
     append(fake, BROADCASTS, json::array(entry));
 }
 
+/// What the active fake has seen so far.
+pub(crate) fn snapshot() -> Option<(Zval, Zval)> {
+    let fake = GLOBALS.get().fake.borrow().as_ref().map(Zval::shallow_clone)?;
+    // SAFETY: the fake declares the property.
+    let list = unsafe { (*zend::property(fake.object()?, BROADCASTS)).shallow_clone() };
+    Some((fake, list))
+}
+
+/// Forgets what came after the snapshot.
+pub(crate) fn roll_back(snapshot: Option<(Zval, Zval)>) {
+    let Some((fake, list)) = snapshot else { return };
+    let Some(object) = fake.object() else { return };
+    // SAFETY: as above.
+    let later = std::mem::replace(unsafe { &mut *zend::property(object, BROADCASTS) }, list);
+    drop(later);
+}
+
 /// Adds a user who would have been disconnected.
 pub(crate) fn record_disconnect(fake: &Zval, user_id: &str) {
     append(fake, DISCONNECTED, json::zval(user_id));

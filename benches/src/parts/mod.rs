@@ -7,3 +7,4 @@ pub(crate) mod latency;
 pub(crate) mod php;
 pub(crate) mod saturation;
 pub(crate) mod sequencing;
+pub(crate) mod sinks;

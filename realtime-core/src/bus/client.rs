@@ -14,7 +14,7 @@ use socket2::{Domain, MsgHdr, SockAddr, Socket, Type};
 
 use super::frame::{
     BusFrameError, BusPublish, BusQuery, FailureCode, MAX_BATCH, MAX_FRAME_BYTES, OLDEST_VERSION, Request, Response, VERSION, frame_length,
-    write_publish_head,
+    write_batch, write_publish_head,
 };
 use super::socket::check_hub;
 use crate::message::{Payload, Receipt};
@@ -166,8 +166,8 @@ impl Client {
             }
             let (now, later) = rest.split_at(count);
             rest = later;
-            let mut frame = Vec::new();
-            Request::Batch { request: 0, publishes: now.to_vec() }.write(&mut frame);
+            let mut frame = Vec::with_capacity(bytes.min(MAX_FRAME_BYTES));
+            write_batch(0, now, &mut frame);
             self.send(&frame, &[])?;
         }
         Ok(())

@@ -314,6 +314,22 @@ pub fn write_publish_head(request: u32, publish: &BusPublish<'_>, out: &mut Vec<
     out[start..start + 4].copy_from_slice(&length.to_le_bytes());
 }
 
+/// Appends a batch frame of borrowed publications, at most [`MAX_BATCH`].
+pub fn write_batch(request: u32, publishes: &[BusPublish<'_>], out: &mut Vec<u8>) {
+    frame(BATCH, out, |writer| {
+        writer.u32(request);
+        writer.u32(publishes.len() as u32);
+        for publish in publishes {
+            let at = writer.0.len();
+            writer.u32(0);
+            writer.publish_head(publish);
+            writer.0.extend_from_slice(publish.payload.as_bytes());
+            let length = (writer.0.len() - at - 4) as u32;
+            writer.0[at..at + 4].copy_from_slice(&length.to_le_bytes());
+        }
+    });
+}
+
 impl Request<'_> {
     /// Appends the frame.
     pub fn write(&self, out: &mut Vec<u8>) {
@@ -328,18 +344,7 @@ impl Request<'_> {
                 write_publish_head(*request, publish, out);
                 out.extend_from_slice(publish.payload.as_bytes());
             }
-            Request::Batch { request, publishes } => frame(BATCH, out, |writer| {
-                writer.u32(*request);
-                writer.u32(publishes.len() as u32);
-                for publish in publishes {
-                    let at = writer.0.len();
-                    writer.u32(0);
-                    writer.publish_head(publish);
-                    writer.0.extend_from_slice(publish.payload.as_bytes());
-                    let length = (writer.0.len() - at - 4) as u32;
-                    writer.0[at..at + 4].copy_from_slice(&length.to_le_bytes());
-                }
-            }),
+            Request::Batch { request, publishes } => write_batch(*request, publishes, out),
             Request::Query { request, query } => frame(QUERY, out, |writer| {
                 writer.u32(*request);
                 writer.0.extend_from_slice(query.as_bytes());

@@ -70,8 +70,8 @@ impl BusServer {
 
     /// Serves until stopped.
     pub(crate) fn run(self) {
-        let BusServer { node, listener, noted, socket, runtime, stop } = self;
-        let outcome = runtime.block_on(serve(node, listener, noted, stop));
+        let BusServer { node, listener, noted, mut socket, runtime, stop } = self;
+        let outcome = runtime.block_on(serve(node, listener, noted, &mut socket, stop));
         drop(socket);
         if let Err(error) = outcome {
             tracing::error!(%error, "the bus has ended");
@@ -84,6 +84,7 @@ async fn serve(
     node: Arc<Node>,
     listener: std::os::unix::net::UnixListener,
     noted: Noted,
+    socket: &mut BusSocket,
     mut stop: watch::Receiver<bool>,
 ) -> io::Result<()> {
     let listener = UnixListener::from_std(listener)?;
@@ -105,6 +106,14 @@ async fn serve(
             },
             Some(_) = peers.join_next(), if !peers.is_empty() => {}
             _ = stop.changed() => {}
+        }
+    }
+    let listener = listener.into_std()?;
+    if socket.withdraw() {
+        // They have connected, and may have published: there is no other hub that could accept them.
+        while let Ok((stream, _)) = listener.accept() {
+            stream.set_nonblocking(true)?;
+            peers.spawn(Peer::new(node.clone(), UnixStream::from_std(stream)?).run(stop.clone()));
         }
     }
     // The note goes before the descriptor.
@@ -151,6 +160,8 @@ struct Peer {
     /// Whether it is the hub's own user, or root: others may publish and ask only.
     trusted: bool,
     pid: u32,
+    /// It reads no answers any more: it has sent what it had to send, and has ended.
+    deaf: bool,
     watching: Option<Watching>,
 }
 
@@ -180,7 +191,18 @@ impl Peer {
     fn new(node: Arc<Node>, stream: UnixStream) -> Self {
         let trusted = stream.peer_cred().is_ok_and(|peer| peer.uid() == 0 || peer.uid() == rustix::process::geteuid().as_raw());
         let noted = Noted::new(stream.as_raw_fd());
-        Peer { node, _noted: noted, stream, received: Vec::new(), answers: Vec::new(), greeted: false, trusted, pid: 0, watching: None }
+        Peer {
+            node,
+            _noted: noted,
+            stream,
+            received: Vec::new(),
+            answers: Vec::new(),
+            greeted: false,
+            trusted,
+            pid: 0,
+            deaf: false,
+            watching: None,
+        }
     }
 
     async fn run(mut self, mut stop: watch::Receiver<bool>) {
@@ -194,19 +216,21 @@ impl Peer {
         let mut buffer = vec![0; READ_BYTES];
         let mut stopping = false;
         loop {
+            if *stop.borrow() && !stopping {
+                stopping = true;
+                // From here on the peer's writes fail, so that it sends them to the next hub; what it has written stays
+                // readable, and then reads end. A peer that has gone is at its end already.
+                drop(SockRef::from(&self.stream).shutdown(Shutdown::Read));
+            }
             match self.stream.try_read(&mut buffer) {
                 Ok(0) => return Ok(()),
                 Ok(count) => {
                     self.received.extend_from_slice(&buffer[..count]);
                     self.consume().await?;
+                    // One that always has more to say does not keep the others waiting.
+                    tokio::task::yield_now().await;
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    if *stop.borrow() && !stopping {
-                        stopping = true;
-                        // From here on the peer's writes fail, so that it sends them to the next hub; what it has
-                        // written stays readable, and then reads end. A peer that has gone is at its end already.
-                        drop(SockRef::from(&self.stream).shutdown(Shutdown::Read));
-                    }
                     tokio::select! {
                         ready = self.stream.ready(Interest::READABLE) => drop(ready?),
                         _ = stop.changed(), if !stopping => {}
@@ -233,11 +257,16 @@ impl Peer {
             self.carry_out(request).await?;
         }
         self.received = rest.to_vec();
-        if !self.answers.is_empty() {
-            let answers = std::mem::take(&mut self.answers);
-            tokio::time::timeout(WRITE_TIMEOUT, self.stream.write_all(&answers))
-                .await
-                .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "the peer does not read its answers"))??;
+        let answers = std::mem::take(&mut self.answers);
+        if answers.is_empty() || self.deaf {
+            return Ok(());
+        }
+        match tokio::time::timeout(WRITE_TIMEOUT, self.stream.write_all(&answers)).await {
+            Ok(Ok(())) => {}
+            // What it has sent before its end is carried out all the same.
+            Ok(Err(error)) if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => self.deaf = true,
+            Ok(Err(error)) => return Err(error.into()),
+            Err(_) => return Err(io::Error::new(io::ErrorKind::TimedOut, "the peer does not read its answers").into()),
         }
         Ok(())
     }
@@ -358,7 +387,11 @@ impl Peer {
             Response::Answer { request: *request, more: true, part: &lines }.write(&mut frame);
             lines.clear();
             tokio::select! {
-                written = self.stream.write_all(&frame) => written?,
+                written = self.stream.write_all(&frame) => if written.is_err() {
+                    // It watches no longer.
+                    self.watching = None;
+                    return Ok(());
+                },
                 _ = stop.changed() => return Err(io::Error::new(io::ErrorKind::TimedOut, "stopped while the peer did not read").into()),
             }
         }

@@ -66,7 +66,8 @@ pub struct BusSocket {
 /// The file of a socket that this process bound.
 #[derive(Debug)]
 struct OwnFile {
-    path: PathBuf,
+    /// Taken when it is removed.
+    path: Option<PathBuf>,
     /// Held as long as the socket is served; the kernel lets go of it however the process ends.
     _lock: Lock,
 }
@@ -136,7 +137,7 @@ impl BusSocket {
             drop(fs::remove_file(&temporary));
             system("listen on", path)(source)
         })?;
-        Ok(BusSocket { listener: Some(listener), own: Some(OwnFile { path: path.into(), _lock: lock }) })
+        Ok(BusSocket { listener: Some(listener), own: Some(OwnFile { path: Some(path.into()), _lock: lock }) })
     }
 
     /// Serves a listener that a supervisor bound. Its file, rights and lock stay the supervisor's,
@@ -149,14 +150,21 @@ impl BusSocket {
     pub(crate) fn take_listener(&mut self) -> Option<UnixListener> {
         self.listener.take()
     }
+
+    /// Nobody connects any more. False for a socket that was handed over: its supervisor keeps it open.
+    pub(crate) fn withdraw(&mut self) -> bool {
+        let Some(own) = &mut self.own else { return false };
+        if let Some(path) = own.path.take() {
+            // The lock is still held, so the file is ours. If it is gone already, all the better.
+            drop(fs::remove_file(path));
+        }
+        true
+    }
 }
 
 impl Drop for BusSocket {
     fn drop(&mut self) {
-        // The lock is still held, so the file is ours. If it is gone already, all the better.
-        if let Some(own) = &self.own {
-            drop(fs::remove_file(&own.path));
-        }
+        self.withdraw();
     }
 }
 

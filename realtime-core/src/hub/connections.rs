@@ -99,7 +99,7 @@ impl Shard {
             session,
             generation: key.generation,
             phase: Phase::Open,
-            stalled: false,
+            lagging: false,
             crowded: false,
         }));
         Some(key)
@@ -200,7 +200,13 @@ impl Shard {
             return;
         }
         let written = connection.session.outbox.flush(&mut *connection.link, now_ms);
-        connection.stalled = false;
+        if connection.session.outbox.is_empty() {
+            connection.lagging = false;
+        }
+        if connection.session.outbox.progress_ms() == now_ms {
+            // Who takes bytes is alive, even if our ping is still behind them.
+            connection.session.heartbeat.heard(now_ms);
+        }
         self.settle(key, written);
     }
 

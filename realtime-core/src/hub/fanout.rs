@@ -19,7 +19,7 @@ use crate::session::Subscription;
 /// Publications in one batch.
 const BATCH_PUBLICATIONS: usize = 256;
 /// Bytes of bodies after which a batch takes no further publication.
-const BATCH_BYTES: usize = 64 << 10;
+pub(super) const BATCH_BYTES: usize = 64 << 10;
 
 /// Refers to a connection for longer than one event: the index may be reused, the pair is not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -191,12 +191,12 @@ impl LocalChannel {
         });
     }
 
-    /// Takes what waits into a batch.
-    pub(crate) fn begin_batch(&mut self, find: impl Fn(&SocketId) -> Option<u32>) {
+    /// Takes what waits into a batch, until its bodies have `max_bytes`.
+    pub(crate) fn begin_batch(&mut self, max_bytes: usize, find: impl Fn(&SocketId) -> Option<u32>) {
         let mut deliveries = Vec::new();
         let mut excepted = Vec::new();
         let mut bytes = 0;
-        while deliveries.len() < BATCH_PUBLICATIONS && bytes < BATCH_BYTES {
+        while deliveries.len() < BATCH_PUBLICATIONS && bytes < max_bytes {
             let Some(delivery) = self.pending.pop_front() else { break };
             bytes += delivery.publication.body.as_payload().len();
             for socket in &delivery.publication.except {

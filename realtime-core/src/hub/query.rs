@@ -1,7 +1,7 @@
 //! Questions that hosts ask of shards, and operations on connections; answered on the shard.
 
 use std::collections::HashMap;
-use std::sync::mpsc::Sender;
+use std::sync::mpsc::{self, SendError, Sender};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -59,11 +59,7 @@ impl Shard {
             Query::ChannelUsers { channel, answer } => tell(&answer, self.channel_users(&channel)),
             Query::DisconnectUser { user, code, reason, answer } => tell(&answer, self.disconnect_user(&user, code, &reason)),
             Query::Expect { channels, answer } => {
-                for channel in &channels {
-                    let name = self.node.clone().channel_ref(channel);
-                    let index = self.find_channel(name).unwrap_or_else(|| self.open_channel(name));
-                    self.channels[index].pins += 1;
-                }
+                self.pin(&channels);
                 tell(&answer, ());
             }
             Query::Forget { channels } => self.unpin(&channels),
@@ -148,6 +144,14 @@ impl Shard {
         self.channels[index].position.map(|position| position.offset)
     }
 
+    fn pin(&mut self, channels: &[String]) {
+        for channel in channels {
+            let name = self.node.clone().channel_ref(channel);
+            let index = self.find_channel(name).unwrap_or_else(|| self.open_channel(name));
+            self.channels[index].pins += 1;
+        }
+    }
+
     fn unpin(&mut self, channels: &[String]) {
         for channel in channels {
             if let Some(index) = self.find_channel(self.node.channel_ref(channel)) {
@@ -207,7 +211,13 @@ impl Shard {
                 (channel.channel.name().to_owned(), channel.position.map_or(0, |position| position.offset))
             })
             .collect();
-        let Some(connection) = self.take_out(key) else { return };
+        // Its channels stay until somebody has it.
+        let names: Vec<String> = subscriptions.iter().map(|(name, _)| name.clone()).collect();
+        self.pin(&names);
+        let Some(connection) = self.take_out(key) else {
+            self.unpin(&names);
+            return;
+        };
         let Connection { link, session, .. } = *connection;
         let (outbox, outbox_begun) = session.outbox.to_bytes();
         let frozen = FrozenSession {
@@ -222,8 +232,12 @@ impl Shard {
             subscriptions,
             protocol_errors: session.protocol_errors,
         };
-        let encoded = postcard::to_stdvec(&frozen).ok();
-        tell(&answer, encoded.map(|session| Frozen { link, session }));
+        let frozen = postcard::to_stdvec(&frozen).ok().map(|session| Frozen { link, session });
+        match answer.send(frozen) {
+            // The asker has given up by now: the connection goes on here.
+            Err(SendError(Some(frozen))) => self.thaw(Box::new(frozen), names, mpsc::channel().0),
+            _ => self.unpin(&names),
+        }
     }
 
     fn thaw(&mut self, frozen: Box<Frozen>, expected: Vec<String>, answer: Sender<bool>) {

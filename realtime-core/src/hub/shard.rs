@@ -73,8 +73,8 @@ pub(crate) struct Connection {
     pub(crate) session: SessionState,
     pub(crate) generation: u32,
     pub(crate) phase: Phase,
-    /// Did not move while its channel waited for it: others no longer wait for it.
-    pub(super) stalled: bool,
+    /// Was too slow while its channel waited for it: nobody waits again until it has caught up.
+    pub(super) lagging: bool,
     /// Counted in the shard's number of connections that are more than half full.
     pub(super) crowded: bool,
 }

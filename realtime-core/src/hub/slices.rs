@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::connections::note_crowding;
-use super::fanout::{ConnectionKey, Progress};
+use super::fanout::{BATCH_BYTES, ConnectionKey, Progress};
 use super::shard::{Phase, Shard};
 use crate::close::CloseReason;
 use crate::session::outbox::Written;
@@ -15,8 +15,12 @@ const SLICE_WRITES: usize = 128;
 const SLICE_TIME: Duration = Duration::from_micros(250);
 /// Subscribers written to between looks at the clock.
 const CLOCK_WRITES: usize = 32;
-/// How long a channel waits for subscribers that do not move.
+/// How long a channel's next batch waits for subscribers that are more than half full: at the
+/// default limits those who take less than 512 KiB a second are not waited for any longer.
 const HOLD_MS: u64 = 1_000;
+/// How long it waits for one of them that takes nothing. Two hundred readers in one busy process
+/// come to each socket every few tens of milliseconds.
+const STALL_MS: u64 = 200;
 
 impl Shard {
     pub(super) fn has_fan_out(&self) -> bool {
@@ -78,13 +82,15 @@ impl Shard {
     }
 
     fn begin_batch(&mut self, index: usize) -> Progress {
-        if self.crowded > 0 && self.must_wait(index) {
+        if self.crowded > 0 && self.must_wait(index, 0) {
             self.channels[index].held_since_ms = Some(self.now_ms);
             self.held.push(index);
             return Progress::Idle;
         }
-        let Shard { channels, by_socket, .. } = self;
-        channels[index].begin_batch(|socket| by_socket.get(socket).copied());
+        let Shard { channels, by_socket, node, .. } = self;
+        // Half an outbox and a batch fit into an outbox, however small it is.
+        let bytes = BATCH_BYTES.min(node.config.limits.outbox_bytes / 8);
+        channels[index].begin_batch(bytes, |socket| by_socket.get(socket).copied());
         if channels[index].is_between_batches() { Progress::Idle } else { Progress::More }
     }
 
@@ -133,41 +139,32 @@ impl Shard {
         }
     }
 
-    /// Whether most of a channel's subscribers are more than half full and moving: its next batch
-    /// waits for them, so that a healthy subscriber is not closed because a publisher was fast.
-    fn must_wait(&self, index: usize) -> bool {
-        let channel = &self.channels[index];
-        let mut spare = channel.live() / 2;
-        for subscriber in &channel.subscribers {
-            let Some(connection) = self.connections.get(subscriber.connection as usize) else { continue };
-            if connection.crowded && !connection.stalled && connection.phase == Phase::Open {
-                match spare.checked_sub(1) {
-                    Some(left) => spare = left,
-                    None => return true,
-                }
+    /// Whether the channel's next batch waits. It waits for every subscriber that is more than half
+    /// full and moves, so that a healthy one is not closed because a publisher is fast. Who is too
+    /// slow for that is not waited for again until it has caught up.
+    fn must_wait(&mut self, index: usize, held_ms: u64) -> bool {
+        let Shard { channels, connections, now_ms, .. } = self;
+        for subscriber in &channels[index].subscribers {
+            let Some(connection) = connections.get_mut(subscriber.connection as usize) else { continue };
+            if !connection.crowded || connection.lagging || connection.phase != Phase::Open {
+                continue;
             }
+            if held_ms < HOLD_MS && connection.session.outbox.stalled_ms(*now_ms) < STALL_MS {
+                return true;
+            }
+            connection.lagging = true;
         }
         false
     }
 
-    /// Lets go of the held channels that need not, or may no longer, wait.
+    /// Lets go of the held channels that need not wait any longer.
     fn look_at_held(&mut self) {
         let mut at = 0;
         while let Some(&index) = self.held.get(at) {
-            let since = self.channels[index].held_since_ms.unwrap_or(0);
-            let waits = self.must_wait(index);
-            if waits && self.now_ms.saturating_sub(since) < HOLD_MS {
+            let since = self.channels[index].held_since_ms.unwrap_or(self.now_ms);
+            if self.crowded > 0 && self.must_wait(index, self.now_ms.saturating_sub(since)) {
                 at += 1;
                 continue;
-            }
-            if waits {
-                // Who took nothing all that time is not healthy; the others may wait again.
-                let Shard { channels, connections, .. } = self;
-                for subscriber in &channels[index].subscribers {
-                    if let Some(connection) = connections.get_mut(subscriber.connection as usize) {
-                        connection.stalled = connection.crowded && connection.session.outbox.progress_ms() <= since;
-                    }
-                }
             }
             self.held.swap_remove(at);
             self.channels[index].held_since_ms = None;

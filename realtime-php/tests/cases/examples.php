@@ -4,9 +4,9 @@ declare(strict_types=1);
 
 require __DIR__ . '/../support/harness.php';
 
-use Tests\Process;
+use Tests\{Client, Process};
 
-use function Tests\{check, contains, same, test};
+use function Tests\{check, contains, free_port, same, test};
 
 $examples = getenv('TEST_ROOT') . '/php-examples';
 
@@ -28,6 +28,31 @@ foreach (EXPECTED as $file => $pattern) {
         contains("php-examples/$file", file_get_contents("$examples/" . dirname($file) . '/README.md'));
     });
 }
+
+test('php-examples/chat: a line that is posted to php-fpm through nginx reaches every page, on one port', function () use ($examples) {
+    $port = free_port();
+    $chat = new Process([PHP_BINARY, ...Tests\php_options(), "$examples/chat/chat.php"], ['HTTP_PORT' => (string) $port]);
+    $chat->expect("~Open http://127.0.0.1:$port/~");
+    contains('<title>Chat</title>', file_get_contents("http://127.0.0.1:$port/"));
+    $clients = [new Client("127.0.0.1:$port", '/ws/chat'), new Client("127.0.0.1:$port", '/ws/chat')];
+    foreach ($clients as $client) {
+        $client->next('subscribed');
+    }
+    $post = fn (array $fields) => stream_context_create(['http' => ['method' => 'POST', 'header' => 'Content-Type: application/x-www-form-urlencoded', 'content' => http_build_query($fields), 'ignore_errors' => true]]);
+    foreach ([['name' => 'Zoë', 'text' => 'hello'], ['name' => '', 'text' => '<b>']] as $fields) {
+        $answer = file_get_contents("http://127.0.0.1:$port/", context: $post($fields));
+        check(str_contains($http_response_header[0], ' 204 '), "$http_response_header[0]: $answer");
+    }
+    file_get_contents("http://127.0.0.1:$port/", context: $post(['text' => "\xff"]));
+    contains(' 422', $http_response_header[0]);
+    foreach ($clients as $client) {
+        same(['name' => 'Zoë', 'text' => 'hello'], $client->next()['data']);
+        same(['name' => 'somebody', 'text' => '<b>'], $client->next()['data']);
+    }
+    $chat->signal(SIGINT);
+    same([0, 1001], [$chat->wait(), $clients[0]->closeCode()]);
+    contains('php-examples/chat/chat.php', file_get_contents("$examples/chat/README.md"));
+});
 
 test('every lesson is tested', function () use ($examples) {
     same(array_map('dirname', array_keys(EXPECTED)), array_map('basename', glob("$examples/[0-9]*", GLOB_ONLYDIR)));

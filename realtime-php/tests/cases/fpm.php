@@ -51,7 +51,7 @@ test('php-fpm: serve() is refused', function () use ($fpm) {
 });
 
 test('php-fpm: start() is refused, unless the pool says that it is meant', function () use ($fpm) {
-    $start = "try { Realtime\\start(['listen' => '127.0.0.1:0']); broadcast('a', 'x'); echo 'started'; } catch (Realtime\\Exception\\ConfigError \$e) { echo \$e->getMessage(); }";
+    $start = "try { Realtime\\start(['listen' => '127.0.0.1:0', 'socket' => '']); broadcast('a', 'x'); echo 'started'; } catch (Realtime\\Exception\\ConfigError \$e) { echo \$e->getMessage(); }";
     contains('under fpm-fcgi requests are spread over processes', run($fpm, $start));
     $embedded = new Fpm(['-d', 'realtime.mode=embedded'], children: 1, pool: 'security.limit_extensions =');
     same(['started', 'started'], [run($embedded, $start), run($embedded, $start)]);
@@ -72,9 +72,12 @@ test('php-fpm: off() and fake() end with their request', function () {
 
 test('php-fpm: a pool\'s php_admin_value and the master\'s environment are seen by workers', function () {
     putenv('REALTIME_ON_ERROR=throw');
-    $fpm = new Fpm(pool: "security.limit_extensions =\nclear_env = yes\nphp_admin_value[realtime.mode] = bus");
+    $socket = getenv('REALTIME_SOCKET');
+    putenv('REALTIME_SOCKET');
+    $fpm = new Fpm(pool: "security.limit_extensions =\nclear_env = yes\nphp_admin_value[realtime.socket] = /nowhere/hub.sock");
     putenv('REALTIME_ON_ERROR');
-    contains('realtime.mode is bus', run($fpm, "try { broadcast('a', 'x'); echo 'logged'; } catch (Realtime\\Exception\\Unavailable \$e) { echo \$e->getMessage(); }"));
+    putenv("REALTIME_SOCKET=$socket");
+    contains('there is none at /nowhere/hub.sock', run($fpm, "try { broadcast('a', 'x'); echo 'logged'; } catch (Realtime\\Exception\\Unavailable \$e) { echo \$e->getMessage(); }"));
 });
 
 test('php-fpm: -t and the start leave no thread, no port and no hub', function () {

@@ -5,7 +5,7 @@ declare(strict_types=1);
 require __DIR__ . '/../support/harness.php';
 require __DIR__ . '/../support/laravel_expectations.php';
 
-use function Tests\{contains, laravel_tests, php, same, test, throws};
+use function Tests\{contains, laravel_tests, php, same, test, throws, with_hub};
 
 test('outside Laravel one argument is a TypeError that says what was meant', function () {
     foreach ([fn () => broadcast('orders'), fn () => broadcast(new stdClass()), fn () => broadcast(), fn () => broadcast(event: 'x')] as $call) {
@@ -45,3 +45,11 @@ test('what Laravel throws comes through', function () {
 require __DIR__ . '/../support/laravel.php';
 
 laravel_tests('command line', fn () => json_decode(json_encode(laravel_results()), true));
+
+with_hub(function (Realtime\Hub|Tests\HubProcess $hub) {
+    test('command line: what has data goes to the hub, on Laravel\'s channel names', function () use ($hub) {
+        $client = Tests\Client::subscribed($hub->url, 'orders.1');
+        same(null, broadcast(new Illuminate\Broadcasting\Channel('orders.1'), ['n' => 1], as: 'shipped'));
+        same(['shipped', ['n' => 1]], array_values(array_intersect_key($client->next(), ['event' => 1, 'data' => 1])));
+    });
+});

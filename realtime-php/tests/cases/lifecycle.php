@@ -59,7 +59,10 @@ test('start() gives port and url, and says on stderr what it did', function () {
     [$port, $url, $running] = json_decode($process->output(), true);
     same("ws://127.0.0.1:$port/ws", $url);
     check($port > 0 && $running, 'it runs');
-    same("realtime: embedded hub, listening on $url\n", $process->errors());
+    check(preg_match("~^realtime: embedded hub, listening on $url, bus for other processes at \\S+\\.sock\n$~", $process->errors()) === 1, $process->errors());
+    $process = php("Realtime\\start(['listen' => '127.0.0.1:0', 'socket' => '']);");
+    $process->output();
+    contains(', no bus for other processes', $process->errors());
 });
 
 test('a second start() with the same configuration gives the same hub, with another one it throws', function () {

@@ -87,12 +87,14 @@ test('mode off checks arguments and drops everything', function () {
     php($code, [], ['REALTIME_MODE' => 'off'])->output();
 });
 
-test('mode bus says that this build has none', function () {
+test('mode bus starts no hub, mode embedded looks for no other', function () {
     $code = <<<'PHP'
-        throws(Realtime\Exception\Unavailable::class, 'bus is not part of this build', fn () => Realtime\publish('a', 'x'));
-        throws(Realtime\Exception\ConfigError::class, 'bus', fn () => Realtime\start());
+        throws(Realtime\Exception\Unavailable::class, 'there is none at', fn () => Realtime\publish('a', 'x'));
+        throws(Realtime\Exception\ConfigError::class, 'realtime.mode is bus', fn () => Realtime\start());
         PHP;
     php($code, ['-d', 'realtime.mode=bus'])->output();
+    $code = "throws(Realtime\\Exception\\Unavailable::class, 'realtime.mode is embedded', fn () => Realtime\\publish('a', 'x'));";
+    php($code, ['-d', 'realtime.mode=embedded'])->output();
 });
 
 test('mode embedded starts like auto', function () {
@@ -148,7 +150,7 @@ test('phpinfo() has a section that follows the hub', function () {
         return substr($text = ob_get_clean(), $at = strpos($text, "\nrealtime\n"), 900);
     };
     $before = $section();
-    foreach (['realtime => enabled', 'Version => ' . phpversion('realtime'), 'Role of this process => none until', 'Listening => no', 'realtime.mode => auto => auto', 'realtime.on_error => log => log'] as $line) {
+    foreach (['realtime => enabled', 'Version => ' . phpversion('realtime'), "Role of this process => client of another process' hub", 'Listening => no', 'Bus socket => ' . getenv('REALTIME_SOCKET'), 'realtime.mode => auto => auto', 'realtime.on_error => log => log'] as $line) {
         contains($line, $before);
     }
     $hub = Realtime\start(['listen' => '127.0.0.1:0', 'shards' => 2]);

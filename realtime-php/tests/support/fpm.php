@@ -7,8 +7,8 @@ namespace Tests;
 /** A php-fpm of our own, on a Unix socket, with the extension and opcache. */
 final class Fpm
 {
+    public readonly string $directory;
     private Process $process;
-    private string $directory;
 
     public function __construct(array $options = [], int $children = 2, string $pool = '')
     {
@@ -29,6 +29,18 @@ final class Fpm
         $this->process->wait();
         array_map('unlink', glob("$this->directory/*"));
         rmdir($this->directory);
+    }
+
+    /** The socket on which the workers answer FastCGI. */
+    public function socket(): string
+    {
+        return "$this->directory/fpm.sock";
+    }
+
+    /** To the master. */
+    public function signal(int $signal): void
+    {
+        $this->process->signal($signal);
     }
 
     public static function binary(): string

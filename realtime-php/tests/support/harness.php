@@ -93,15 +93,22 @@ function shorten(mixed $value): string
     return strlen($text) > 600 ? substr($text, 0, 600) . '…' : $text;
 }
 
-/** A hub on a free port, stopped when the body has ended. */
+/** A hub on a free port, stopped when the body has ended: in this process, or where the runner wants it. */
 function with_hub(callable $body, array $config = []): void
 {
-    $hub = \Realtime\start(['listen' => '127.0.0.1:0', 'shards' => 2, ...$config]);
+    $config = ['listen' => '127.0.0.1:0', 'shards' => 2, ...$config];
+    $hub = getenv('TEST_MODE') === 'bus' ? new HubProcess($config) : \Realtime\start($config);
     try {
         $body($hub);
     } finally {
         $hub->stop(2000);
     }
+}
+
+/** A bus socket's path that nobody else has. */
+function socket_path(): string
+{
+    return getenv('TEST_DIRECTORY') . '/' . bin2hex(random_bytes(4)) . '.sock';
 }
 
 /** Threads of this process. */
@@ -136,10 +143,88 @@ function php_options(): array
     return json_decode((string) getenv('TEST_PHP_OPTIONS'), true, flags: JSON_THROW_ON_ERROR);
 }
 
-/** PHP code in a process of its own, with the extension and further options. */
+/** PHP code in a process of its own, with the extension and further options; its hub has a bus of its own. */
 function php(string $code, array $options = [], array $environment = []): Process
 {
+    $environment += ['REALTIME_SOCKET' => socket_path()];
     return new Process([PHP_BINARY, ...php_options(), ...$options, '-r', "require '" . __DIR__ . "/harness.php'; use function Tests\\{check, same, throws}; " . $code], $environment);
+}
+
+/** A hub in another process, for what a test does with the hub itself. */
+final class HubProcess
+{
+    public readonly string $url;
+    public readonly string $socket;
+    private Process $process;
+
+    public function __construct(array $config = [])
+    {
+        $this->socket = $config['socket'] ?? getenv('REALTIME_SOCKET');
+        $config += ['listen' => '127.0.0.1:0', 'shards' => 2, 'socket' => $this->socket];
+        $this->process = new Process([PHP_BINARY, ...php_options(), __DIR__ . '/hub.php', json_encode($config, JSON_THROW_ON_ERROR)]);
+        $this->url = $this->process->expect('~^ready (\S+)$~m')[1];
+    }
+
+    public function pid(): int
+    {
+        return $this->process->pid();
+    }
+
+    public function signal(int $signal): void
+    {
+        $this->process->signal($signal);
+    }
+
+    /** Makes it stand still; returns once every thread of it does. */
+    public function freeze(): void
+    {
+        $this->signal(SIGSTOP);
+        eventually(function () {
+            foreach (glob("/proc/{$this->pid()}/task/*/stat") as $thread) {
+                if (!str_contains((string) @file_get_contents($thread), ') T ')) {
+                    return false;
+                }
+            }
+            return true;
+        }, 'the hub stood still');
+    }
+
+    /** Waits for the end after a signal; the exit status. */
+    public function wait(): int
+    {
+        return $this->process->wait();
+    }
+
+    /** Everything that it said. */
+    public function said(): string
+    {
+        return $this->process->errors();
+    }
+
+    /** `Realtime\Hub::setUser()`, which belongs to the process that has the hub. */
+    public function setUser(string $socketId, string|int|null $userId, mixed $info = null): bool
+    {
+        static $calls = 0;
+        $calls++;
+        $this->process->write(json_encode([$calls, $socketId, $userId, $info], JSON_THROW_ON_ERROR) . "\n");
+        [, $answer, $message] = eventually(
+            fn () => preg_match("~^answer $calls (\S+) ?(.*)\n~m", $this->process->written(), $match) ? $match : null,
+            'the hub answered',
+        );
+        return match ($answer) {
+            'true' => true,
+            'false' => false,
+            default => throw new $answer($message),
+        };
+    }
+
+    public function stop(?int $timeoutMs = null): bool
+    {
+        if ($this->process->running()) {
+            $this->process->signal(SIGTERM);
+        }
+        return $this->process->wait() === 0;
+    }
 }
 
 /** A child process with its output. */

@@ -1,0 +1,176 @@
+//! `Realtime\batch()`: what a callback publishes is kept, and sent together when it returns.
+
+use std::ops::Range;
+use std::ptr;
+
+use ext_php_rs::types::{ZendCallable, Zval};
+use ext_php_rs::zend::ExecutorGlobals;
+use realtime_core::bus::frame::BusPublish;
+use realtime_core::{Payload, SocketId};
+
+use crate::failure::{Failure, Kind};
+use crate::globals::GLOBALS;
+use crate::publishing;
+use crate::testing;
+use crate::zend::{self, Call, parse};
+
+/// What a batch may hold, in bytes of names and bodies.
+const MAX_BYTES: usize = 64 << 20;
+
+/// Publications that wait for the end of the outermost callback. Texts share one buffer, because a
+/// batch is made of many short ones.
+#[derive(Default)]
+pub(crate) struct Batch {
+    depth: usize,
+    texts: String,
+    bytes: Vec<u8>,
+    entries: Vec<Entry>,
+}
+
+struct Entry {
+    target: Range<usize>,
+    to_user: bool,
+    event: Range<usize>,
+    id: Option<Range<usize>>,
+    body: Body,
+    except: Vec<SocketId>,
+}
+
+enum Body {
+    Text(Range<usize>),
+    Json(Range<usize>),
+    /// In `bytes`.
+    Binary(Range<usize>),
+}
+
+/// How much there was at some time.
+#[derive(Clone, Copy)]
+struct Mark {
+    texts: usize,
+    bytes: usize,
+    entries: usize,
+}
+
+impl Batch {
+    fn mark(&self) -> Mark {
+        Mark { texts: self.texts.len(), bytes: self.bytes.len(), entries: self.entries.len() }
+    }
+
+    fn truncate(&mut self, mark: Mark) {
+        self.texts.truncate(mark.texts);
+        self.bytes.truncate(mark.bytes);
+        self.entries.truncate(mark.entries);
+    }
+
+    fn text(&mut self, text: &str) -> Range<usize> {
+        let start = self.texts.len();
+        self.texts.push_str(text);
+        start..self.texts.len()
+    }
+
+    fn add(&mut self, publish: &BusPublish<'_>) {
+        let target = self.text(publish.target);
+        let event = self.text(publish.event);
+        let id = publish.id.map(|id| self.text(id));
+        let body = match publish.payload {
+            Payload::Text(text) => Body::Text(self.text(text)),
+            Payload::Json(text) => Body::Json(self.text(text)),
+            Payload::Binary(bytes) => {
+                let start = self.bytes.len();
+                self.bytes.extend_from_slice(bytes);
+                Body::Binary(start..self.bytes.len())
+            }
+        };
+        self.entries.push(Entry { target, to_user: publish.to_user, event, id, body, except: publish.except.clone() });
+    }
+
+    fn publishes(&self) -> Vec<BusPublish<'_>> {
+        let text = |range: &Range<usize>| &self.texts[range.clone()];
+        let publish = |entry: &Entry| BusPublish {
+            target: text(&entry.target),
+            to_user: entry.to_user,
+            event: text(&entry.event),
+            payload: match &entry.body {
+                Body::Text(range) => Payload::Text(&self.texts[range.clone()]),
+                Body::Json(range) => Payload::Json(&self.texts[range.clone()]),
+                Body::Binary(range) => Payload::Binary(&self.bytes[range.clone()]),
+            },
+            except: entry.except.clone(),
+            id: entry.id.as_ref().map(|range| &self.texts[range.clone()]),
+        };
+        self.entries.iter().map(publish).collect()
+    }
+}
+
+/// Whether a batch is open on this thread.
+#[inline]
+pub(crate) fn is_open() -> bool {
+    GLOBALS.get().batching.get()
+}
+
+/// Keeps checked publications until the batch ends.
+pub(crate) fn add(publishes: &[BusPublish<'_>]) -> Result<(), Failure> {
+    let mut batch = GLOBALS.get().batch.borrow_mut();
+    let more: usize = publishes.iter().map(|publish| publish.target.len() + publish.event.len() + publish.payload.len()).sum();
+    if batch.texts.len() + batch.bytes.len() + more > MAX_BYTES {
+        return Err(Failure::Realtime(Kind::QueueFull, format!("a batch holds at most {MAX_BYTES} bytes; end it earlier")));
+    }
+    publishes.iter().for_each(|publish| batch.add(publish));
+    Ok(())
+}
+
+/// RSHUTDOWN: a fatal error inside the callback ends the request without closing the batch.
+pub(crate) fn end_request() {
+    let globals = GLOBALS.get();
+    if globals.batching.replace(false) {
+        globals.batch.take();
+    }
+}
+
+/// `Realtime\batch(callable $callback): mixed`
+pub(crate) fn batch(call: &Call<'_>, result: &mut Zval) -> Result<(), Failure> {
+    let mut callback = ptr::null_mut::<Zval>();
+    parse!(call, c"z", callback)?;
+    // SAFETY: parsed above; the call's frame holds it.
+    let callback = unsafe { callback.as_ref() }.map(Zval::dereference).ok_or(Failure::Pending)?;
+    let callable = ZendCallable::new(callback).map_err(|_| zend::argument_type_error(0, "a valid callback", callback))?;
+    let fake = testing::snapshot();
+    let mark = open();
+    let returned = callable.try_call(Vec::new());
+    let threw = returned.is_err() || ExecutorGlobals::has_exception();
+    let complete = close(threw.then_some(mark));
+    match returned {
+        Ok(value) if !threw => *result = value,
+        _ => {
+            testing::roll_back(fake);
+            return Err(Failure::Pending);
+        }
+    }
+    let Some(complete) = complete else { return Ok(()) };
+    publishing::send_collected(&complete.publishes()).or_else(|failure| publishing::report("Realtime\\batch", failure))
+}
+
+fn open() -> Mark {
+    let globals = GLOBALS.get();
+    globals.batching.set(true);
+    let mut batch = globals.batch.borrow_mut();
+    batch.depth += 1;
+    batch.mark()
+}
+
+/// Leaves a batch and drops what came after `drop_from`. Gives what is to be sent, if this was the
+/// outermost one.
+fn close(drop_from: Option<Mark>) -> Option<Batch> {
+    let globals = GLOBALS.get();
+    let mut batch = globals.batch.borrow_mut();
+    if let Some(mark) = drop_from {
+        batch.truncate(mark);
+    }
+    batch.depth = batch.depth.saturating_sub(1);
+    if batch.depth > 0 {
+        return None;
+    }
+    globals.batching.set(false);
+    let complete = std::mem::take(&mut *batch);
+    (!complete.entries.is_empty()).then_some(complete)
+}

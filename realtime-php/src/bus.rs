@@ -1,0 +1,141 @@
+//! The way to a hub that another process holds.
+//!
+//! A connection a PHP thread, made by the first call that needs it and kept over requests. A forked
+//! child makes its own. Nothing here calls into PHP while the connection is borrowed.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use realtime_core::bus::client::{Client, ClientError, ClientOptions};
+
+use crate::failure::Failure;
+use crate::globals::GLOBALS;
+use crate::settings::{self, BusSettings, Mode};
+use crate::{host, zend};
+
+/// What all calls of one web request may wait for the hub, together.
+const WAIT_OF_A_REQUEST: Duration = Duration::from_secs(1);
+/// A call that took less has not waited.
+const NOT_A_WAIT: Duration = Duration::from_millis(10);
+
+/// Where calls go when this process has no hub.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// To the hub behind the bus.
+    Client,
+    /// Nowhere.
+    Off,
+}
+
+/// What `realtime.mode` makes of a process without a hub; an error where it should have one.
+pub(crate) fn role() -> Result<Role, Failure> {
+    let globals = GLOBALS.get();
+    let mode = match globals.mode.get() {
+        Some(mode) => mode,
+        None => {
+            let mode = settings::mode()?;
+            globals.mode.set(Some(mode));
+            mode
+        }
+    };
+    match mode {
+        Mode::Auto | Mode::Bus => Ok(Role::Client),
+        Mode::Off => Ok(Role::Off),
+        Mode::Embedded => Err(Failure::unavailable(
+            "realtime.mode is embedded and no hub runs in this process: call Realtime\\start() or Realtime\\serve() first",
+        )),
+    }
+}
+
+/// This thread's connection, and what it was made for.
+pub(crate) struct Link {
+    client: Client,
+    settings: BusSettings,
+    origin: settings::Origin,
+    /// [`host::forks`] when it was made.
+    forks: u64,
+}
+
+/// Uses the connection. Fails at once when this web request has waited long enough already.
+pub(crate) fn with_client<R>(run: impl FnOnce(&mut Client) -> Result<R, ClientError>) -> Result<R, Failure> {
+    with_link(|link| {
+        if link.settings.sockets.is_empty() {
+            return Err(Failure::unavailable(
+                "no hub runs in this process, and realtime.socket is set empty: there is no bus to another one",
+            ));
+        }
+        if !host::shares_requests_among_processes() {
+            return run(&mut link.client).map_err(|error| failure(error, &link.settings.sockets));
+        }
+        let globals = GLOBALS.get();
+        let left = WAIT_OF_A_REQUEST.saturating_sub(globals.waited.get());
+        if left.is_zero() {
+            return Err(Failure::unavailable("this request has waited a second for the hub already"));
+        }
+        link.client.limit_wait(left);
+        let start = Instant::now();
+        let outcome = run(&mut link.client);
+        let took = start.elapsed();
+        if took >= NOT_A_WAIT {
+            globals.waited.set(globals.waited.get() + took);
+        }
+        outcome.map_err(|error| failure(error, &link.settings.sockets))
+    })
+}
+
+/// The largest body that the hub takes, as far as this process' settings tell.
+pub(crate) fn publication_bytes() -> Result<usize, Failure> {
+    with_link(|link| Ok(link.settings.publication_bytes))
+}
+
+/// The sockets at which a hub is looked for.
+pub(crate) fn sockets() -> Result<Vec<PathBuf>, Failure> {
+    Ok(settings::bus()?.sockets)
+}
+
+fn with_link<R>(run: impl FnOnce(&mut Link) -> Result<R, Failure>) -> Result<R, Failure> {
+    let globals = GLOBALS.get();
+    let mut slot = globals.link.borrow_mut();
+    let forks = host::forks();
+    match &mut *slot {
+        Some(link) if link.forks == forks && globals.link_checked.get() => return run(link),
+        // A web server may give each request its own settings.
+        Some(link) if link.forks == forks && link.origin == settings::Origin::now() => {
+            globals.link_checked.set(true);
+            return run(link);
+        }
+        _ => {}
+    }
+    host::register_fork_handler();
+    let settings = settings::bus()?;
+    let client = Client::new(ClientOptions::probing(settings.sockets.clone()));
+    // The old connection's descriptor is closed here; in a forked child it was a copy.
+    let link = slot.insert(Link { client, settings, origin: settings::Origin::now(), forks: host::forks() });
+    globals.link_checked.set(true);
+    run(link)
+}
+
+fn failure(error: ClientError, sockets: &[PathBuf]) -> Failure {
+    let ClientError::Connect { socket, source } = &error else { return error.into() };
+    if source.kind() != std::io::ErrorKind::NotFound {
+        return error.into();
+    }
+    let looked: Vec<_> = match sockets {
+        [] => vec![socket.display().to_string()],
+        sockets => sockets.iter().map(|socket| socket.display().to_string()).collect(),
+    };
+    let start = if host::shares_requests_among_processes() { "" } else { "here with Realtime\\start(), or " };
+    Failure::unavailable(format!(
+        "no hub runs in this process, and there is none at {}; start one {start}as a process of its own with Realtime\\serve()",
+        looked.join(" or ")
+    ))
+}
+
+/// For `phpinfo()`.
+pub(crate) fn describe() -> String {
+    match sockets() {
+        Ok(sockets) if sockets.is_empty() => "none: realtime.socket is set empty".to_owned(),
+        Ok(sockets) => sockets.iter().map(|socket| socket.display().to_string()).collect::<Vec<_>>().join(" or "),
+        Err(_) => format!("none: the settings of this {} process are not valid", zend::sapi_name()),
+    }
+}

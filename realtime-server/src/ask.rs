@@ -1,0 +1,146 @@
+//! Commands that speak to a running hub over its bus.
+
+use std::io::Read;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use realtime_core::bus::client::{Client, ClientOptions};
+use realtime_core::bus::frame::{BusPublish, BusQuery};
+use realtime_core::bus::socket::default_paths;
+use realtime_core::{Payload, SocketId};
+use serde_json::Value;
+
+use crate::cli::{DisconnectArgs, HubArgs, PublishArgs, ReportArgs, SettingsArgs, UsersArgs};
+use crate::failure::Failure;
+use crate::{output, settings};
+
+/// A person waits longer for a busy hub than a request does.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A client of the hub that is meant, and its socket.
+pub(crate) fn connect(args: &HubArgs) -> Result<(Client, PathBuf), Failure> {
+    let candidates = match named(args)? {
+        Some(socket) => vec![socket],
+        None => default_paths(),
+    };
+    for socket in &candidates {
+        let mut client = Client::new(ClientOptions { connect_timeout: PATIENCE, answer_timeout: PATIENCE, ..ClientOptions::new(socket) });
+        // A single candidate is asked whatever comes of it: the error then says why.
+        if candidates.len() == 1 || client.is_reachable() {
+            return Ok((client, socket.clone()));
+        }
+    }
+    let tried: Vec<String> = candidates.iter().map(|path| path.display().to_string()).collect();
+    Err(Failure::NoHub(format!("no hub answers at {}; `realtime doctor` says more", tried.join(", "))))
+}
+
+/// The socket that the command line or the configuration names.
+fn named(args: &HubArgs) -> Result<Option<PathBuf>, Failure> {
+    if let Some(socket) = &args.socket {
+        return Ok(Some(socket.clone()));
+    }
+    let settings = settings::load(&SettingsArgs { config: args.config.clone(), ..SettingsArgs::default() })?;
+    match settings.named_socket() {
+        Some("") => Err(Failure::NoHub("the configuration has no bus: `socket` is empty".into())),
+        socket => Ok(socket.map(PathBuf::from)),
+    }
+}
+
+pub(crate) fn status(args: &ReportArgs) -> Result<(), Failure> {
+    let (mut client, socket) = connect(&args.hub)?;
+    let mut status: Value = client.query(&BusQuery::Status)?;
+    status["socket"] = socket.display().to_string().into();
+    if args.json {
+        return output::line(&status.to_string());
+    }
+    let number = |key: &str| status[key].as_u64().unwrap_or_default();
+    let text = |key: &str| output::printable(status[key].as_str().unwrap_or("unknown"));
+    let rows = [
+        ("version", text("version")),
+        ("process", format!("{}, up {}", number("pid"), output::duration(number("uptime_ms")))),
+        ("clients", format!("ws://{}/ws", text("listen"))),
+        ("bus", text("socket")),
+        ("connections", number("connections").to_string()),
+        ("subscriptions", number("subscriptions").to_string()),
+        ("channels", number("channels").to_string()),
+        ("published", number("published").to_string()),
+        ("memory", status["memory_bytes"].as_u64().map_or("unknown".into(), output::bytes)),
+        ("open files", format!("{} of {}", status["open_files"]["used"], status["open_files"]["limit"])),
+        (
+            "trouble",
+            format!(
+                "{} slow clients closed, {} requests refused, {} publications refused by a full queue, {} panics",
+                number("closed_slow"),
+                number("refused"),
+                number("queue_full"),
+                number("panics")
+            ),
+        ),
+    ];
+    let rows: Vec<Vec<String>> = rows.into_iter().map(|(name, value)| vec![name.to_owned(), value]).collect();
+    output::write(output::table(&rows).as_bytes())
+}
+
+pub(crate) fn publish(args: &PublishArgs) -> Result<(), Failure> {
+    let except: Vec<SocketId> = args
+        .except
+        .iter()
+        .map(|id| id.parse().map_err(|_| Failure::Usage(format!("--except {id}: not a socket id, which is two numbers and a dot"))))
+        .collect::<Result<_, _>>()?;
+    let body = match args.message.as_deref() {
+        Some(message) if message != "-" => message.as_bytes().to_vec(),
+        _ => {
+            let mut body = Vec::new();
+            std::io::stdin().lock().read_to_end(&mut body).map_err(|error| Failure::Failed(format!("cannot read stdin: {error}")))?;
+            if !args.binary && body.last() == Some(&b'\n') {
+                body.pop();
+            }
+            body
+        }
+    };
+    let text = || std::str::from_utf8(&body).map_err(|_| Failure::Usage("the message is not UTF-8; --binary sends bytes".into()));
+    let payload = match (args.json, args.binary) {
+        (_, true) => Payload::Binary(&body),
+        (true, _) => Payload::Json(text()?),
+        _ => Payload::Text(text()?),
+    };
+    let publish = BusPublish { target: &args.channel, to_user: args.user, event: &args.event, payload, except, id: args.id.as_deref() };
+    let (mut client, _) = connect(&args.hub)?;
+    let receipt = client.publish_with_receipt(&publish)?;
+    output::line(&format!("epoch={} offset={} matched={}", receipt.position.epoch, receipt.position.offset, receipt.matched))
+}
+
+pub(crate) fn channels(args: &ReportArgs) -> Result<(), Failure> {
+    let (mut client, _) = connect(&args.hub)?;
+    let channels: Vec<Value> = client.query(&BusQuery::Channels)?;
+    list(args.json, channels, &["SUBSCRIBERS", "CHANNEL"], |channel| {
+        vec![channel["subscribers"].to_string(), output::printable(channel["name"].as_str().unwrap_or_default())]
+    })
+}
+
+pub(crate) fn users(args: &UsersArgs) -> Result<(), Failure> {
+    let (mut client, _) = connect(&args.report.hub)?;
+    let users: Vec<Value> = client.query(&BusQuery::ChannelUsers { channel: args.channel.clone() })?;
+    list(args.report.json, users, &["CONNECTIONS", "USER", "INFO"], |user| {
+        let info = &user["info"];
+        let info = if info.is_null() { String::new() } else { output::printable(&info.to_string()) };
+        vec![user["connections"].to_string(), output::printable(user["id"].as_str().unwrap_or_default()), info]
+    })
+}
+
+/// JSON, or a table with a heading.
+fn list(json: bool, items: Vec<Value>, heading: &[&str], row: impl Fn(&Value) -> Vec<String>) -> Result<(), Failure> {
+    if json {
+        return output::line(&Value::Array(items).to_string());
+    }
+    let mut rows = vec![heading.iter().map(|name| (*name).to_owned()).collect()];
+    rows.extend(items.iter().map(row));
+    output::write(output::table(&rows).as_bytes())
+}
+
+pub(crate) fn disconnect(args: &DisconnectArgs) -> Result<(), Failure> {
+    let (mut client, _) = connect(&args.hub)?;
+    let query = BusQuery::DisconnectUser { user: args.user.clone(), code: args.code, reason: args.reason.clone() };
+    let closed: u64 = client.query(&query)?;
+    output::line(&format!("closed {closed} connection{}", if closed == 1 { "" } else { "s" }))
+}

@@ -1,0 +1,448 @@
+//! What is wrong, and what mends it. Looks only; changes nothing.
+
+use std::fs;
+use std::io::{self, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use realtime_core::Config;
+use realtime_core::bus::client::{Client, ClientOptions};
+use realtime_core::bus::frame::BusQuery;
+use realtime_core::bus::socket::default_paths;
+use serde_json::Value;
+
+use crate::cli::DoctorArgs;
+use crate::failure::Failure;
+use crate::{output, settings};
+
+/// How long the hub's HTTP answer may take.
+const HTTP_TIMEOUT: Duration = Duration::from_secs(2);
+/// Bytes of an HTTP answer that are read.
+const HTTP_BYTES: u64 = 64 << 10;
+/// 2026-01-01: a clock before this is wrong.
+const EARLIEST: u64 = 1_767_225_600;
+/// Descriptors that a hub needs besides its connections.
+const OWN_FILES: u64 = 200;
+
+/// What was found out about one thing.
+struct Finding {
+    grade: Grade,
+    what: &'static str,
+    text: String,
+    /// What mends it.
+    fix: Option<String>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Grade {
+    Fine,
+    Doubtful,
+    Broken,
+}
+
+impl Finding {
+    fn fine(what: &'static str, text: impl Into<String>) -> Self {
+        Finding { grade: Grade::Fine, what, text: text.into(), fix: None }
+    }
+
+    fn doubtful(what: &'static str, text: impl Into<String>, fix: impl Into<String>) -> Self {
+        Finding { grade: Grade::Doubtful, what, text: text.into(), fix: Some(fix.into()) }
+    }
+
+    fn broken(what: &'static str, text: impl Into<String>, fix: impl Into<String>) -> Self {
+        Finding { grade: Grade::Broken, what, text: text.into(), fix: Some(fix.into()) }
+    }
+
+    fn line(&self) -> String {
+        let grade = match self.grade {
+            Grade::Fine => "ok  ",
+            Grade::Doubtful => "look",
+            Grade::Broken => "FAIL",
+        };
+        let fix = self.fix.as_ref().map_or(String::new(), |fix| format!("; fix: {fix}"));
+        output::printable(&format!("{grade}  {:<9} {}{fix}", self.what, self.text))
+    }
+}
+
+pub(crate) fn run(args: &DoctorArgs) -> Result<(), Failure> {
+    let mut broken = 0;
+    let mut tell = |finding: Finding| {
+        broken += u32::from(finding.grade == Grade::Broken);
+        output::line(&finding.line())
+    };
+    let (found, config, named) = configuration(args);
+    tell(found)?;
+    let socket = socket_path(named);
+    let (found, answers) = match &socket {
+        Some(socket) => bus_socket(socket),
+        None => (Finding::fine("socket", "none: the configuration sets `socket` empty, so other processes cannot publish"), false),
+    };
+    tell(found)?;
+    let status = match (&socket, answers) {
+        (Some(socket), true) => {
+            let (found, status) = hub(socket);
+            tell(found)?;
+            status
+        }
+        _ => None,
+    };
+    tell(clients(&config, status.as_ref()))?;
+    for finding in origins(&config) {
+        tell(finding)?;
+    }
+    tell(descriptors(&config, status.as_ref()))?;
+    tell(php(&args.php, socket.as_deref()))?;
+    tell(clock())?;
+    if broken == 0 { Ok(()) } else { Err(Failure::Told) }
+}
+
+/// What is configured, and the socket if it is named there.
+fn configuration(args: &DoctorArgs) -> (Finding, Config, Option<String>) {
+    match settings::load(&args.settings) {
+        Ok(settings) => {
+            let named = settings.named_socket().map(str::to_owned);
+            let from = settings.file.map_or("no file".to_owned(), |file| format!("file {}", file.display()));
+            let set = settings.effective.origins.len();
+            let text = format!("{from}, {set} setting{} other than by default", if set == 1 { "" } else { "s" });
+            let finding = match settings.effective.warnings.first() {
+                Some(warning) => Finding::doubtful(
+                    "config",
+                    format!("{text}; {warning}"),
+                    "mend or unset the variable; `realtime config` lists the names",
+                ),
+                None => Finding::fine("config", text),
+            };
+            (finding, settings.effective.config, named)
+        }
+        Err(error) => {
+            let finding =
+                Finding::broken("config", error.to_string(), "mend the setting that is named; the rest is checked with the defaults");
+            (finding, Config::default(), None)
+        }
+    }
+}
+
+/// The socket that is configured, else the first of the usual ones that is there.
+fn socket_path(named: Option<String>) -> Option<PathBuf> {
+    match named {
+        Some(socket) => (!socket.is_empty()).then(|| PathBuf::from(socket)),
+        None => {
+            let paths = default_paths();
+            paths.iter().find(|path| fs::symlink_metadata(path).is_ok()).or(paths.first()).cloned()
+        }
+    }
+}
+
+/// Existence and rights; whether somebody answers.
+fn bus_socket(path: &Path) -> (Finding, bool) {
+    let shown = path.display();
+    let start = "start the hub: systemctl start realtime, or realtime serve";
+    let connected = UnixStream::connect(path);
+    let file = fs::metadata(path);
+    let finding = match (connected, file) {
+        (Ok(_), Ok(file)) => {
+            let text = format!("{shown} answers, mode {:04o}, {}:{}", file.mode() & 0o777, user_name(file.uid()), group_name(file.gid()));
+            let finding = if file.mode() & 0o002 != 0 {
+                Finding::doubtful(
+                    "socket",
+                    format!("{text}: every local user may publish"),
+                    format!("chmod 0660 {shown}, and socket_mode = \"0660\""),
+                )
+            } else {
+                Finding::fine("socket", text)
+            };
+            return (finding, true);
+        }
+        // Removed between the two calls.
+        (Ok(_), Err(error)) => Finding::doubtful("socket", format!("{shown}: {error}"), "run this again"),
+        (Err(error), Ok(file)) if !file.file_type().is_socket() => {
+            Finding::broken("socket", format!("{shown} is not a socket ({error})"), "set `socket` to another path, or move that file away")
+        }
+        (Err(error), Ok(file)) if error.kind() == io::ErrorKind::PermissionDenied => {
+            let text = format!(
+                "{} may not use {shown}, mode {:04o}, {}:{}",
+                own_name(),
+                file.mode() & 0o777,
+                user_name(file.uid()),
+                group_name(file.gid())
+            );
+            Finding::broken("socket", text, rights_fix(path, &file))
+        }
+        (Err(error), Ok(_)) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            Finding::broken("socket", format!("{shown} is there, but no hub serves it"), start)
+        }
+        (Err(_), Err(error)) if error.kind() == io::ErrorKind::PermissionDenied => directory_fix(path),
+        (Err(_), Err(error)) if error.kind() == io::ErrorKind::NotFound => {
+            Finding::broken("socket", format!("{shown} does not exist"), start)
+        }
+        (Err(error), _) => Finding::broken("socket", format!("{shown}: {error}"), start),
+    };
+    (finding, false)
+}
+
+/// The command that lets this user write to the socket.
+fn rights_fix(path: &Path, file: &fs::Metadata) -> String {
+    // Connecting needs the right to write.
+    if file.mode() & 0o020 != 0 && file.gid() != 0 {
+        return join_group(file.gid());
+    }
+    let group = if file.gid() == 0 { format!("chgrp {} {} && ", own_group(), path.display()) } else { String::new() };
+    format!("{group}chmod 0660 {}; for good, socket_mode = \"0660\" and the hub's group in its unit", path.display())
+}
+
+/// The first directory on the way that this user may not enter.
+fn directory_fix(path: &Path) -> Finding {
+    let closed = path.ancestors().skip(1).find_map(|directory| Some((directory, fs::metadata(directory).ok()?)));
+    match closed {
+        Some((directory, found)) => {
+            let text = format!(
+                "{} may not enter {}, mode {:04o}, {}:{}",
+                own_name(),
+                directory.display(),
+                found.mode() & 0o7777,
+                user_name(found.uid()),
+                group_name(found.gid())
+            );
+            let fix = if found.mode() & 0o010 != 0 && found.gid() != 0 {
+                join_group(found.gid())
+            } else {
+                format!("chmod o+x {}", directory.display())
+            };
+            Finding::broken("socket", text, fix)
+        }
+        None => Finding::broken("socket", format!("{} cannot be reached", path.display()), "check the rights of its directories"),
+    }
+}
+
+fn join_group(gid: u32) -> String {
+    format!("usermod -aG {} {} and start its processes again", group_name(gid), own_name())
+}
+
+/// Whether the hub speaks, and is of this version.
+fn hub(socket: &Path) -> (Finding, Option<Value>) {
+    match Client::new(ClientOptions::new(socket)).query::<Value>(&BusQuery::Status) {
+        Ok(status) => {
+            let (version, own) = (status["version"].as_str().unwrap_or("unknown"), env!("CARGO_PKG_VERSION"));
+            let text = format!("version {version}, process {}", status["pid"]);
+            let finding = if version == own {
+                Finding::fine("hub", text)
+            } else {
+                Finding::doubtful(
+                    "hub",
+                    format!("{text}, but this program is {own}"),
+                    "systemctl restart realtime, if the hub is the older one",
+                )
+            };
+            (finding, Some(status))
+        }
+        Err(error) => {
+            (Finding::broken("hub", error.to_string(), "see its log: journalctl -u realtime; restart it if it stands still"), None)
+        }
+    }
+}
+
+/// Whether clients on this host reach it.
+fn clients(config: &Config, status: Option<&Value>) -> Finding {
+    let listen = status.and_then(|status| status["listen"].as_str()).unwrap_or(&config.listen);
+    let address = match (Config { listen: listen.to_owned(), ..Config::default() }).listen_address() {
+        Ok(address) => reachable(address),
+        Err(error) => return Finding::broken("clients", error.to_string(), "set `listen` to an address and a port"),
+    };
+    match health(address) {
+        Ok(body) if body["status"] == "ok" => {
+            Finding::fine("clients", format!("ws://{listen}/ws, {} connections", body["connections"].as_u64().unwrap_or_default()))
+        }
+        Ok(_) => Finding::broken(
+            "clients",
+            format!("what listens on {listen} is not a hub"),
+            "set `listen` to another port, or stop that program",
+        ),
+        Err(error) => {
+            let fix = if status.is_some() {
+                "see the hub's log: journalctl -u realtime"
+            } else {
+                "start the hub: systemctl start realtime, or realtime serve"
+            };
+            Finding::broken("clients", format!("nothing answers at http://{listen}/health ({error})"), fix)
+        }
+    }
+}
+
+/// An address that can be connected to: "all addresses" is this host.
+fn reachable(address: SocketAddr) -> SocketAddr {
+    match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => SocketAddr::new(Ipv4Addr::LOCALHOST.into(), address.port()),
+        IpAddr::V6(ip) if ip.is_unspecified() => SocketAddr::new(Ipv6Addr::LOCALHOST.into(), address.port()),
+        _ => address,
+    }
+}
+
+fn health(address: SocketAddr) -> io::Result<Value> {
+    let mut stream = TcpStream::connect_timeout(&address, HTTP_TIMEOUT)?;
+    stream.set_read_timeout(Some(HTTP_TIMEOUT))?;
+    stream.set_write_timeout(Some(HTTP_TIMEOUT))?;
+    stream.write_all(format!("GET /health HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").as_bytes())?;
+    let mut answer = Vec::new();
+    stream.take(HTTP_BYTES).read_to_end(&mut answer)?;
+    let answer = String::from_utf8_lossy(&answer);
+    Ok(answer.split_once("\r\n\r\n").and_then(|(_, body)| serde_json::from_str(body).ok()).unwrap_or_default())
+}
+
+/// Which pages may connect.
+fn origins(config: &Config) -> Vec<Finding> {
+    let allowed = &config.allowed_origins;
+    if allowed.is_empty() {
+        let text = "pages of the host that they connect to; behind a proxy it has to pass `Host` on";
+        return vec![Finding::fine("origins", text)];
+    }
+    let mut findings = Vec::new();
+    for origin in allowed.iter().filter(|origin| *origin != "*") {
+        let rest = origin.strip_prefix("https://").or_else(|| origin.strip_prefix("http://"));
+        let fix = match rest {
+            None => format!("write it with its scheme: https://{origin}"),
+            Some(host) if host.contains('/') => format!("an origin has no path: {}", origin.trim_end_matches('/')),
+            Some("") => "name a host".into(),
+            Some(_) => continue,
+        };
+        findings.push(Finding::broken("origins", format!("`{origin}` will never match"), fix));
+    }
+    if allowed.iter().any(|origin| origin == "*") {
+        findings.push(Finding::doubtful("origins", "pages of any site may connect", "list yours in `allowed_origins`"));
+    } else if findings.is_empty() {
+        findings.push(Finding::fine("origins", allowed.join(", ")));
+    }
+    findings
+}
+
+/// Whether the hub may open as many descriptors as it takes connections.
+fn descriptors(config: &Config, status: Option<&Value>) -> Finding {
+    let needed = config.limits.max_connections as u64 + OWN_FILES;
+    let (whose, limit) = match status.map(|status| &status["open_files"]) {
+        Some(files) => ("the hub", files["limit"].as_u64()),
+        None => ("a hub started here", own_descriptor_limit()),
+    };
+    match limit {
+        // Without a number there is no limit.
+        None => Finding::fine("files", format!("{whose} may open any number of files")),
+        Some(limit) if limit >= needed => Finding::fine("files", format!("{whose} may open {limit} files")),
+        Some(limit) => Finding::doubtful(
+            "files",
+            format!("{whose} may open {limit} files, limits.max_connections is {}", config.limits.max_connections),
+            format!("LimitNOFILE={needed} in the unit (ulimit -n {needed} in a shell), or a lower limits.max_connections"),
+        ),
+    }
+}
+
+fn own_descriptor_limit() -> Option<u64> {
+    rustix::process::getrlimit(rustix::process::Resource::Nofile).current
+}
+
+/// Whether PHP on the command line has the extension, and would find the hub.
+fn php(program: &Path, socket: Option<&Path>) -> Finding {
+    const SCRIPT: &str = "echo json_encode([PHP_VERSION, phpversion('realtime'), ini_get('realtime.mode'), ini_get('realtime.socket')]);";
+    let run = Command::new(program).args(["-r", SCRIPT]).stdin(Stdio::null()).output();
+    let output = match run {
+        Ok(output) => output,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Finding::fine("php", format!("{} was not found, so there is nothing to check", program.display()));
+        }
+        Err(error) => return Finding::broken("php", format!("{}: {error}", program.display()), "name another one with --php"),
+    };
+    let answer = String::from_utf8_lossy(&output.stdout);
+    // Warnings of other extensions may stand before it.
+    let values: Value = answer.lines().last().and_then(|line| serde_json::from_str(line).ok()).unwrap_or_default();
+    let Some(php) = values[0].as_str() else {
+        let said = String::from_utf8_lossy(&output.stderr);
+        let said = said.lines().next().unwrap_or_default().to_owned();
+        return Finding::broken("php", format!("{} does not run scripts: {said}", program.display()), "see what `php -v` says");
+    };
+    let Some(version) = values[1].as_str() else {
+        let fix = "extension=realtime in a php.ini of this and of the web's PHP (phpenmod realtime on Debian); `php --ini` lists the files";
+        return Finding::broken("php", format!("{php} without the extension"), fix);
+    };
+    let mode = values[2].as_str().unwrap_or_default();
+    let text = format!("{php}, extension {version}, realtime.mode={}", if mode.is_empty() { "off" } else { mode });
+    if version != env!("CARGO_PKG_VERSION") {
+        return Finding::doubtful(
+            "php",
+            format!("{text}, but this program is {}", env!("CARGO_PKG_VERSION")),
+            "install both from the same release",
+        );
+    }
+    match (mode, values[3].as_str().filter(|path| !path.is_empty()), socket) {
+        ("" | "off" | "0", ..) => Finding::doubtful("php", text, "broadcast() sends nothing; realtime.mode=auto in php.ini"),
+        (_, Some(its), Some(socket)) if Path::new(its) != socket => {
+            let fix = format!("realtime.socket={} in php.ini, if that is the hub you mean", socket.display());
+            Finding::doubtful("php", format!("{text}, realtime.socket={its}"), fix)
+        }
+        _ => Finding::fine("php", text),
+    }
+}
+
+/// A wrong clock makes signatures and tokens invalid.
+fn clock() -> Finding {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    if now < EARLIEST {
+        return Finding::broken("clock", format!("{now} seconds since 1970 is in the past"), "timedatectl set-ntp true");
+    }
+    Finding::fine("clock", format!("{} UTC, {now} seconds since 1970", output::time_of_day(now * 1000)))
+}
+
+fn user_name(uid: u32) -> String {
+    name_in("/etc/passwd", uid)
+}
+
+fn group_name(gid: u32) -> String {
+    name_in("/etc/group", gid)
+}
+
+fn own_name() -> String {
+    user_name(rustix::process::geteuid().as_raw())
+}
+
+fn own_group() -> String {
+    group_name(rustix::process::getegid().as_raw())
+}
+
+/// The name of a number in a file of `name:x:number:` lines; the number where it has none there.
+fn name_in(file: &str, number: u32) -> String {
+    let text = fs::read_to_string(file).unwrap_or_default();
+    let wanted = number.to_string();
+    let line = text.lines().find(|line| line.split(':').nth(2) == Some(&wanted));
+    line.and_then(|line| line.split(':').next()).map_or(wanted.clone(), str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn origins_that_never_match_are_found() {
+        let look = |origins: &[&str]| {
+            let config = Config { allowed_origins: origins.iter().map(|origin| (*origin).to_owned()).collect(), ..Config::default() };
+            origins_of(&config)
+        };
+        fn origins_of(config: &Config) -> Vec<(bool, Option<String>)> {
+            origins(config).into_iter().map(|finding| (finding.grade == Grade::Broken, finding.fix)).collect()
+        }
+        assert_eq!(look(&[]), [(false, None)]);
+        assert_eq!(look(&["https://a.test", "https://*.b.test"]), [(false, None)]);
+        assert_eq!(look(&["a.test"]), [(true, Some("write it with its scheme: https://a.test".into()))]);
+        assert_eq!(look(&["https://a.test/"]), [(true, Some("an origin has no path: https://a.test".into()))]);
+        assert!(!look(&["*"])[0].0);
+    }
+
+    #[test]
+    fn too_few_descriptors_are_named_with_the_number_that_suffices() {
+        let config = Config::default();
+        let status = serde_json::json!({"open_files": {"used": 9, "limit": 1024}});
+        let fix = descriptors(&config, Some(&status)).fix.expect("too few");
+        assert!(fix.contains("LimitNOFILE=100200"), "{fix}");
+        let status = serde_json::json!({"open_files": {"used": 9, "limit": null}});
+        assert!(descriptors(&config, Some(&status)).fix.is_none());
+    }
+}

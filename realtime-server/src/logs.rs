@@ -1,0 +1,42 @@
+//! Structured records on stderr, with a level that can change while the hub runs.
+
+use realtime_core::config::{LogFormat, LogLevel};
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{Layer, Registry, fmt, reload};
+
+/// Changes the level.
+pub(crate) struct Logs(reload::Handle<Targets, Registry>);
+
+/// Starts to write.
+pub(crate) fn start(level: LogLevel, format: LogFormat) -> Logs {
+    let (filter, handle) = reload::Layer::new(targets(level));
+    let records = match format {
+        LogFormat::Text => fmt::layer().with_ansi(false).with_writer(std::io::stderr).boxed(),
+        LogFormat::Json => fmt::layer().json().flatten_event(true).with_writer(std::io::stderr).boxed(),
+    };
+    tracing_subscriber::registry().with(filter).with(records).init();
+    Logs(handle)
+}
+
+impl Logs {
+    pub(crate) fn set_level(&self, level: LogLevel) {
+        if let Err(error) = self.0.reload(targets(level)) {
+            tracing::error!(%error, "cannot change the log level");
+        }
+    }
+}
+
+/// The level is ours; of libraries only what warns is worth a line.
+fn targets(level: LogLevel) -> Targets {
+    let level = match level {
+        LogLevel::Error => LevelFilter::ERROR,
+        LogLevel::Warn => LevelFilter::WARN,
+        LogLevel::Info => LevelFilter::INFO,
+        LogLevel::Debug => LevelFilter::DEBUG,
+        LogLevel::Trace => LevelFilter::TRACE,
+    };
+    Targets::new().with_default(level.min(LevelFilter::WARN)).with_target("realtime", level)
+}

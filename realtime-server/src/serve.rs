@@ -1,0 +1,128 @@
+//! A hub's life as a process: start, signals, drain.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use realtime_core::config::LogFormat;
+use realtime_core::{Hub, HubBuilder};
+use serde_json::Value;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use crate::cli::SettingsArgs;
+use crate::failure::Failure;
+use crate::logs::{self, Logs};
+use crate::{settings, systemd};
+
+/// What a reload puts into effect.
+const RELOADABLE: &str = "log_level";
+
+pub(crate) fn run(args: &SettingsArgs) -> Result<(), Failure> {
+    let settings = settings::load(args)?;
+    let values = settings::leaves(&settings.effective);
+    let config = settings.effective.config;
+    let logs = logs::start(config.log_level, config.log_format);
+    for warning in &settings.effective.warnings {
+        tracing::warn!("{warning}");
+    }
+    let handed = systemd::listeners()?;
+    // From here on a signal waits until the hub can be stopped in order.
+    let signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
+    let bus = match &handed.bus {
+        Some(listener) => listener.local_addr()?.as_pathname().map(PathBuf::from),
+        None => config.socket.as_deref().filter(|socket| !socket.is_empty()).map(PathBuf::from),
+    };
+    let (format, drain_timeout) = (config.log_format, Duration::from_millis(config.drain_timeout_ms));
+    let mut builder = HubBuilder::new(config);
+    if let Some(listener) = handed.clients {
+        builder = builder.listener(listener);
+    }
+    if let Some(listener) = handed.bus {
+        builder = builder.bus_listener(listener);
+    }
+    let hub = builder.start()?;
+    announce(&hub, bus, format);
+    systemd::notify(&format!("READY=1\nSTATUS=Listening on {}", hub.url()));
+    until_stopped(&hub, signals, drain_timeout, &mut Reload { args, logs, values })
+}
+
+/// One line that says where clients and processes find the hub.
+fn announce(hub: &Hub, bus: Option<PathBuf>, format: LogFormat) {
+    let bus = bus.map(|path| path.display().to_string());
+    match format {
+        LogFormat::Text => {
+            let bus = bus.map_or("no bus".into(), |path| format!("bus {path}"));
+            eprintln!("realtime {} listens on {}, {bus}", env!("CARGO_PKG_VERSION"), hub.url());
+        }
+        LogFormat::Json => tracing::info!(version = env!("CARGO_PKG_VERSION"), url = hub.url(), bus, "listening"),
+    }
+}
+
+fn until_stopped(hub: &Hub, mut signals: Signals, drain_timeout: Duration, reload: &mut Reload<'_>) -> Result<(), Failure> {
+    let handle = signals.handle();
+    let (stopped, report) = mpsc::channel();
+    let mut stopping = false;
+    for signal in &mut signals {
+        match signal {
+            SIGHUP if stopping => {}
+            SIGHUP => reload.reload(),
+            _ if stopping => {
+                tracing::warn!("told to stop twice, ending at once");
+                return Err(Failure::Failed("ended before clients had what was queued".into()));
+            }
+            _ => {
+                stopping = true;
+                systemd::notify("STOPPING=1\nSTATUS=Draining");
+                tracing::info!(connections = hub.stats().connections, timeout_ms = drain_timeout.as_millis() as u64, "stopping");
+                let (hub, handle, stopped) = (hub.clone(), handle.clone(), stopped.clone());
+                // Signals are still taken while it drains.
+                thread::Builder::new().name("drain".into()).spawn(move || {
+                    let told = stopped.send(hub.stop(drain_timeout)).is_ok();
+                    handle.close();
+                    told
+                })?;
+            }
+        }
+    }
+    drop(stopped);
+    let complete = report.recv().is_ok_and(|report| report.complete);
+    let stats = hub.stats();
+    tracing::info!(published = stats.published, bus_refused = stats.bus_refused, uptime_ms = stats.uptime_ms, complete, "stopped");
+    if complete { Ok(()) } else { Err(Failure::Failed("not all of the hub ended within `drain_timeout_ms`".into())) }
+}
+
+/// What reading the configuration again needs.
+struct Reload<'a> {
+    args: &'a SettingsArgs,
+    logs: Logs,
+    /// In effect.
+    values: BTreeMap<String, Value>,
+}
+
+impl Reload<'_> {
+    fn reload(&mut self) {
+        systemd::notify_reloading();
+        match settings::load(self.args) {
+            Ok(settings) => {
+                let wanted = settings::leaves(&settings.effective);
+                let changed: Vec<&str> =
+                    wanted.iter().filter(|(key, value)| self.values.get(*key) != Some(value)).map(|(key, _)| key.as_str()).collect();
+                let needs_restart: Vec<&str> = changed.iter().copied().filter(|key| *key != RELOADABLE).collect();
+                let level = settings.effective.config.log_level;
+                if changed.contains(&RELOADABLE) {
+                    self.logs.set_level(level);
+                    self.values.insert(RELOADABLE.into(), wanted[RELOADABLE].clone());
+                }
+                tracing::info!(log_level = ?level, "reloaded: log_level is in effect, everything else needs a restart");
+                if !needs_restart.is_empty() {
+                    tracing::warn!(settings = needs_restart.join(", "), "changed in the configuration; a restart puts it into effect");
+                }
+            }
+            Err(error) => tracing::error!(%error, "not reloaded; the hub goes on as it was"),
+        }
+        systemd::notify("READY=1");
+    }
+}

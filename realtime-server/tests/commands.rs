@@ -1,0 +1,221 @@
+//! The commands that speak to a running hub.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod process;
+
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use process::{Lines, Place, printed, read, stderr, stdout};
+use realtime_core::bus::frame::BusQuery;
+use realtime_testkit::DEADLINE;
+use serde_json::{Value, json};
+
+#[test]
+fn a_status_is_for_people_or_programs() {
+    let place = Place::new();
+    let hub = place.hub(&[]);
+    let (_subscriber, _) = hub.subscriber("news");
+    printed(&place.run(&["publish", "news", "x"]));
+    let status: Value = serde_json::from_str(&printed(&place.run(&["status", "--json"]))).unwrap();
+    assert_eq!((&status["connections"], &status["channels"], &status["published"]), (&json!(1), &json!(1), &json!(1)));
+    assert_eq!(status["pid"], hub.process.child.id());
+    assert_eq!(status["listen"], hub.address.to_string());
+    assert_eq!(status["socket"], place.socket().to_str().unwrap());
+    let text = printed(&place.run(&["status"]));
+    for line in [format!("clients        ws://{}/ws", hub.address), "connections    1".into(), "published      1".into()] {
+        assert!(text.lines().any(|found| found == line), "{line:?} in\n{text}");
+    }
+}
+
+#[test]
+fn a_publication_of_each_kind_arrives() {
+    let place = Place::new();
+    let hub = place.hub(&[]);
+    let (mut subscriber, id) = hub.subscriber("news");
+    let receipt = printed(&place.run(&["publish", "news", "Hello"]));
+    assert!(receipt.starts_with("epoch=") && receipt.ends_with(" offset=1 matched=1\n"), "{receipt}");
+    assert_eq!(subscriber.next_message().json()["data"], "Hello");
+    printed(&place.run(&["publish", "news", "--event", "shipped", "--json", r#"{"id": 1}"#]));
+    let message = subscriber.next_message().json();
+    assert_eq!((&message["event"], &message["data"]), (&json!("shipped"), &json!({"id": 1})));
+    printed(&place.run_with(&["publish", "news", "--binary"], b"\xff\n"));
+    assert!(subscriber.next_message().payload.ends_with(b"}\n\xff\n"));
+    printed(&place.run_with(&["publish", "news", "-"], b"line\n"));
+    assert_eq!(subscriber.next_message().json()["data"], "line");
+    printed(&place.run(&["publish", "news", "--except", &id, "not for this one"]));
+    let first = printed(&place.run(&["publish", "news", "--id", "key", "once"]));
+    let again = printed(&place.run(&["publish", "news", "--id", "key", "once"]));
+    assert_eq!(first.replace("matched=1", "matched=0"), again);
+    assert_eq!(subscriber.next_message().json()["data"], "once");
+}
+
+#[test]
+fn channels_and_users_are_listed_and_users_disconnected() {
+    let place = Place::new();
+    let hub = place.hub(&[]);
+    let (mut subscriber, socket) = hub.subscriber("news");
+    let query = BusQuery::SetUser { socket, user: Some("7".into()), info: Some(r#"{"name":"Ada"}"#.into()) };
+    assert!(place.client().query::<bool>(&query).unwrap());
+    assert_eq!(printed(&place.run(&["channels"])), "SUBSCRIBERS  CHANNEL\n1            news\n");
+    assert_eq!(printed(&place.run(&["channels", "--json"])), "[{\"name\":\"news\",\"subscribers\":1}]\n");
+    assert_eq!(printed(&place.run(&["users", "news"])), "CONNECTIONS  USER  INFO\n1            7     {\"name\":\"Ada\"}\n");
+    printed(&place.run(&["publish", "--user", "7", "hi"]));
+    assert_eq!(subscriber.next_message().json()["data"], "hi");
+    assert_eq!(printed(&place.run(&["disconnect", "7", "--reason", "signed out"])), "closed 1 connection\n");
+    assert_eq!(subscriber.closed(), 4009);
+    assert_eq!(printed(&place.run(&["disconnect", "7"])), "closed 0 connections\n");
+}
+
+#[test]
+fn failures_have_their_exit_codes() {
+    let place = Place::new();
+    let code = |arguments: &[&str]| place.run(arguments).status.code();
+    assert_eq!(code(&["status"]), Some(3));
+    let hub = place.hub(&["--set", "limits.publication_bytes=10"]);
+    assert_eq!(code(&["publish", "", "x"]), Some(4));
+    assert_eq!(code(&["publish", "c", "12345678901"]), Some(4));
+    assert_eq!(code(&["publish", "c", "--json", "{"]), Some(4));
+    assert_eq!(code(&["publish", "c", "--except", "me", "x"]), Some(2));
+    assert_eq!(code(&["disconnect", "7", "--code", "1"]), Some(4));
+    assert_eq!(place.run_with(&["publish", "c"], b"\xff").status.code(), Some(2));
+    hub.stop();
+    let gone = place.run(&["publish", "c", "x"]);
+    assert_eq!(gone.status.code(), Some(3));
+    assert!(stderr(&gone).contains("no hub at"), "{}", stderr(&gone));
+}
+
+#[test]
+fn without_a_socket_the_usual_places_are_tried() {
+    let place = Place::new();
+    let usual = place.path("realtime/realtime.sock");
+    let _hub = place.hub(&["--socket", usual.to_str().unwrap()]);
+    let status = place.command(&["status", "--json"]).env_remove("REALTIME_SOCKET").output().unwrap();
+    let status: Value = serde_json::from_str(&printed(&status)).unwrap();
+    // A hub of the machine itself comes first.
+    let system = Path::new("/run/realtime/realtime.sock");
+    let expected = if std::os::unix::net::UnixStream::connect(system).is_ok() { system } else { &usual };
+    assert_eq!(status["socket"], expected.to_str().unwrap());
+}
+
+#[test]
+fn a_tail_shows_what_is_published_and_to_how_many() {
+    let place = Place::new();
+    let hub = place.hub(&[]);
+    let (_subscriber, _) = hub.subscriber("news");
+    let watch = |more: &[&str]| {
+        let mut arguments = vec!["tail", "n*", "--count", "2"];
+        arguments.extend(more);
+        let mut tail = Lines::of_stderr(place.command(&arguments).stdout(Stdio::piped()));
+        let lines = read(tail.child.stdout.take().unwrap());
+        assert!(tail.next().starts_with("watching n* at "));
+        for channel in ["other", "nobody", "news"] {
+            printed(&place.run(&["publish", channel, "x"]));
+        }
+        assert!(tail.wait().success());
+        [lines.recv_timeout(DEADLINE).unwrap(), lines.recv_timeout(DEADLINE).unwrap()]
+    };
+    let [first, second] = watch(&[]);
+    assert!(first.ends_with("  nobody  #1  →0  message  \"x\""), "{first}");
+    assert!(second.ends_with("  news  #1  →1  message  \"x\""), "{second}");
+    let [_, second] = watch(&["--json"]);
+    let second: Value = serde_json::from_str(&second).unwrap();
+    assert_eq!((&second["channel"], &second["offset"], &second["matched"]), (&json!("news"), &json!(2), &json!(1)));
+    hub.stop();
+}
+
+/// A program that answers as PHP with the extension would.
+fn php(place: &Place, answer: &str) -> String {
+    let script = place.path("php.sh");
+    std::fs::write(&script, format!("#!/bin/sh\necho '{answer}'\n")).unwrap();
+    install(&script, &place.path("php")).to_str().unwrap().to_owned()
+}
+
+/// A program at another path. Another process writes it: a file that this one has open for writing may be inherited by
+/// what another test is just starting, and could not be run as long as that lives.
+fn install(from: &Path, to: &Path) -> PathBuf {
+    assert!(Command::new("install").args(["-m", "755"]).args([from, to]).status().unwrap().success());
+    to.to_owned()
+}
+
+/// The line about one thing.
+fn about<'a>(report: &'a str, what: &str) -> &'a str {
+    report.lines().find(|line| line.split_whitespace().nth(1) == Some(what)).unwrap_or_else(|| panic!("nothing about {what} in\n{report}"))
+}
+
+#[test]
+fn a_doctor_finds_nothing_wrong_with_a_hub_that_is_well() {
+    let place = Place::new();
+    let hub = place.hub(&["--set", "limits.max_connections=100"]);
+    let php = php(&place, &format!(r#"["8.2.1","{}","auto",""]"#, env!("CARGO_PKG_VERSION")));
+    let report = printed(&place.run(&["doctor", "--php", &php, "--set", "limits.max_connections=100"]));
+    assert!(report.lines().all(|line| line.starts_with("ok ")), "{report}");
+    assert!(about(&report, "clients").contains(&hub.address.to_string()), "{report}");
+    assert!(about(&report, "hub").contains(&format!("process {}", hub.process.child.id())), "{report}");
+    assert!(about(&report, "php").contains("realtime.mode=auto"), "{report}");
+}
+
+#[test]
+fn a_doctor_names_what_is_broken_and_what_mends_it() {
+    let place = Place::new();
+    let php = php(&place, r#"["8.2.1",false,false,false]"#);
+    let arguments = ["doctor", "--php", &php, "--set", "allowed_origins=app.test", "--listen", "127.0.0.1:1"];
+    let output = place.run(&arguments);
+    assert_eq!(output.status.code(), Some(1));
+    let report = stdout(&output);
+    for (what, text) in [
+        ("socket", "does not exist; fix: start the hub"),
+        ("clients", "nothing answers at http://127.0.0.1:1/health"),
+        ("origins", "fix: write it with its scheme: https://app.test"),
+        ("php", "phpenmod realtime"),
+    ] {
+        let line = about(&report, what);
+        assert!(line.starts_with("FAIL") && line.contains(text), "{line}");
+    }
+    // A dead hub's file, and a configuration that cannot be read.
+    drop(std::os::unix::net::UnixListener::bind(place.socket()).unwrap());
+    let report = stdout(&place.run(&["doctor", "--php", &php]));
+    assert!(about(&report, "socket").contains("no hub serves it"), "{report}");
+    let report = stdout(&place.run(&["doctor", "--php", "/nowhere/php", "--set", "limits.outbox_byte=1"]));
+    assert!(about(&report, "config").contains("did you mean `limits.outbox_bytes`"), "{report}");
+    assert!(about(&report, "php").starts_with("ok"), "{report}");
+}
+
+#[test]
+fn a_doctor_says_how_a_user_gets_at_the_socket() {
+    let place = Place::new();
+    let _hub = place.hub(&[]);
+    let is_root = rustix::process::geteuid().is_root();
+    let mut command = if is_root {
+        // Somebody else looks, with a program that anybody may run.
+        chown(place.socket(), None, Some(4)).unwrap();
+        let program = install(Path::new(env!("CARGO_BIN_EXE_realtime")), &place.path("realtime"));
+        let mut setpriv = Command::new("setpriv");
+        setpriv.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(program);
+        setpriv
+    } else {
+        std::fs::set_permissions(place.socket(), std::fs::Permissions::from_mode(0o400)).unwrap();
+        Command::new(env!("CARGO_BIN_EXE_realtime"))
+    };
+    place.prepare(&mut command);
+    let output = command.args(["doctor", "--php", "/nowhere/php"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    let report = stdout(&output);
+    let line = about(&report, "socket");
+    let fix = if is_root { "fix: usermod -aG " } else { "fix: chmod 0660 " };
+    assert!(line.contains("may not use") && line.contains(fix), "{line}");
+}
+
+#[test]
+fn a_shell_gets_its_completions_and_help_names_the_exit_codes() {
+    let place = Place::new();
+    let script = printed(&place.run(&["completions", "bash"]));
+    assert!(script.contains("complete -F _realtime") && script.contains("disconnect"), "{script}");
+    let help = printed(&place.run(&["--help"]));
+    assert!(help.contains("3  no hub is reachable"), "{help}");
+    for command in ["serve", "status", "publish", "channels", "users", "disconnect", "tail", "doctor", "config", "completions"] {
+        assert!(help.contains(&format!("  {command} ")), "{command} in\n{help}");
+        printed(&place.run(&[command, "--help"]));
+    }
+}
