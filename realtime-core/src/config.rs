@@ -151,7 +151,8 @@ pub struct Limits {
     /// Channels without subscribers whose position is remembered. Default 100,000; the ones that
     /// were silent longest are forgotten first and start a new epoch.
     pub idle_channels: usize,
-    /// Idempotency keys that are remembered, each for five minutes. Default 100,000.
+    /// Idempotency keys that are remembered, each for five minutes. Default 100,000; past it a
+    /// channel's oldest are forgotten first.
     pub idempotency_keys: usize,
 }
 

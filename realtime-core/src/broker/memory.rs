@@ -4,7 +4,7 @@
 //! for "next offset, queue to the interested shards" (`docs/adr` says what else was measured).
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -29,8 +29,10 @@ pub struct Memory {
     next_epoch: AtomicU64,
     /// Idle channels that one stripe remembers.
     idle_channels: usize,
-    /// Idempotency keys that one stripe remembers.
+    /// Idempotency keys that are remembered, over all stripes.
     idempotency_keys: usize,
+    /// How many are.
+    known_ids: AtomicUsize,
     /// What ages are counted from.
     started: Instant,
     /// Set by `stop`; read under a stripe's lock.
@@ -64,7 +66,8 @@ impl Memory {
             stripes: (0..STRIPES).map(|_| Mutex::default()).collect(),
             next_epoch: AtomicU64::new(first),
             idle_channels: idle_channels.div_ceil(STRIPES),
-            idempotency_keys: idempotency_keys.div_ceil(STRIPES),
+            idempotency_keys,
+            known_ids: AtomicUsize::new(0),
             started: Instant::now(),
             stopped: AtomicBool::new(false),
         })
@@ -100,16 +103,20 @@ impl Stripe {
         (now.duration_since(*at) < ID_WINDOW).then_some(*position)
     }
 
-    fn remember_id(&mut self, channel: &str, id: &str, position: Position, now: Instant, limit: usize) {
+    /// Remembers a key. Past `limit` keys over all stripes the stripe forgets its own oldest, down
+    /// to its share: one busy channel may use what the others leave, and cannot take their shares.
+    fn remember_id(&mut self, channel: &str, id: &str, position: Position, now: Instant, known: &AtomicUsize, limit: usize) {
         self.ids.insert((channel.into(), id.into()), (position, now));
         self.id_order.push_back((now, channel.into(), id.into()));
-        while self.id_order.len() > limit {
-            self.forget_oldest_id();
+        known.fetch_add(1, Ordering::Relaxed);
+        while self.id_order.len() > limit.div_ceil(STRIPES) && known.load(Ordering::Relaxed) > limit {
+            self.forget_oldest_id(known);
         }
     }
 
-    fn forget_oldest_id(&mut self) {
+    fn forget_oldest_id(&mut self, known: &AtomicUsize) {
         if let Some((at, channel, id)) = self.id_order.pop_front() {
+            known.fetch_sub(1, Ordering::Relaxed);
             let key = (channel, id);
             // A key that was used again after its window has a younger entry of its own.
             if self.ids.get(&key).is_some_and(|(_, remembered)| *remembered == at) {
@@ -144,7 +151,7 @@ impl Broker for Memory {
         }
         let position = entry.position;
         if let Some((id, now)) = known {
-            stripe.remember_id(publish.channel, id, position, now, self.idempotency_keys);
+            stripe.remember_id(publish.channel, id, position, now, &self.known_ids, self.idempotency_keys);
         }
         let matched = deliver.deliver(publish, position);
         Reply::Now(Ok(Published { position, matched }))
@@ -173,7 +180,7 @@ impl Broker for Memory {
         for stripe in &self.stripes {
             let mut stripe = stripe.lock();
             while stripe.id_order.front().is_some_and(|(at, _, _)| now.duration_since(*at) >= ID_WINDOW) {
-                stripe.forget_oldest_id();
+                stripe.forget_oldest_id(&self.known_ids);
             }
             let mut idle: Vec<u32> = stripe.channels.iter().filter(|entry| !entry.subscribed).map(|entry| entry.last_used).collect();
             if idle.len() > self.idle_channels {

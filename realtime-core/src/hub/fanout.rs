@@ -18,6 +18,10 @@ use crate::session::Subscription;
 
 /// Publications in one batch.
 const BATCH_PUBLICATIONS: usize = 256;
+/// A channel that sends more than a quarter of an outbox in this time, 4 MiB a second at the default
+/// limits, waits for subscribers that are more than half full. One that sends less gives each of
+/// them more than a tenth of a second to move; who does not is slow, and nobody waits for it.
+const BURST_MS: u64 = 64;
 /// Bytes of bodies after which a batch takes no further publication.
 pub(super) const BATCH_BYTES: usize = 64 << 10;
 
@@ -79,6 +83,8 @@ pub(crate) struct LocalChannel {
     batch: Option<Batch>,
     /// Whether the channel stands in the shard's queue of work.
     pub(crate) queued: bool,
+    /// When the current stretch of time began, and the bytes of its batches.
+    burst: (u64, usize),
     /// Since when its next batch waits for its subscribers to catch up.
     pub(crate) held_since_ms: Option<u64>,
     /// Keeps the channel while a connection is on its way to this shard.
@@ -122,6 +128,7 @@ impl LocalChannel {
             pending: VecDeque::new(),
             batch: None,
             queued: false,
+            burst: (0, 0),
             held_since_ms: None,
             pins: 0,
             retained: Vec::new(),
@@ -191,8 +198,13 @@ impl LocalChannel {
         });
     }
 
+    /// Whether it has sent more than `bytes` in this stretch of time.
+    pub(crate) fn is_bursting(&self, now_ms: u64, bytes: usize) -> bool {
+        now_ms < self.burst.0 + BURST_MS && self.burst.1 > bytes
+    }
+
     /// Takes what waits into a batch, until its bodies have `max_bytes`.
-    pub(crate) fn begin_batch(&mut self, max_bytes: usize, find: impl Fn(&SocketId) -> Option<u32>) {
+    pub(crate) fn begin_batch(&mut self, now_ms: u64, max_bytes: usize, find: impl Fn(&SocketId) -> Option<u32>) {
         let mut deliveries = Vec::new();
         let mut excepted = Vec::new();
         let mut bytes = 0;
@@ -210,6 +222,10 @@ impl LocalChannel {
             }
             deliveries.push(delivery);
         }
+        if now_ms >= self.burst.0 + BURST_MS {
+            self.burst = (now_ms, 0);
+        }
+        self.burst.1 += bytes;
         if !deliveries.is_empty() {
             self.batch = Some(Batch { deliveries, cursor: 0, end: self.subscribers.len(), excepted, encoded: Vec::new() });
         }

@@ -22,6 +22,7 @@ pub(crate) mod tap;
 use std::collections::HashMap;
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::net::UnixListener;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -56,6 +57,8 @@ use shard::{Accepted, Job, Poller, Shard};
 use stats::ShardCounters;
 pub use stats::Stats;
 
+/// How long a stop waits for the bus at least.
+const BUS_GRACE: Duration = Duration::from_millis(100);
 /// How long a question to the shards may take.
 const QUERY_TIMEOUT: Duration = Duration::from_secs(1);
 /// Longest reason in a close frame (RFC 6455 section 5.5).
@@ -87,6 +90,8 @@ pub(crate) struct Node {
 pub(crate) struct ShardHandle {
     pub(crate) inbox: Arc<Inbox<Job>>,
     pub(crate) counters: ShardCounters,
+    /// Set when a fault of the hub has ended the shard: it gets no more connections.
+    failed: AtomicBool,
 }
 
 impl Node {
@@ -154,9 +159,24 @@ impl Node {
             self.connections.fetch_sub(1, Ordering::Relaxed);
             return None;
         }
-        let (index, shard) = self.shards.iter().enumerate().min_by_key(|(_, shard)| shard.counters.connections.load(Ordering::Relaxed))?;
+        let working = self.shards.iter().enumerate().filter(|(_, shard)| !shard.failed.load(Ordering::Relaxed));
+        let Some((index, shard)) = working.min_by_key(|(_, shard)| shard.counters.connections.load(Ordering::Relaxed)) else {
+            self.connections.fetch_sub(1, Ordering::Relaxed);
+            return None;
+        };
         shard.counters.connections.fetch_add(1, Ordering::Relaxed);
         Some(index)
+    }
+
+    /// A panic outside a connection's handler has ended a shard. Its connections are gone, and come
+    /// back to the others; publications no longer wait for it.
+    fn shard_failed(&self, index: usize) {
+        let shard = &self.shards[index];
+        tracing::error!(shard = index, "a shard has failed; its connections are closed");
+        shard.failed.store(true, Ordering::Relaxed);
+        shard.counters.panics.fetch_add(1, Ordering::Relaxed);
+        shard.inbox.close();
+        self.connections.fetch_sub(shard.counters.connections.swap(0, Ordering::Relaxed), Ordering::Relaxed);
     }
 
     /// Gives a place back that no connection took.
@@ -257,7 +277,7 @@ impl HubBuilder {
             let poll = Poller::new()?;
             let inbox = Arc::new(Inbox::new(poll.registry(), shard::WAKE)?);
             pollers.push((poll, inbox.clone()));
-            shards.push(ShardHandle { inbox, counters: ShardCounters::default() });
+            shards.push(ShardHandle { inbox, counters: ShardCounters::default(), failed: AtomicBool::new(false) });
         }
         let node = Arc::new(Node {
             routes: Arc::new(Routes::new(
@@ -280,24 +300,48 @@ impl HubBuilder {
             config,
         });
         node.broker.start(node.routes.clone())?;
-        let (ended, endings) = mpsc::channel();
-        let mut threads = Vec::new();
-        for (index, (poll, inbox)) in pollers.into_iter().enumerate() {
-            let shard = Shard::new(index, node.clone(), inbox, poll);
-            threads.push(spawn(format!("rt-shard-{index}"), &ended, move || shard.run())?);
-        }
-        let bus = match bus_socket {
-            Some(socket) => {
-                let (server, stop) = BusServer::new(node.clone(), socket)?;
-                let (ended, ending) = mpsc::channel();
-                Some(Bus { stop, ending, thread: spawn("rt-bus".into(), &ended, move || server.run())? })
+        match start_threads(&node, pollers, listener, bus_socket) {
+            Ok(running) => Ok(Hub(Arc::new(HubInner { node, running: Mutex::new(Some(running)) }))),
+            Err(error) => {
+                // Those that have started must not go on for a hub that is not there.
+                node.stopping.store(true, Ordering::Relaxed);
+                for shard in &node.shards {
+                    shard.inbox.push(Job::Drain { deadline: Instant::now() });
+                }
+                Err(error.into())
             }
-            None => None,
-        };
-        let (control, control_stop) = http::Control::new(node.clone(), listener)?;
-        threads.push(spawn("rt-control".into(), &ended, move || control.run())?);
-        Ok(Hub(Arc::new(HubInner { node, running: Mutex::new(Some(Running { threads, endings, control_stop, bus })) })))
+        }
     }
+}
+
+fn start_threads(
+    node: &Arc<Node>,
+    pollers: Vec<(Poller, Arc<Inbox<Job>>)>,
+    listener: TcpListener,
+    bus_socket: Option<BusSocket>,
+) -> std::io::Result<Running> {
+    let (ended, endings) = mpsc::channel();
+    let mut threads = Vec::new();
+    for (index, (poll, inbox)) in pollers.into_iter().enumerate() {
+        let shard = Shard::new(index, node.clone(), inbox, poll);
+        let node = node.clone();
+        threads.push(spawn(format!("rt-shard-{index}"), &ended, move || {
+            if catch_unwind(AssertUnwindSafe(|| shard.run())).is_err() {
+                node.shard_failed(index);
+            }
+        })?);
+    }
+    let (control, control_stop) = http::Control::new(node.clone(), listener)?;
+    threads.push(spawn("rt-control".into(), &ended, move || control.run())?);
+    let bus = match bus_socket {
+        Some(socket) => {
+            let (server, stop) = BusServer::new(node.clone(), socket)?;
+            let (ended, ending) = mpsc::channel();
+            Some(Bus { stop, ending, thread: spawn("rt-bus".into(), &ended, move || server.run())? })
+        }
+        None => None,
+    };
+    Ok(Running { threads, endings, control_stop, bus })
 }
 
 fn spawn(name: String, ended: &Sender<()>, work: impl FnOnce() + Send + 'static) -> std::io::Result<thread::JoinHandle<()>> {
@@ -493,7 +537,8 @@ impl Hub {
         let mut complete = true;
         if let Some(Bus { stop, ending, thread }) = running.bus {
             stop.stop();
-            complete = ending.recv_timeout(timeout / 2).is_ok() && thread.join().is_ok();
+            // Even without a timeout: its path should be free for the next hub.
+            complete = ending.recv_timeout((timeout / 2).max(BUS_GRACE)).is_ok() && thread.join().is_ok();
         }
         self.0.node.begin_stop(&running.control_stop, deadline);
         // The shards' own deadline comes first, so that this wait sees them end.

@@ -15,12 +15,12 @@ const SLICE_WRITES: usize = 128;
 const SLICE_TIME: Duration = Duration::from_micros(250);
 /// Subscribers written to between looks at the clock.
 const CLOCK_WRITES: usize = 32;
-/// How long a channel's next batch waits for subscribers that are more than half full: at the
-/// default limits those who take less than 512 KiB a second are not waited for any longer.
-const HOLD_MS: u64 = 1_000;
-/// How long it waits for one of them that takes nothing. Two hundred readers in one busy process
-/// come to each socket every few tens of milliseconds.
-const STALL_MS: u64 = 200;
+/// How long a burst waits for subscribers that take less than it sends: at the default limits those
+/// who take less than 256 KiB a second are not waited for any longer.
+const HOLD_MS: u64 = 2_000;
+/// How long it waits for one that takes nothing. Readers of one busy process have to wait for a
+/// processor, and then for each other.
+const STALL_MS: u64 = 1_000;
 
 impl Shard {
     pub(super) fn has_fan_out(&self) -> bool {
@@ -82,15 +82,18 @@ impl Shard {
     }
 
     fn begin_batch(&mut self, index: usize) -> Progress {
-        if self.crowded > 0 && self.must_wait(index, 0) {
+        if self.crowded > 0
+            && self.channels[index].is_bursting(self.now_ms, self.node.config.limits.outbox_bytes / 4)
+            && self.must_wait(index, 0)
+        {
             self.channels[index].held_since_ms = Some(self.now_ms);
             self.held.push(index);
             return Progress::Idle;
         }
-        let Shard { channels, by_socket, node, .. } = self;
+        let Shard { channels, by_socket, node, now_ms, .. } = self;
         // Half an outbox and a batch fit into an outbox, however small it is.
         let bytes = BATCH_BYTES.min(node.config.limits.outbox_bytes / 8);
-        channels[index].begin_batch(bytes, |socket| by_socket.get(socket).copied());
+        channels[index].begin_batch(*now_ms, bytes, |socket| by_socket.get(socket).copied());
         if channels[index].is_between_batches() { Progress::Idle } else { Progress::More }
     }
 
@@ -139,8 +142,8 @@ impl Shard {
         }
     }
 
-    /// Whether the channel's next batch waits. It waits for every subscriber that is more than half
-    /// full and moves, so that a healthy one is not closed because a publisher is fast. Who is too
+    /// Whether the channel's next batch waits. In a burst it waits for every subscriber that is more
+    /// than half full, so that a healthy one is not closed because a publisher is fast. Who is too
     /// slow for that is not waited for again until it has caught up.
     fn must_wait(&mut self, index: usize, held_ms: u64) -> bool {
         let Shard { channels, connections, now_ms, .. } = self;
