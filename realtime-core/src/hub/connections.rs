@@ -300,7 +300,10 @@ impl Shard {
         }
         let mut frame = Vec::new();
         node.formats[usize::from(connection.session.format)].framing.close(code, text, &mut frame);
-        let written = connection.session.outbox.write(&mut *connection.link, &Bytes::from(frame), now_ms);
+        connection.link.unbound();
+        connection.session.outbox.queue(Bytes::from(frame), now_ms);
+        connection.session.outbox.unblock();
+        let written = connection.session.outbox.flush(&mut *connection.link, now_ms);
         if let Some(connection) = self.connections.get_mut(key.index as usize) {
             note_crowding(connection, &mut self.crowded, limit);
         }

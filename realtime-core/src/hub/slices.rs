@@ -82,10 +82,7 @@ impl Shard {
     }
 
     fn begin_batch(&mut self, index: usize) -> Progress {
-        if self.crowded > 0
-            && self.channels[index].is_bursting(self.now_ms, self.node.config.limits.outbox_bytes / 4)
-            && self.must_wait(index, 0)
-        {
+        if self.crowded > 0 && (self.is_bursting(index) || self.is_mostly_crowded(index)) && self.must_wait(index, 0) {
             self.channels[index].held_since_ms = Some(self.now_ms);
             self.held.push(index);
             return Progress::Idle;
@@ -140,6 +137,21 @@ impl Shard {
             Progress::More => self.enqueue(index),
             Progress::Idle => self.close_channel_if_unused(index),
         }
+    }
+
+    fn is_bursting(&self, index: usize) -> bool {
+        self.channels[index].is_bursting(self.now_ms, self.node.config.limits.outbox_bytes / 4)
+    }
+
+    /// Whether most of a channel's subscribers are more than half full: then it is not them, it is
+    /// the machine that is slow.
+    fn is_mostly_crowded(&self, index: usize) -> bool {
+        let channel = &self.channels[index];
+        if self.crowded * 2 <= channel.live() {
+            return false;
+        }
+        let crowded = |connection: u32| self.connections.get(connection as usize).is_some_and(|connection| connection.crowded);
+        channel.subscribers.iter().filter(|subscriber| crowded(subscriber.connection)).count() * 2 > channel.live()
     }
 
     /// Whether the channel's next batch waits. In a burst it waits for every subscriber that is more

@@ -20,7 +20,7 @@ use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode, Version};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, Semaphore};
@@ -34,10 +34,6 @@ use crate::protocol::{OpenRequest, Opening, Refusal};
 
 /// Connections that the kernel keeps while the control thread is busy.
 const BACKLOG: i32 = 4096;
-/// Bytes that the kernel keeps for a connection beyond what is on its way. Without a bound it keeps
-/// megabytes for a peer that reads slowly, and says nothing of progress until a third of them have
-/// gone: too late to tell a slow peer from one that does not read.
-const UNSENT_BYTES: u32 = 128 << 10;
 /// How long accepting rests when descriptors or memory have run out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -331,10 +327,6 @@ impl Place {
         };
         match parts.io.into_inner().into_std() {
             Ok(stream) => {
-                let tuned = stream.set_nodelay(true).and_then(|()| SockRef::from(&stream).set_tcp_notsent_lowat(UNSENT_BYTES));
-                if let Err(error) = tuned {
-                    tracing::debug!(%error, "cannot tune a socket");
-                }
                 self.taken = true;
                 self.node.hand_over(self.shard, Box::new(TcpLink::new(stream)), format, opening, parts.read_buf);
             }

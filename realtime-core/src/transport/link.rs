@@ -14,6 +14,11 @@ use crate::descriptors;
 /// Writing to a socket that the peer has closed must be an error, never SIGPIPE in the host.
 const MSG_NOSIGNAL: i32 = 0x4000;
 
+/// Bytes that the kernel keeps for a connection beyond what is on its way. Without a bound it keeps
+/// megabytes for a peer that reads slowly, and says nothing of progress until a third of them have
+/// gone: too late to tell a slow peer from one that does not read.
+const UNSENT_BYTES: u32 = 128 << 10;
+
 /// The two directions of a connection, as its shard uses them. Never blocks.
 pub(crate) trait Link: FrameSink {
     /// Reads what is there; 0 is the end.
@@ -25,6 +30,10 @@ pub(crate) trait Link: FrameSink {
     /// Undoes [`Link::register`]. Required before the link is dropped or travels.
     fn deregister(&mut self, registry: &Registry);
 
+    /// Lets the system take all that is left: the connection ends, and may end before the peer has
+    /// read it.
+    fn unbound(&mut self);
+
     /// Says that nothing more will be written.
     fn finish(&mut self);
 }
@@ -35,6 +44,10 @@ pub(crate) struct TcpLink(TcpStream);
 impl TcpLink {
     /// Takes over a connected, non-blocking socket that is already noted in [`descriptors`].
     pub(crate) fn new(stream: std::net::TcpStream) -> Self {
+        let tuned = stream.set_nodelay(true).and_then(|()| SockRef::from(&stream).set_tcp_notsent_lowat(UNSENT_BYTES));
+        if let Err(error) = tuned {
+            tracing::debug!(%error, "cannot tune a socket");
+        }
         TcpLink(TcpStream::from_std(stream))
     }
 }
@@ -61,6 +74,12 @@ impl Link for TcpLink {
     fn deregister(&mut self, registry: &Registry) {
         if let Err(error) = registry.deregister(&mut self.0) {
             tracing::debug!(%error, "deregister");
+        }
+    }
+
+    fn unbound(&mut self) {
+        if let Err(error) = SockRef::from(&self.0).set_tcp_notsent_lowat(u32::MAX) {
+            tracing::debug!(%error, "cannot tune a socket");
         }
     }
 
@@ -99,6 +118,8 @@ impl Link for SinkLink {
     }
 
     fn deregister(&mut self, _registry: &Registry) {}
+
+    fn unbound(&mut self) {}
 
     fn finish(&mut self) {}
 }
