@@ -162,6 +162,7 @@ pub(crate) fn calls(options: &Options) -> Result<Part> {
         Target::at_most("broadcast() in a burst, us", part.median(BURST, ONE, PER_CALL) / 1000.0, 0.4),
         Target::at_most("broadcast() one at a time, us", part.median(SINGLE, ONE, PER_CALL) / 1000.0, 2.5),
         Target::at_least("HTTP POST against broadcast(), one at a time", part.ratio(SINGLE, PER_CALL, HTTP, ONE), 15.0),
+        Target::at_most("burst: 5,000 subscribers against one", part.ratio(BURST, PER_CALL, MANY, ONE), NOISE),
         Target::at_most("burst: 5,000 subscribers against none", part.ratio(BURST, PER_CALL, MANY, NOBODY), NOISE),
         Target::at_most("one at a time: 5,000 subscribers against none", part.ratio(DISTANT, PER_CALL, MANY, NOBODY), NOISE),
         Target::at_most("one at a time: 5,000 subscribers against one", part.ratio(DISTANT, PER_CALL, MANY, ONE), NOISE),
