@@ -47,7 +47,7 @@ const PARTS: [(&str, &[Measure]); 8] = [
     ("idle", &[parts::idle::run]),
     ("php", &[parts::php::calls, parts::php::latency]),
     ("channels", &[parts::channels::run]),
-    ("beside", &[parts::beside::run]),
+    ("beside", &[parts::beside::run, parts::sinks::beside]),
     ("sinks", &[parts::sinks::run]),
     ("sequencing", &[parts::sequencing::run]),
 ];

@@ -1,11 +1,12 @@
 //! What publishing costs with more subscribers than a process may have descriptors: in-memory sinks.
 
-use crate::report::{Metric, Part, Row, Target};
+use crate::report::{Metric, Part, Row, Target, quantile};
 use crate::session::{Options, progress};
 use anyhow::{Context, Result};
 use realtime_core::transport::FrameSink;
 use realtime_core::{Config, Hub, Payload, Publish};
 use std::io::{self, IoSlice};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 const SUBSCRIBERS: [usize; 4] = [0, 1, 5_000, 100_000];
@@ -89,4 +90,97 @@ fn until(condition: impl Fn() -> bool) {
     while !condition() {
         std::thread::sleep(Duration::from_micros(200));
     }
+}
+
+/// What one write of a large channel's fan-out takes in [`beside`]: about what `send()` costs.
+const WRITE: Duration = Duration::from_nanos(3_500);
+const CROWD: usize = 16_000;
+const FEW: usize = 10;
+const FAN_OUTS: u32 = 30;
+const LOAD: &str = "10 x 100 B";
+
+/// Takes as long as a system call.
+struct Slow;
+
+impl FrameSink for Slow {
+    fn send(&mut self, frame: &[u8]) -> io::Result<usize> {
+        let start = Instant::now();
+        while start.elapsed() < WRITE {
+            std::hint::spin_loop();
+        }
+        Ok(frame.len())
+    }
+
+    fn send_vectored(&mut self, frames: &[IoSlice<'_>]) -> io::Result<usize> {
+        self.send(&[])?;
+        Ok(frames.iter().map(|frame| frame.len()).sum())
+    }
+}
+
+/// Notes when a frame came.
+struct Notes(Arc<Mutex<Vec<Instant>>>);
+
+impl FrameSink for Notes {
+    fn send(&mut self, frame: &[u8]) -> io::Result<usize> {
+        self.0.lock().map_err(|_| io::ErrorKind::Other)?.push(Instant::now());
+        Ok(frame.len())
+    }
+
+    fn send_vectored(&mut self, frames: &[IoSlice<'_>]) -> io::Result<usize> {
+        self.send(&[])?;
+        Ok(frames.iter().map(|frame| frame.len()).sum())
+    }
+}
+
+/// The `beside` part without a network: what the hub itself adds to a small channel's way, whatever processes the machine has to
+/// run besides.
+pub(crate) fn beside(options: &Options) -> Result<Part> {
+    progress("beside: the same in memory");
+    let hub = hub(options, 0)?;
+    let arrivals = Arc::new(Mutex::new(Vec::new()));
+    for _ in 0..CROWD {
+        hub.attach_sink("crowd", Box::new(Slow)).context("attaching a sink")?;
+    }
+    for _ in 0..FEW {
+        hub.attach_sink("few", Box::new(Notes(arrivals.clone()))).context("attaching a sink")?;
+    }
+    until(|| hub.stats().subscriptions == (CROWD + FEW) as u64);
+    let (mut p50, mut p99) = (Vec::new(), Vec::new());
+    for _ in 0..options.rounds {
+        let latencies = std::thread::scope(|scope| {
+            let crowd = scope.spawn(|| {
+                for _ in 0..FAN_OUTS {
+                    let published = hub.publish(&Publish::new("crowd", "message", Payload::Text("x"))).is_ok();
+                    until(|| !published || hub.stats().ingress_bytes == 0);
+                }
+            });
+            let mut latencies = Vec::new();
+            while !crowd.is_finished() {
+                std::thread::sleep(Duration::from_millis(5));
+                arrivals.lock().map_err(|_| anyhow::anyhow!("a sink panicked"))?.clear();
+                let start = Instant::now();
+                hub.publish(&Publish::new("few", "message", Payload::Text("x")))?;
+                until(|| arrivals.lock().is_ok_and(|arrivals| arrivals.len() == FEW));
+                let arrivals = arrivals.lock().map_err(|_| anyhow::anyhow!("a sink panicked"))?;
+                latencies.extend(arrivals.iter().max().map(|last| last.duration_since(start).as_nanos() as f64 / 1000.0));
+            }
+            anyhow::Ok(latencies)
+        })?;
+        p50.push(quantile(&latencies, 0.5));
+        p99.push(quantile(&latencies, 0.99));
+    }
+    let mut part = Part {
+        name: "beside-memory",
+        title: "A small channel beside a 16,000-subscriber fan-out, in memory",
+        baseline: "during a fan-out",
+        rows: vec![Row {
+            load: LOAD.to_owned(),
+            contender: "during a fan-out".to_owned(),
+            metrics: vec![Metric::new("p50, last subscriber", "us", p50), Metric::new("p99, last subscriber", "us", p99)],
+        }],
+        targets: Vec::new(),
+    };
+    let p99 = part.median(LOAD, "during a fan-out", "p99, last subscriber") / 1000.0;
+    part.targets.push(Target::at_most("the same in memory: what the hub itself adds, ms", p99, 3.0));
+    Ok(part)
 }
