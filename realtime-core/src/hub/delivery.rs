@@ -37,7 +37,7 @@ struct Frames {
 ///
 /// They are made on a publisher's thread and end on a shard's. Freed there, each would take the lock
 /// of the allocator's arena that the publisher is allocating from: in bursts both sides then wait
-/// for each other in the kernel (49,000 waits for two million publications before, none after).
+/// for each other in the kernel (`docs/adr/0004-sequencing.md`).
 #[derive(Default)]
 pub(crate) struct Pool(Mutex<Vec<Arc<Delivery>>>);
 
