@@ -203,6 +203,11 @@ impl LocalChannel {
         now_ms < self.burst.0 + BURST_MS && self.burst.1 > bytes
     }
 
+    /// Whether more than `bytes` of it wait: then its publishers are ahead, however slow the machine is.
+    pub(crate) fn is_behind(&self, bytes: usize) -> bool {
+        self.load.queued.load(Ordering::Relaxed) > bytes
+    }
+
     /// Takes what waits into a batch, until its bodies have `max_bytes`.
     pub(crate) fn begin_batch(&mut self, now_ms: u64, max_bytes: usize, find: impl Fn(&SocketId) -> Option<u32>) {
         let mut deliveries = Vec::new();

@@ -16,11 +16,12 @@ const SLICE_TIME: Duration = Duration::from_micros(250);
 /// Subscribers written to between looks at the clock.
 const CLOCK_WRITES: usize = 32;
 /// How long a burst waits for subscribers that take less than it sends: at the default limits those
-/// who take less than 256 KiB a second are not waited for any longer.
-const HOLD_MS: u64 = 2_000;
+/// who take less than 128 KiB a second are not waited for any longer.
+const HOLD_MS: u64 = 4_000;
 /// How long it waits for one that takes nothing. Readers of one busy process have to wait for a
-/// processor, and then for each other.
-const STALL_MS: u64 = 1_000;
+/// processor, and then for each other; a lost segment costs TCP a fifth of a second, lost again
+/// twice that, and so on.
+const STALL_MS: u64 = 3_000;
 
 impl Shard {
     pub(super) fn has_fan_out(&self) -> bool {
@@ -139,8 +140,11 @@ impl Shard {
         }
     }
 
+    /// Whether the channel's publishers are faster than its subscribers may have to be: it has sent
+    /// much in a short time, or much of it still waits.
     fn is_bursting(&self, index: usize) -> bool {
-        self.channels[index].is_bursting(self.now_ms, self.node.config.limits.outbox_bytes / 4)
+        let quarter = self.node.config.limits.outbox_bytes / 4;
+        self.channels[index].is_bursting(self.now_ms, quarter) || self.channels[index].is_behind(quarter)
     }
 
     /// Whether most of a channel's subscribers are more than half full: then it is not them, it is
