@@ -39,6 +39,9 @@ pub struct Config {
     pub publish_timeout_ms: u64,
     /// How long a stop waits for clients to take what is queued and to close. Default 5,000.
     pub drain_timeout_ms: u64,
+    /// Apps whose channels and users do not meet. The one called `default` is meant where none is
+    /// named, and is there without an entry.
+    pub apps: Vec<AppConfig>,
     /// Policies by channel name, the first match wins.
     pub channels: Vec<ChannelPolicy>,
     /// What the server program logs. Default `info`. A library's host decides for itself.
@@ -156,17 +159,96 @@ pub struct Limits {
     pub idempotency_keys: usize,
 }
 
+/// An app: a site, or whatever else has channels of its own.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AppConfig {
+    /// What hosts call it (`realtime.app`, the option `app`). Default: its id.
+    pub name: String,
+    /// What signed HTTP requests call it.
+    pub id: String,
+    /// What clients call it; not a secret.
+    pub key: String,
+    /// Signs who may subscribe and who may call the HTTP API.
+    pub secret: Secret,
+}
+
+impl AppConfig {
+    /// What hosts call it.
+    pub fn name(&self) -> &str {
+        if self.name.is_empty() { &self.id } else { &self.name }
+    }
+}
+
+/// A text that is never shown: not in a log, not in what `realtime config` prints.
+#[derive(Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(transparent)]
+pub struct Secret(String);
+
+impl Secret {
+    /// The text.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl From<&str> for Secret {
+    fn from(text: &str) -> Self {
+        Secret(text.into())
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.is_empty() { "\"\"" } else { "\"***\"" })
+    }
+}
+
+impl Serialize for Secret {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(if self.is_empty() { "" } else { "***" })
+    }
+}
+
+/// Who may subscribe to a channel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum Access {
+    /// Everybody who may connect.
+    Public,
+    /// Connections that are somebody's.
+    Authenticated,
+    /// Who has a signature made with the app's secret. Channels whose names begin with `private-`
+    /// or `presence-` are always `signed`.
+    Signed,
+}
+
 /// Policy of the channels whose name matches.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ChannelPolicy {
     /// A name, or a pattern in which each `*` stands for any text.
     #[serde(rename = "match")]
     pub pattern: String,
+    /// Who may subscribe. Default: `authenticated` where connections are authenticated, else
+    /// `public`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub access: Option<Access>,
     /// Whether subscribers may publish to the channel. Default false.
     #[serde(default)]
     pub client_events: bool,
 }
+
+/// Apps in one hub.
+const MAX_APPS: usize = 1_000;
+/// Longest name of an app, in bytes.
+const MAX_APP_NAME_BYTES: usize = 64;
 
 impl Default for Config {
     fn default() -> Self {
@@ -181,6 +263,7 @@ impl Default for Config {
             limits: Limits::default(),
             publish_timeout_ms: 1_000,
             drain_timeout_ms: 5_000,
+            apps: Vec::new(),
             channels: Vec::new(),
             log_level: LogLevel::default(),
             log_format: LogFormat::default(),
@@ -239,6 +322,7 @@ impl Config {
             return invalid("auth.mode", "the list is empty; write \"none\" to let everybody in".into());
         }
         self.socket_mode()?;
+        self.validate_apps()?;
         let limits = &self.limits;
         if self.shards > 64 {
             return invalid("shards", format!("{} is more than 64", self.shards));
@@ -282,6 +366,50 @@ impl Config {
             }
         }
         Ok(())
+    }
+
+    fn validate_apps(&self) -> Result<(), ConfigError> {
+        let invalid = |at: usize, reason: String| Err(ConfigError::InvalidValue { key: format!("apps[{at}]"), reason });
+        if self.apps.len() > MAX_APPS {
+            return invalid(MAX_APPS, format!("there are more than {MAX_APPS} apps"));
+        }
+        for (at, app) in self.apps.iter().enumerate() {
+            let name = app.name();
+            if name.is_empty() {
+                return invalid(at, "has neither a name nor an id".into());
+            }
+            if name.len() > MAX_APP_NAME_BYTES || name.contains(char::is_control) {
+                return invalid(at, format!("its name must have 1–{MAX_APP_NAME_BYTES} bytes without control characters"));
+            }
+            if app.key.is_empty() != app.secret.is_empty() {
+                return invalid(at, "`key` and `secret` belong together, and one is missing".into());
+            }
+            for other in &self.apps[..at] {
+                for (what, mine, its) in [("name", name, other.name()), ("id", &app.id, &other.id), ("key", &app.key, &other.key)] {
+                    if mine == its && !mine.is_empty() {
+                        return invalid(at, format!("an app before it has the same {what}, `{mine}`"));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether connections have to say whose they are.
+    pub(crate) fn authenticates(&self) -> bool {
+        match &self.auth.mode {
+            None | Some(AuthModes::One(AuthMode::None)) => false,
+            Some(AuthModes::Many(modes)) => modes.iter().any(|mode| *mode != AuthMode::None),
+        }
+    }
+
+    /// Who may subscribe to a channel.
+    pub(crate) fn access(&self, channel: &str) -> Access {
+        if channel.starts_with("private-") || channel.starts_with("presence-") {
+            return Access::Signed;
+        }
+        let default = if self.authenticates() { Access::Authenticated } else { Access::Public };
+        self.channel_policy(channel).and_then(|policy| policy.access).unwrap_or(default)
     }
 
     pub(crate) fn socket_mode(&self) -> Result<u32, ConfigError> {
@@ -729,6 +857,45 @@ mod tests {
                 .and_then(ConfigBuilder::build)
         };
         assert!(build(999).is_ok() && build(1000).is_ok() && build(1001).is_err() && build(0).is_err());
+    }
+
+    #[test]
+    fn apps_must_be_told_apart_and_their_secrets_are_not_shown() {
+        let build = |text: &str| ConfigBuilder::new().toml(text).and_then(ConfigBuilder::build);
+        let effective = build("[[apps]]\nid = \"1\"\nkey = \"k\"\nsecret = \"geheim\"\n[[apps]]\nname = \"shop\"").expect("valid");
+        let shown = format!("{:?} {}", effective.config, serde_json::to_string(&effective.config).expect("JSON"));
+        assert!(!shown.contains("geheim") && shown.contains("***"), "{shown}");
+        assert_eq!(effective.config.apps[0].secret.expose(), "geheim");
+        for (text, fault) in [
+            ("[[apps]]\nkey = \"k\"\nsecret = \"s\"", "neither a name nor an id"),
+            ("[[apps]]\nid = \"1\"\nkey = \"k\"", "one is missing"),
+            ("[[apps]]\nid = \"1\"\n[[apps]]\nname = \"1\"", "same name, `1`"),
+            ("[[apps]]\nid = \"1\"\n[[apps]]\nname = \"x\"\nid = \"1\"", "same id, `1`"),
+            ("[[apps]]\nid = \"1\"\nkey = \"k\"\nsecret = \"s\"\n[[apps]]\nid = \"2\"\nkey = \"k\"\nsecret = \"t\"", "same key, `k`"),
+        ] {
+            let error = build(text).expect_err(text).to_string();
+            assert!(error.contains(fault), "{error}");
+        }
+        for (length, ok) in [(63, true), (64, true), (65, false)] {
+            assert_eq!(build(&format!("[[apps]]\nname = \"{}\"", "n".repeat(length))).is_ok(), ok, "{length}");
+        }
+        for (count, ok) in [(999, true), (1_000, true), (1_001, false)] {
+            let apps: Vec<_> = (0..count).map(|n| json!({"name": format!("a{n}")})).collect();
+            assert_eq!(
+                ConfigBuilder::new().layer(Source::Code, json!({"apps": apps})).and_then(ConfigBuilder::build).is_ok(),
+                ok,
+                "{count}"
+            );
+        }
+    }
+
+    #[test]
+    fn access_is_signed_by_name_and_else_as_the_first_policy_says() {
+        let text = "[[channels]]\nmatch = \"room-*\"\naccess = \"authenticated\"\n[[channels]]\nmatch = \"*\"\naccess = \"public\"";
+        let config = ConfigBuilder::new().toml(text).and_then(ConfigBuilder::build).expect("valid").config;
+        assert_eq!((config.access("room-1"), config.access("news")), (Access::Authenticated, Access::Public));
+        assert_eq!((config.access("private-a"), config.access("presence-a")), (Access::Signed, Access::Signed));
+        assert_eq!(Config::default().access("room-1"), Access::Public);
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use crate::apps::UnknownApp;
 use crate::config::ConfigError;
 use crate::message::InvalidChannel;
 
@@ -11,6 +12,9 @@ use crate::message::InvalidChannel;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PublishError {
+    /// No app has that name.
+    #[error(transparent)]
+    App(#[from] UnknownApp),
     /// The channel's name breaks a rule.
     #[error(transparent)]
     InvalidChannel(#[from] InvalidChannel),
@@ -96,6 +100,9 @@ pub enum BrokerError {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum QueryError {
+    /// No app has that name.
+    #[error(transparent)]
+    App(#[from] UnknownApp),
     /// The channel's name breaks a rule.
     #[error(transparent)]
     InvalidChannel(#[from] InvalidChannel),

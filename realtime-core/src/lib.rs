@@ -7,6 +7,8 @@
 //! | [`transport`] | listener, upgrade, framing; knows no channel |
 //! | [`broker`] | where publications get their order |
 //! | [`bus`] | how other processes of the host reach the hub |
+//! | [`apps`] | names of channels and users that do not meet |
+//! | [`auth`] | who may do what |
 //! | [`message`] | channels, publications, users, positions |
 //! | [`config`] | every setting, its unit and its default |
 //! | [`close`], [`error`] | why connections end, what can go wrong |
@@ -22,6 +24,8 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+pub mod apps;
+pub mod auth;
 pub mod broker;
 pub mod bus;
 pub mod close;
@@ -34,7 +38,8 @@ pub mod protocol;
 mod session;
 pub mod transport;
 
+pub use apps::{AppId, Apps};
 pub use config::{Config, ConfigBuilder, ConfigError, EffectiveConfig, Source};
 pub use error::{BrokerError, PublishError, QueryError, StartError};
-pub use hub::{Hub, HubBuilder, Stats, StopReport};
+pub use hub::{App, Hub, HubBuilder, Stats, StopReport};
 pub use message::{ChannelInfo, ChannelUser, Epoch, InvalidChannel, InvalidUser, Payload, Position, Publish, Receipt, SocketId, User};

@@ -23,6 +23,9 @@ pub const DEFAULT_EVENT: &str = "message";
 /// Names that start with this belong to the hub; no client or publisher may use them.
 pub const INTERNAL_PREFIX: char = '#';
 
+/// Stands between an app and a channel's name inside the hub; no name can hold it.
+pub(crate) const APP_SEPARATOR: char = '\0';
+
 /// Why a channel name was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -94,17 +97,36 @@ pub struct Channel(Arc<ChannelName>);
 
 struct ChannelName {
     hash: u64,
-    name: Box<str>,
+    /// With the app it is in, see [`crate::apps`].
+    scoped: Box<str>,
+    /// Where the name begins that people know.
+    start: usize,
 }
 
 impl Channel {
-    pub(crate) fn new(name: &str, hash: u64) -> Self {
-        Channel(Arc::new(ChannelName { hash, name: name.into() }))
+    pub(crate) fn new(scoped: &str, hash: u64) -> Self {
+        let start = scoped.find(APP_SEPARATOR).map_or(0, |at| at + 1);
+        Channel(Arc::new(ChannelName { hash, scoped: scoped.into(), start }))
     }
 
     /// The name as publishers and subscribers write it.
     pub fn name(&self) -> &str {
-        &self.0.name
+        &self.0.scoped[self.0.start..]
+    }
+
+    /// The app it is in; empty for the default one.
+    pub fn app(&self) -> &str {
+        &self.0.scoped[..self.0.start.saturating_sub(1)]
+    }
+
+    /// App and name, as the hub and its broker tell channels apart.
+    pub(crate) fn scoped(&self) -> &str {
+        &self.0.scoped
+    }
+
+    /// Whether it belongs to the hub: nobody can name it from outside.
+    pub(crate) fn is_internal(&self) -> bool {
+        self.name().starts_with(INTERNAL_PREFIX)
     }
 
     pub(crate) fn hash(&self) -> u64 {
@@ -114,7 +136,7 @@ impl Channel {
 
 impl PartialEq for Channel {
     fn eq(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.0, &other.0) || (self.0.hash == other.0.hash && self.0.name == other.0.name)
+        Arc::ptr_eq(&self.0, &other.0) || (self.0.hash == other.0.hash && self.0.scoped == other.0.scoped)
     }
 }
 
@@ -132,7 +154,12 @@ impl fmt::Debug for Channel {
     }
 }
 
-/// A borrowed channel name with its hash: what a publish looks channels up by.
+/// App and name of a channel as the hub and its broker know it.
+pub(crate) fn split_scope(scoped: &str) -> (&str, &str) {
+    scoped.split_once(APP_SEPARATOR).unwrap_or(("", scoped))
+}
+
+/// A borrowed channel name, with its app, and its hash: what a publish looks channels up by.
 #[derive(Clone, Copy)]
 pub(crate) struct ChannelRef<'a> {
     pub(crate) name: &'a str,
@@ -150,7 +177,7 @@ impl<'a> ChannelRef<'a> {
     }
 
     pub(crate) fn matches(&self, channel: &Channel) -> bool {
-        channel.0.hash == self.hash && &*channel.0.name == self.name
+        channel.0.hash == self.hash && &*channel.0.scoped == self.name
     }
 
     pub(crate) fn to_channel(self) -> Channel {
@@ -369,6 +396,8 @@ impl Payload<'_> {
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 pub struct Publish<'a> {
+    /// The app that the channel is in, by name; `None` is the default one.
+    pub app: Option<&'a str>,
     /// Where to; see [`validate_channel`].
     pub channel: &'a str,
     /// What subscribers see as the event's name; [`DEFAULT_EVENT`] when nothing better is known.
@@ -389,7 +418,7 @@ pub struct Publish<'a> {
 impl<'a> Publish<'a> {
     /// A publication with nothing excepted and no idempotency key.
     pub fn new(channel: &'a str, event: &'a str, payload: Payload<'a>) -> Self {
-        Publish { channel, event, payload, except: &[], id: None, user_id: None, hash: 0 }
+        Publish { app: None, channel, event, payload, except: &[], id: None, user_id: None, hash: 0 }
     }
 
     /// Checks everything but the channel's name and a JSON body's syntax, as every hub does whose
@@ -512,7 +541,7 @@ pub struct Publication {
 impl Publication {
     /// Whether it went to a user rather than to a channel that clients can name.
     pub fn is_internal(&self) -> bool {
-        self.channel.name().starts_with(INTERNAL_PREFIX)
+        self.channel.is_internal()
     }
 }
 

@@ -17,7 +17,7 @@ pub fn start(change: impl FnOnce(&mut Config)) -> Hub {
 
 /// A policy that lets clients publish to the channels that match.
 pub fn client_events(pattern: &str) -> ChannelPolicy {
-    ChannelPolicy { pattern: pattern.into(), client_events: true }
+    ChannelPolicy { pattern: pattern.into(), client_events: true, ..ChannelPolicy::default() }
 }
 
 /// Names of this process's threads.

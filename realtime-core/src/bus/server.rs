@@ -22,6 +22,7 @@ use super::frame::{
     ANSWER_CHUNK_BYTES, BusFrameError, BusPublish, BusQuery, FailureCode, OLDEST_VERSION, Request, Response, VERSION, frame_length,
 };
 use super::socket::BusSocket;
+use crate::apps::AppId;
 use crate::broker::Reply;
 use crate::descriptors;
 use crate::error::{PublishError, QueryError};
@@ -436,17 +437,17 @@ impl Node {
     /// A bus query's answer. Blocks up to a second.
     fn answer_query(&self, query: BusQuery) -> Result<serde_json::Value, QueryError> {
         Ok(match query {
-            BusQuery::ChannelUsers { channel } => self.channel_users(&channel)?.iter().map(user_json).collect(),
-            BusQuery::DisconnectUser { user, code, reason } => self.disconnect_user(&user, code, &reason)?.into(),
+            BusQuery::ChannelUsers { channel } => self.channel_users(AppId::DEFAULT, &channel)?.iter().map(user_json).collect(),
+            BusQuery::DisconnectUser { user, code, reason } => self.disconnect_user(AppId::DEFAULT, &user, code, &reason)?.into(),
             BusQuery::SetUser { socket, user, info } => {
                 let user = user.map(|id| User::new(&id, info.as_deref())).transpose()?;
                 match socket.parse::<SocketId>() {
-                    Ok(socket) => self.set_user(socket, user)?.into(),
+                    Ok(socket) => self.set_user(AppId::DEFAULT, socket, user)?.into(),
                     Err(_) => false.into(),
                 }
             }
             BusQuery::Channels => self
-                .channels()
+                .channels(AppId::DEFAULT)
                 .iter()
                 .map(|ChannelInfo { name, subscribers }| serde_json::json!({"name": name, "subscribers": subscribers}))
                 .collect(),
@@ -496,7 +497,8 @@ fn publish_code(error: &PublishError) -> FailureCode {
         PublishError::QueueFull { .. } => FailureCode::QueueFull,
         PublishError::Timeout { .. } => FailureCode::Timeout,
         PublishError::Broker(_) | PublishError::Stopped => FailureCode::Unavailable,
-        PublishError::InvalidEvent { .. }
+        PublishError::App(_)
+        | PublishError::InvalidEvent { .. }
         | PublishError::InvalidJson { .. }
         | PublishError::InvalidId { .. }
         | PublishError::InvalidUser(_) => FailureCode::InvalidMessage,

@@ -1,9 +1,12 @@
 //! What clients ask for, carried out on their shard.
 
+use crate::apps::AppId;
+use crate::auth::signature;
 use crate::broker::Reply;
+use crate::config::Access;
 use crate::error::PublishError;
 use crate::message::{InvalidChannel, MAX_EVENT_BYTES, Payload, Publish, find_control, validate_channel};
-use crate::protocol::{Command, ProtocolError, Push, RelayBody, RequestId};
+use crate::protocol::{Command, Credentials, ProtocolError, Push, RelayBody, RequestId};
 
 use super::fanout::{ConnectionKey, JoinRequest};
 use super::shard::{Job, Shard};
@@ -18,8 +21,8 @@ const RELAY_EVENT: &str = "client-message";
 impl Shard {
     pub(crate) fn apply(&mut self, key: ConnectionKey, command: Command) -> Result<(), ProtocolError> {
         match command {
-            Command::Subscribe { id, channel, recover } => {
-                self.subscribe(key, id.clone(), &channel, recover).map_err(|error| error.with_id(id))
+            Command::Subscribe { id, channel, recover, credentials } => {
+                self.subscribe(key, id.clone(), &channel, recover, credentials.as_deref()).map_err(|error| error.with_id(id))
             }
             Command::Unsubscribe { id, channel } => self.unsubscribe(key, id.as_ref(), &channel).map_err(|error| error.with_id(id)),
             Command::Publish { id, channel, event, data } => {
@@ -39,17 +42,21 @@ impl Shard {
         }
     }
 
-    fn subscribe(&mut self, key: ConnectionKey, id: Option<RequestId>, channel: &str, recover: bool) -> Result<(), ProtocolError> {
+    fn subscribe(
+        &mut self,
+        key: ConnectionKey,
+        id: Option<RequestId>,
+        channel: &str,
+        recover: bool,
+        credentials: Option<&Credentials>,
+    ) -> Result<(), ProtocolError> {
         check_channel(channel)?;
-        if channel.starts_with("private-") || channel.starts_with("presence-") {
-            return Err(ProtocolError::refusal(
-                "unauthorized",
-                "channels named `private-` or `presence-` need a signature, and this hub has no key to check one",
-            ));
-        }
-        let name = self.node.channel_ref(channel);
-        let index = self.find_channel(name);
-        let limit = self.node.config.limits.max_subscriptions;
+        self.authorize(key, channel, credentials)?;
+        let node = self.node.clone();
+        let Some(connection) = self.connection(key) else { return Ok(()) };
+        let channel = node.apps.scope(connection.session.app, channel);
+        let index = self.find_channel(node.channel_ref(&channel));
+        let limit = node.config.limits.max_subscriptions;
         let Some(connection) = self.connection(key) else { return Ok(()) };
         let session = &connection.session;
         if let Some(index) = index.filter(|index| session.subscriptions.find(*index as u32).is_some()) {
@@ -61,13 +68,36 @@ impl Shard {
         if (session.subscriptions.len() + session.joining as usize).saturating_sub(own) >= limit {
             return Err(ProtocolError::refusal("too_many_subscriptions", format!("a connection may have {limit} subscriptions")));
         }
-        self.join(key, channel, JoinRequest::Client { id, recover });
+        self.join(key, &channel, JoinRequest::Client { id, recover });
         Ok(())
+    }
+
+    /// Whether a connection may hear a channel.
+    fn authorize(&mut self, key: ConnectionKey, channel: &str, credentials: Option<&Credentials>) -> Result<(), ProtocolError> {
+        let node = self.node.clone();
+        let Some(connection) = self.connection(key) else { return Ok(()) };
+        let session = &connection.session;
+        let allowed = match node.config.access(channel) {
+            Access::Public => Ok(()),
+            Access::Authenticated if session.user.is_some() => Ok(()),
+            Access::Authenticated => Err("this channel is for users, and the connection is nobody's".to_owned()),
+            Access::Signed => {
+                let (auth, data) = credentials.map_or((None, None), |given| (Some(&*given.auth), given.channel_data.as_deref()));
+                signature::check(&node.apps, session.app, session.socket_id, channel, data, auth).map_err(|error| error.to_string())
+            }
+        };
+        allowed.map_err(|reason| {
+            tracing::info!(socket = %session.socket_id, channel = %channel.escape_debug(), reason, "subscription refused");
+            ProtocolError::refusal("unauthorized", reason)
+        })
     }
 
     fn unsubscribe(&mut self, key: ConnectionKey, id: Option<&RequestId>, channel: &str) -> Result<(), ProtocolError> {
         check_channel(channel)?;
-        let name = self.node.channel_ref(channel);
+        let node = self.node.clone();
+        let Some(connection) = self.connection(key) else { return Ok(()) };
+        let scoped = node.apps.scope(connection.session.app, channel);
+        let name = node.channel_ref(&scoped);
         let not_subscribed = || ProtocolError::refusal("not_subscribed", "not subscribed to that channel");
         let index = self.find_channel(name).ok_or_else(not_subscribed)?;
         let subscribed = self.connection(key).and_then(|connection| connection.session.subscriptions.find(index as u32));
@@ -102,8 +132,10 @@ impl Shard {
         if !self.node.config.channel_policy(channel).is_some_and(|policy| policy.client_events) {
             return Err(ProtocolError::refusal("client_events_disabled", "clients may not publish to this channel"));
         }
-        let name = self.node.channel_ref(channel);
-        let index = self.find_channel(name);
+        let node = self.node.clone();
+        let Some(connection) = self.connection(key) else { return Ok(()) };
+        let scoped = node.apps.scope(connection.session.app, channel);
+        let index = self.find_channel(node.channel_ref(&scoped));
         let member = self
             .connection(key)
             .is_some_and(|connection| index.is_some_and(|index| connection.session.subscriptions.find(index as u32).is_some()));
@@ -156,8 +188,9 @@ impl Shard {
         let node = self.node.clone();
         let Some(connection) = self.connection(key) else { return Ok(()) };
         let except = [connection.session.socket_id];
+        let app = (connection.session.app != AppId::DEFAULT).then(|| node.apps.of(connection.session.app).name());
         let user_id: Option<Arc<str>> = connection.session.user.as_deref().map(crate::message::User::shared_id);
-        let publish = Publish { except: &except, user_id: user_id.as_ref(), ..Publish::new(channel, event, payload) };
+        let publish = Publish { app, except: &except, user_id: user_id.as_ref(), ..Publish::new(channel, event, payload) };
         match node.try_publish(&publish) {
             Ok(Reply::Now(Ok(_))) => Ok(()),
             Ok(Reply::Now(Err(error))) => Err(ProtocolError::refusal("unavailable", format!("not published: broker {error}"))),

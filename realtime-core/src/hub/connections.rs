@@ -63,7 +63,7 @@ impl Shard {
             self.counters().connections.fetch_sub(1, Relaxed);
             return;
         };
-        let session = SessionState::new(socket_id, format, opening.state, self.now_ms);
+        let session = SessionState::new(socket_id, opening.app, format, opening.state, self.now_ms);
         let Some(key) = self.insert(link, session) else { return };
         self.guard(key, |shard| {
             let ping_interval_ms = shard.node.config.heartbeat.ping_interval_ms;

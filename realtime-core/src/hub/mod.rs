@@ -33,6 +33,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use parking_lot::Mutex;
 
+use crate::apps::{AppId, Apps, UnknownApp};
 use crate::broker::memory::Memory;
 use crate::broker::{Broker, Published, Reply};
 use crate::bus;
@@ -45,7 +46,7 @@ use crate::message::{
     Channel, ChannelInfo, ChannelRef, ChannelUser, Payload, Position, Publish, Receipt, SocketId, User, channel_hash, validate_channel,
 };
 use crate::protocol::native::Native;
-use crate::protocol::{Format, Opening, Protocol};
+use crate::protocol::{Command, Format, Opening, Protocol};
 use crate::transport::link::{Link, SinkLink};
 use crate::transport::websocket::WebSocket;
 use crate::transport::{FrameSink, Framing, http};
@@ -67,6 +68,7 @@ const MAX_REASON_BYTES: usize = 123;
 /// What shards, transport and handle share.
 pub(crate) struct Node {
     pub(crate) config: Config,
+    pub(crate) apps: Apps,
     /// Where it listens, with the port that was given for port 0.
     pub(crate) local_addr: SocketAddr,
     pub(crate) formats: Vec<Format>,
@@ -108,7 +110,7 @@ impl Node {
     pub(crate) fn gain_interest(&self, name: ChannelRef<'_>, shard: usize) -> (Channel, Arc<ChannelLoad>, Reply<Position>) {
         let _serial = self.membership(name.hash).lock();
         let (channel, load) = self.routes.interest.add(name, shard);
-        let reply = self.broker.subscribe(channel.name());
+        let reply = self.broker.subscribe(channel.scoped());
         (channel, load, reply)
     }
 
@@ -116,7 +118,7 @@ impl Node {
     pub(crate) fn lose_interest(&self, channel: &Channel, shard: usize) {
         let _serial = self.membership(channel.hash()).lock();
         if self.routes.interest.remove(channel, shard) {
-            self.broker.unsubscribe(channel.name());
+            self.broker.unsubscribe(channel.scoped());
         }
     }
 
@@ -137,11 +139,12 @@ impl Node {
         if self.stopping.load(Ordering::Relaxed) {
             return Err(PublishError::Stopped);
         }
-        if let Err(Full { queued, limit, waited }) = self.routes.ingress.wait_for_room(self.load(publish.channel).as_deref(), wait) {
+        let channel = self.apps.scope_named(publish.app, publish.channel)?;
+        if let Err(Full { queued, limit, waited }) = self.routes.ingress.wait_for_room(self.load(&channel).as_deref(), wait) {
             self.queue_full.fetch_add(1, Ordering::Relaxed);
             return Err(PublishError::QueueFull { queued_bytes: queued, limit, waited });
         }
-        let hashed = Publish { hash: channel_hash(publish.channel), ..*publish };
+        let hashed = Publish { channel: &channel, hash: channel_hash(&channel), ..*publish };
         let reply = self.broker.publish(&hashed);
         self.published.fetch_add(1, Ordering::Relaxed);
         Ok(reply)
@@ -297,6 +300,7 @@ impl HubBuilder {
             queue_full: AtomicU64::new(0),
             stopping: AtomicBool::new(false),
             local_addr,
+            apps: Apps::new(&config.apps),
             config,
         });
         node.broker.start(node.routes.clone())?;
@@ -415,11 +419,18 @@ impl Hub {
         self.publish_checked(publish)
     }
 
+    /// The app that hosts call `name`.
+    pub fn app(&self, name: &str) -> Result<App<'_>, UnknownApp> {
+        Ok(App { hub: self, id: self.0.node.apps.by_name(name)? })
+    }
+
     /// Publishes to all connections of a user.
     pub fn publish_to_user(&self, user_id: &str, event: &str, payload: Payload<'_>, except: &[SocketId]) -> Result<Receipt, PublishError> {
-        User::new(user_id, None)?;
-        let channel = User::channel_name(user_id);
-        self.publish_checked(&Publish { except, ..Publish::new(&channel, event, payload) })
+        self.default_app().publish_to_user(user_id, event, payload, except)
+    }
+
+    fn default_app(&self) -> App<'_> {
+        App { hub: self, id: AppId::DEFAULT }
     }
 
     fn publish_checked(&self, publish: &Publish<'_>) -> Result<Receipt, PublishError> {
@@ -438,22 +449,22 @@ impl Hub {
 
     /// The users who are subscribed to a channel, ordered by id. Waits at most a second.
     pub fn channel_users(&self, channel: &str) -> Result<Vec<ChannelUser>, QueryError> {
-        self.0.node.channel_users(channel)
+        self.default_app().channel_users(channel)
     }
 
     /// Closes all connections of a user with a code of the application's choice; says how many.
     pub fn disconnect_user(&self, user_id: &str, code: u16, reason: &str) -> Result<usize, QueryError> {
-        self.0.node.disconnect_user(user_id, code, reason)
+        self.default_app().disconnect_user(user_id, code, reason)
     }
 
     /// Says whose a connection is; `None` makes it nobody's. False: there is no such connection.
     pub fn set_user(&self, socket: SocketId, user: Option<User>) -> Result<bool, QueryError> {
-        self.0.node.set_user(socket, user)
+        self.default_app().set_user(socket, user)
     }
 
     /// The channels with subscribers, ordered by name.
     pub fn channels(&self) -> Vec<ChannelInfo> {
-        self.0.node.channels()
+        self.default_app().channels()
     }
 
     /// What has been counted since the start.
@@ -521,7 +532,7 @@ impl Hub {
         let node = &self.0.node;
         let Some(shard) = node.place() else { return Err(QueryError::Stopped) };
         let opening = Opening {
-            commands: vec![crate::protocol::Command::Subscribe { id: None, channel: channel.to_owned(), recover: false }],
+            commands: vec![Command::Subscribe { id: None, channel: channel.to_owned(), recover: false, credentials: None }],
             ..Opening::default()
         };
         node.hand_over(shard, Box::new(SinkLink(sink)), 0, opening, Bytes::new());
@@ -556,6 +567,54 @@ impl Hub {
     }
 }
 
+/// One app of a hub: the same operations on its channels and users. Those of [`Hub`] itself mean the
+/// default app.
+#[derive(Clone, Copy)]
+pub struct App<'a> {
+    hub: &'a Hub,
+    id: AppId,
+}
+
+impl App<'_> {
+    /// See [`Hub::publish`]; the app is this one, whatever `publish` names.
+    pub fn publish(&self, publish: &Publish<'_>) -> Result<Receipt, PublishError> {
+        validate_channel(publish.channel)?;
+        self.publish_checked(publish)
+    }
+
+    /// See [`Hub::publish_to_user`].
+    pub fn publish_to_user(&self, user_id: &str, event: &str, payload: Payload<'_>, except: &[SocketId]) -> Result<Receipt, PublishError> {
+        User::new(user_id, None)?;
+        let channel = User::channel_name(user_id);
+        self.publish_checked(&Publish { except, ..Publish::new(&channel, event, payload) })
+    }
+
+    fn publish_checked(&self, publish: &Publish<'_>) -> Result<Receipt, PublishError> {
+        let app = (self.id != AppId::DEFAULT).then(|| self.hub.0.node.apps.of(self.id).name());
+        self.hub.publish_checked(&Publish { app, ..*publish })
+    }
+
+    /// See [`Hub::channel_users`].
+    pub fn channel_users(&self, channel: &str) -> Result<Vec<ChannelUser>, QueryError> {
+        self.hub.0.node.channel_users(self.id, channel)
+    }
+
+    /// See [`Hub::disconnect_user`].
+    pub fn disconnect_user(&self, user_id: &str, code: u16, reason: &str) -> Result<usize, QueryError> {
+        self.hub.0.node.disconnect_user(self.id, user_id, code, reason)
+    }
+
+    /// See [`Hub::set_user`]; a connection of another app is not found.
+    pub fn set_user(&self, socket: SocketId, user: Option<User>) -> Result<bool, QueryError> {
+        self.hub.0.node.set_user(self.id, socket, user)
+    }
+
+    /// See [`Hub::channels`].
+    pub fn channels(&self) -> Vec<ChannelInfo> {
+        self.hub.0.node.channels(self.id)
+    }
+}
+
 fn receive<T>(receiver: &Receiver<T>, deadline: Instant) -> Result<T, QueryError> {
     receiver.recv_timeout(deadline.saturating_duration_since(Instant::now())).map_err(|error| match error {
         mpsc::RecvTimeoutError::Timeout => QueryError::Timeout { waited: QUERY_TIMEOUT },
@@ -565,10 +624,11 @@ fn receive<T>(receiver: &Receiver<T>, deadline: Instant) -> Result<T, QueryError
 
 impl Node {
     /// The users who are subscribed to a channel, ordered by id. Waits at most a second.
-    pub(crate) fn channel_users(&self, channel: &str) -> Result<Vec<ChannelUser>, QueryError> {
+    pub(crate) fn channel_users(&self, app: AppId, channel: &str) -> Result<Vec<ChannelUser>, QueryError> {
         validate_channel(channel)?;
+        let channel = self.apps.scope(app, channel);
         let mut users: HashMap<String, ChannelUser> = HashMap::new();
-        for part in self.ask(|answer| Query::ChannelUsers { channel: channel.to_owned(), answer })? {
+        for part in self.ask(|answer| Query::ChannelUsers { channel: channel.clone().into_owned(), answer })? {
             for found in part {
                 users.entry(found.user.id().to_owned()).and_modify(|known| known.connections += found.connections).or_insert(found);
             }
@@ -579,7 +639,7 @@ impl Node {
     }
 
     /// Closes all connections of a user with a code of the application's choice; says how many.
-    pub(crate) fn disconnect_user(&self, user_id: &str, code: u16, reason: &str) -> Result<usize, QueryError> {
+    pub(crate) fn disconnect_user(&self, app: AppId, user_id: &str, code: u16, reason: &str) -> Result<usize, QueryError> {
         User::new(user_id, None)?;
         if !is_application_code(code) {
             return Err(QueryError::InvalidCloseCode { code });
@@ -587,21 +647,22 @@ impl Node {
         if reason.len() > MAX_REASON_BYTES {
             return Err(QueryError::ReasonTooLong { bytes: reason.len(), limit: MAX_REASON_BYTES });
         }
-        let counts = self.ask(|answer| Query::DisconnectUser { user: user_id.to_owned(), code, reason: reason.to_owned(), answer })?;
+        let counts = self.ask(|answer| Query::DisconnectUser { app, user: user_id.to_owned(), code, reason: reason.to_owned(), answer })?;
         Ok(counts.into_iter().sum())
     }
 
     /// Says whose a connection is; `None` makes it nobody's. False: there is no such connection.
-    pub(crate) fn set_user(&self, socket: SocketId, user: Option<User>) -> Result<bool, QueryError> {
-        let found = self.ask(|answer| Query::SetUser { socket, user: user.clone(), answer })?;
+    pub(crate) fn set_user(&self, app: AppId, socket: SocketId, user: Option<User>) -> Result<bool, QueryError> {
+        let found = self.ask(|answer| Query::SetUser { app, socket, user: user.clone(), answer })?;
         Ok(found.into_iter().any(|here| here))
     }
 
     /// The channels with subscribers, ordered by name.
-    pub(crate) fn channels(&self) -> Vec<ChannelInfo> {
+    pub(crate) fn channels(&self, app: AppId) -> Vec<ChannelInfo> {
         let mut channels = Vec::new();
+        let app = if app == AppId::DEFAULT { "" } else { self.apps.of(app).name() };
         self.routes.interest.for_each(|channel, subscribers| {
-            if subscribers > 0 && !channel.name().starts_with(crate::message::INTERNAL_PREFIX) {
+            if subscribers > 0 && channel.app() == app && !channel.is_internal() {
                 channels.push(ChannelInfo { name: channel.name().to_owned(), subscribers });
             }
         });
@@ -640,7 +701,7 @@ impl Node {
             ..Stats::default()
         };
         self.routes.interest.for_each(|channel, subscribers| {
-            stats.channels += u64::from(subscribers > 0 && !channel.name().starts_with(crate::message::INTERNAL_PREFIX));
+            stats.channels += u64::from(subscribers > 0 && !channel.is_internal());
         });
         for shard in &self.shards {
             stats.add(&shard.counters);

@@ -6,6 +6,8 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
+use crate::apps::AppId;
+
 use super::fanout::{ConnectionKey, JoinRequest};
 use super::shard::{Connection, Job, Phase, Shard};
 use crate::close::CloseReason;
@@ -18,11 +20,11 @@ use crate::transport::link::Link;
 /// See the module's documentation.
 pub(crate) enum Query {
     /// Gives a connection to a user, or to nobody. Answers whether it is here.
-    SetUser { socket: SocketId, user: Option<User>, answer: Sender<bool> },
-    /// Who is subscribed to a channel.
+    SetUser { app: AppId, socket: SocketId, user: Option<User>, answer: Sender<bool> },
+    /// Who is subscribed to a channel, named with its app.
     ChannelUsers { channel: String, answer: Sender<Vec<ChannelUser>> },
     /// Closes a user's connections; answers how many.
-    DisconnectUser { user: String, code: u16, reason: String, answer: Sender<usize> },
+    DisconnectUser { app: AppId, user: String, code: u16, reason: String, answer: Sender<usize> },
     /// Hears these channels from now on, for a connection that is to come. Answers whether it can.
     Expect { channels: Vec<String>, answer: Sender<()> },
     /// No connection will come.
@@ -49,15 +51,16 @@ pub(crate) struct Frozen {
 impl Shard {
     pub(crate) fn answer(&mut self, query: Query) {
         match query {
-            Query::SetUser { socket, user, answer } => {
+            Query::SetUser { app, socket, user, answer } => {
                 let found = self.by_socket.get(&socket).and_then(|index| self.key(*index as usize));
+                let found = found.filter(|key| self.connection(*key).is_some_and(|connection| connection.session.app == app));
                 if let Some(key) = found {
                     self.set_user(key, user);
                 }
                 tell(&answer, found.is_some());
             }
             Query::ChannelUsers { channel, answer } => tell(&answer, self.channel_users(&channel)),
-            Query::DisconnectUser { user, code, reason, answer } => tell(&answer, self.disconnect_user(&user, code, &reason)),
+            Query::DisconnectUser { app, user, code, reason, answer } => tell(&answer, self.disconnect_user(app, &user, code, &reason)),
             Query::Expect { channels, answer } => {
                 self.pin(&channels);
                 tell(&answer, ());
@@ -69,7 +72,7 @@ impl Shard {
                         .session
                         .subscriptions
                         .iter()
-                        .map(|subscription| self.channels[subscription.channel as usize].channel.name().to_owned())
+                        .map(|subscription| self.channels[subscription.channel as usize].channel.scoped().to_owned())
                         .collect()
                 });
                 tell(&answer, names);
@@ -89,10 +92,12 @@ impl Shard {
     }
 
     fn set_user(&mut self, key: ConnectionKey, user: Option<User>) {
-        let previous = self.connection(key).and_then(|connection| connection.session.user.take());
-        if let Some(previous) = previous {
+        let node = self.node.clone();
+        let Some(connection) = self.connection(key) else { return };
+        let app = connection.session.app;
+        if let Some(previous) = connection.session.user.take() {
             let channel = User::channel_name(previous.id());
-            let index = self.find_channel(self.node.channel_ref(&channel));
+            let index = self.find_channel(node.channel_ref(&node.apps.scope(app, &channel)));
             if let Some(index) = index {
                 match self.connection(key).and_then(|connection| connection.session.subscriptions.find(index as u32)) {
                     Some(at) => self.leave(key, at),
@@ -105,7 +110,7 @@ impl Shard {
             let channel = User::channel_name(user.id());
             if let Some(connection) = self.connection(key).filter(|connection| connection.phase == Phase::Open) {
                 connection.session.user = Some(Box::new(user));
-                self.join(key, &channel, JoinRequest::Silent);
+                self.join(key, &node.apps.scope(app, &channel), JoinRequest::Silent);
             }
         }
     }
@@ -123,9 +128,10 @@ impl Shard {
         users.into_values().map(|(user, connections)| ChannelUser { user: user.clone(), connections }).collect()
     }
 
-    fn disconnect_user(&mut self, user: &str, code: u16, reason: &str) -> usize {
+    fn disconnect_user(&mut self, app: AppId, user: &str, code: u16, reason: &str) -> usize {
+        let node = self.node.clone();
         let channel = User::channel_name(user);
-        let Some(index) = self.find_channel(self.node.channel_ref(&channel)) else { return 0 };
+        let Some(index) = self.find_channel(node.channel_ref(&node.apps.scope(app, &channel))) else { return 0 };
         let subscribers: Vec<u32> = self.channels[index].subscribers.iter().map(|subscriber| subscriber.connection).collect();
         let keys: Vec<_> = subscribers.into_iter().filter_map(|connection| self.key(connection as usize)).collect();
         for key in &keys {
@@ -187,7 +193,7 @@ impl Shard {
             .all(|subscription| self.channels[subscription.channel as usize].is_between_batches());
         // One that it has joined since it was described is not expected where it would go.
         let expected = self.connections[key.index as usize].session.subscriptions.iter().all(|subscription| {
-            let name = self.channels[subscription.channel as usize].channel.name();
+            let name = self.channels[subscription.channel as usize].channel.scoped();
             reached.iter().any(|(expected, _)| expected == name)
         });
         if !settled || !expected {
@@ -208,7 +214,7 @@ impl Shard {
             .iter()
             .map(|subscription| {
                 let channel = &self.channels[subscription.channel as usize];
-                (channel.channel.name().to_owned(), channel.position.map_or(0, |position| position.offset))
+                (channel.channel.scoped().to_owned(), channel.position.map_or(0, |position| position.offset))
             })
             .collect();
         // Its channels stay until somebody has it.
@@ -223,6 +229,7 @@ impl Shard {
         let frozen = FrozenSession {
             version: FROZEN_VERSION,
             socket_id: session.socket_id,
+            app: self.node.apps.of(session.app).name().to_owned(),
             format: session.format,
             protocol: session.protocol,
             user: session.user.map(|user| *user),
@@ -249,6 +256,11 @@ impl Shard {
                 return;
             }
         };
+        let Ok(app) = self.node.apps.by_name(&session.app) else {
+            self.unpin(&expected);
+            tell(&answer, false);
+            return;
+        };
         let behind = session.subscriptions.iter().any(|(name, offset)| {
             let index = self.find_channel(self.node.channel_ref(name));
             index.is_none_or(|index| {
@@ -260,7 +272,7 @@ impl Shard {
             self.postponed.push(Query::Thaw { frozen, expected, answer });
             return;
         }
-        let mut state = SessionState::new(session.socket_id, session.format, session.protocol, self.now_ms);
+        let mut state = SessionState::new(session.socket_id, app, session.format, session.protocol, self.now_ms);
         state.user = session.user.map(Box::new);
         state.inbound = session.inbound.map(Box::new);
         state.outbox = Outbox::from_bytes(session.outbox, session.outbox_begun, self.now_ms);

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tokio::sync::Notify;
 
 use crate::config::wildcard_matches;
-use crate::message::{Payload, Position, Publish, User};
+use crate::message::{Payload, Position, Publish, User, split_scope};
 
 /// Watchers at once.
 pub(crate) const MAX_TAPS: usize = 16;
@@ -55,7 +55,7 @@ impl Taps {
 
     /// Queues a publication to the watchers of its channel.
     pub(crate) fn show(&self, publish: &Publish<'_>, position: Position, matched: usize) {
-        for tap in self.list.lock().iter().filter(|tap| wildcard_matches(&tap.pattern, publish.channel)) {
+        for tap in self.list.lock().iter().filter(|tap| wildcard_matches(&tap.pattern, split_scope(publish.channel).1)) {
             let mut queue = tap.queue.lock();
             if queue.entries.len() < WAITING {
                 let dropped = std::mem::take(&mut queue.dropped);
@@ -117,6 +117,8 @@ impl Tap {
 /// A publication as a watcher is shown it.
 struct Seen {
     at_ms: u64,
+    /// Empty: the default one.
+    app: String,
     channel: String,
     event: String,
     position: Position,
@@ -138,7 +140,8 @@ impl Seen {
         let shown = if kind == "binary" { 0 } else { body.len().min(SHOWN_BYTES) };
         Seen {
             at_ms: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64),
-            channel: publish.channel.to_owned(),
+            app: split_scope(publish.channel).0.to_owned(),
+            channel: split_scope(publish.channel).1.to_owned(),
             event: publish.event.to_owned(),
             position,
             matched,
@@ -161,6 +164,9 @@ impl Seen {
         match User::of_channel(&self.channel) {
             Some(user) => line["user"] = user.into(),
             None => line["channel"] = self.channel.as_str().into(),
+        }
+        if !self.app.is_empty() {
+            line["app"] = self.app.as_str().into();
         }
         if self.kind == "binary" {
             return line;

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::apps::{AppId, Apps};
 use crate::close::{CloseCode, CloseReason};
 use crate::message::{Position, Publication, SocketId};
 
@@ -61,11 +62,15 @@ pub struct OpenRequest<'a> {
     pub path: &'a str,
     /// Query without `?`; empty when there is none.
     pub query: &'a str,
+    /// The hub's apps.
+    pub apps: &'a Apps,
 }
 
 /// How an accepted connection starts.
 #[derive(Debug, Clone, Default)]
 pub struct Opening {
+    /// The app that the connection is in.
+    pub app: AppId,
     /// The connection's initial state.
     pub state: ProtocolState,
     /// Carried out as if the client had sent them.
@@ -113,6 +118,8 @@ pub enum Command {
         channel: String,
         /// Where the client left off.
         recover: bool,
+        /// What shows that it may, where the channel asks for that.
+        credentials: Option<Box<Credentials>>,
     },
     /// Stop hearing a channel.
     Unsubscribe {
@@ -149,6 +156,15 @@ pub enum Command {
         /// What was asked for.
         what: &'static str,
     },
+}
+
+/// What the application has signed for one subscription, see [`crate::auth::signature`].
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Credentials {
+    /// `KEY:SIGNATURE`.
+    pub auth: String,
+    /// What is signed besides connection and channel: who it is, as JSON text.
+    pub channel_data: Option<String>,
 }
 
 /// A message to relay.

@@ -4,7 +4,8 @@ use percent_encoding::percent_decode_str;
 use serde_json::{Map, Value};
 
 use super::{
-    Command, Inbound, MessageKind, OpenRequest, Opening, Protocol, ProtocolError, ProtocolState, Push, Refusal, RelayBody, RequestId,
+    Command, Credentials, Inbound, MessageKind, OpenRequest, Opening, Protocol, ProtocolError, ProtocolState, Push, Refusal, RelayBody,
+    RequestId,
 };
 use crate::message::{Body, Publication};
 
@@ -35,7 +36,7 @@ impl Protocol for Native {
             "" | "/" => None,
             _ => Some(rest.strip_prefix('/')?),
         };
-        Some(open(channel, request.query))
+        Some(open(channel, request))
     }
 
     fn encode(&self, publication: &Publication, variant: u16, out: &mut Vec<u8>) -> MessageKind {
@@ -74,10 +75,10 @@ impl Protocol for Native {
     }
 }
 
-fn open(channel: Option<&str>, query: &str) -> Result<Opening, Refusal> {
+fn open(channel: Option<&str>, request: &OpenRequest<'_>) -> Result<Opening, Refusal> {
     let refuse = |code, message: String| Refusal { status: 400, code, message };
     let mut opening = Opening::default();
-    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+    for pair in request.query.split('&').filter(|pair| !pair.is_empty()) {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
         if name == "envelope" {
             opening.state.variant = match value {
@@ -86,6 +87,12 @@ fn open(channel: Option<&str>, query: &str) -> Result<Opening, Refusal> {
                 _ => return Err(refuse("unknown_envelope", format!("envelope `{}` is neither `json` nor `raw`", value.escape_debug()))),
             };
         }
+        if name == "app" {
+            let value = percent_decode_str(value).decode_utf8_lossy();
+            // Clients are not told which apps there are.
+            let unknown = |_| refuse("unknown_app", format!("there is no app `{}`", value.escape_debug()));
+            opening.app = request.apps.by_name(&value).map_err(unknown)?;
+        }
     }
     if let Some(encoded) = channel {
         let channel = percent_decode_str(encoded)
@@ -93,7 +100,7 @@ fn open(channel: Option<&str>, query: &str) -> Result<Opening, Refusal> {
             .map_err(|_| refuse("invalid_channel", "channel name in the path is not UTF-8".into()))?
             .into_owned();
         crate::message::validate_channel(&channel).map_err(|error| refuse("invalid_channel", error.to_string()))?;
-        opening.commands.push(Command::Subscribe { id: None, channel, recover: false });
+        opening.commands.push(Command::Subscribe { id: None, channel, recover: false, credentials: None });
     }
     Ok(opening)
 }
@@ -276,7 +283,8 @@ fn decode_request(text: &str) -> Result<Command, ProtocolError> {
                 Some(Value::Object(position)) => check_position(&position)?,
                 Some(other) => return Err(wrong_type("recover", "an object", &other)),
             };
-            Ok(Command::Subscribe { id: id.clone(), channel, recover })
+            let credentials = take_credentials(&mut object)?;
+            Ok(Command::Subscribe { id: id.clone(), channel, recover, credentials })
         }),
         "unsubscribe" => take_channel(&mut object).map(|channel| Command::Unsubscribe { id: id.clone(), channel }),
         "publish" => take_channel(&mut object).and_then(|channel| {
@@ -332,6 +340,16 @@ fn take_channel(object: &mut Map<String, Value>) -> Result<String, ProtocolError
     }
 }
 
+fn take_credentials(object: &mut Map<String, Value>) -> Result<Option<Box<Credentials>>, ProtocolError> {
+    let mut text = |field: &str| match object.remove(field) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text)),
+        Some(other) => Err(wrong_type(field, "a string", &other)),
+    };
+    let (auth, channel_data) = (text("auth")?, text("channel_data")?);
+    Ok(auth.map(|auth| Box::new(Credentials { auth, channel_data })))
+}
+
 fn check_position(position: &Map<String, Value>) -> Result<bool, ProtocolError> {
     match position.get("epoch") {
         None | Some(Value::String(_)) => {}
@@ -374,6 +392,8 @@ fn depth(value: &Value) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::apps::Apps;
+    use crate::config::AppConfig;
     use crate::message::{Channel, Epoch, EventName, Payload, Position};
 
     fn decode(variant: u16, text: &str) -> Result<Vec<Command>, ProtocolError> {
@@ -388,11 +408,20 @@ mod tests {
 
     #[test]
     fn requests_become_commands() {
-        let subscribe = |id, recover| Command::Subscribe { id, channel: "news".into(), recover };
+        let subscribe = |id, recover| Command::Subscribe { id, channel: "news".into(), recover, credentials: None };
         for (text, expected) in [
             (r#"{"action":"subscribe","channel":"news"}"#, subscribe(None, false)),
             (r#"{"action":"subscribe","channel":"news","id":7,"future":[1]}"#, subscribe(id("7"), false)),
             (r#"{"action":"subscribe","channel":"news","id":"a","recover":{"epoch":"x","offset":3}}"#, subscribe(id("\"a\""), true)),
+            (
+                r#"{"action":"subscribe","channel":"news","auth":"k:s","channel_data":"{}"}"#,
+                Command::Subscribe {
+                    id: None,
+                    channel: "news".into(),
+                    recover: false,
+                    credentials: Some(Box::new(Credentials { auth: "k:s".into(), channel_data: Some("{}".into()) })),
+                },
+            ),
             (r#"{"action":"unsubscribe","channel":"news"}"#, Command::Unsubscribe { id: None, channel: "news".into() }),
             (
                 r#"{"action":"publish","channel":"c","event":"e","data":{"a":1}}"#,
@@ -418,6 +447,7 @@ mod tests {
             (r#"{"id":1,"action":"subscrbe"}"#, "unknown_action", true),
             (r#"{"id":1,"action":"subscribe"}"#, "missing_field", true),
             (r#"{"id":1,"action":"subscribe","channel":5}"#, "wrong_type", true),
+            (r#"{"id":1,"action":"subscribe","channel":"c","auth":5}"#, "wrong_type", true),
             (r#"{"id":1,"action":"subscribe","channel":"c","recover":5}"#, "wrong_type", true),
             (r#"{"id":1,"action":"subscribe","channel":"c","recover":{"offset":-1}}"#, "wrong_type", true),
             (r#"{"id":1,"action":"subscribe","channel":"c","recover":{}}"#, "missing_field", true),
@@ -482,7 +512,8 @@ mod tests {
 
     #[test]
     fn paths_choose_channel_and_envelope() {
-        let open = |path, query| Native.open(&OpenRequest { path, query });
+        let apps = Apps::new(&[AppConfig { name: "shop".into(), ..AppConfig::default() }]);
+        let open = |path, query| Native.open(&OpenRequest { path, query, apps: &apps });
         let channel = |opening: Option<Result<Opening, Refusal>>| match opening {
             Some(Ok(Opening { commands, .. })) => match commands.into_iter().next() {
                 Some(Command::Subscribe { channel, .. }) => Some(channel),
@@ -497,6 +528,8 @@ mod tests {
         assert!(matches!(open("/ws/%ff", ""), Some(Err(Refusal { status: 400, .. }))));
         assert!(matches!(open("/ws/%23x", ""), Some(Err(Refusal { code: "invalid_channel", .. }))));
         assert!(matches!(open("/ws", "x=1&envelope=raw"), Some(Ok(Opening { state: ProtocolState { variant: ENVELOPE_RAW, .. }, .. }))));
+        assert!(matches!(open("/ws", "app=shop"), Some(Ok(Opening { app, .. })) if Ok(app) == apps.by_name("shop")));
+        assert!(matches!(open("/ws", "app=x"), Some(Err(Refusal { code: "unknown_app", .. }))));
         assert!(matches!(open("/ws", "envelope=xml"), Some(Err(Refusal { code: "unknown_envelope", .. }))));
     }
 }

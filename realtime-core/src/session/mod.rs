@@ -7,6 +7,7 @@ use std::collections::HashMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::apps::AppId;
 use crate::message::{SocketId, User};
 use crate::protocol::{FormatKey, ProtocolState};
 use crate::transport::InboundState;
@@ -14,12 +15,14 @@ use heartbeat::Heartbeat;
 use outbox::Outbox;
 
 /// Raised when [`FrozenSession`] changes its meaning.
-pub(crate) const FROZEN_VERSION: u16 = 1;
+pub(crate) const FROZEN_VERSION: u16 = 2;
 
 /// Everything that a connection is, besides its link.
 pub(crate) struct SessionState {
     /// Names the connection outside.
     pub(crate) socket_id: SocketId,
+    /// The app it is in.
+    pub(crate) app: AppId,
     /// Index into the node's formats.
     pub(crate) format: u16,
     /// The protocol's own facts.
@@ -41,9 +44,10 @@ pub(crate) struct SessionState {
 }
 
 impl SessionState {
-    pub(crate) fn new(socket_id: SocketId, format: u16, protocol: ProtocolState, now_ms: u64) -> Self {
+    pub(crate) fn new(socket_id: SocketId, app: AppId, format: u16, protocol: ProtocolState, now_ms: u64) -> Self {
         SessionState {
             socket_id,
+            app,
             format,
             protocol,
             user: None,
@@ -67,6 +71,8 @@ pub(crate) struct FrozenSession {
     /// [`FROZEN_VERSION`] of the writer.
     pub(crate) version: u16,
     pub(crate) socket_id: SocketId,
+    /// Empty: the default one.
+    pub(crate) app: String,
     pub(crate) format: u16,
     pub(crate) protocol: ProtocolState,
     pub(crate) user: Option<User>,
@@ -75,7 +81,7 @@ pub(crate) struct FrozenSession {
     pub(crate) outbox: Vec<u8>,
     /// How many of them finish what has been begun on the wire.
     pub(crate) outbox_begun: usize,
-    /// Channels, and the offset of the newest publication that was sent or is in `outbox`.
+    /// Channels with their app, and the offset of the newest publication that was sent or is in `outbox`.
     pub(crate) subscriptions: Vec<(String, u64)>,
     pub(crate) protocol_errors: u8,
 }

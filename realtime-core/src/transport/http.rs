@@ -237,7 +237,7 @@ fn route(node: &Arc<Node>, request: Request<Incoming>) -> Result<Response<Full<B
     if request.uri().path() == "/health" {
         return health(node, request.method());
     }
-    let open = OpenRequest { path: request.uri().path(), query: request.uri().query().unwrap_or_default() };
+    let open = OpenRequest { path: request.uri().path(), query: request.uri().query().unwrap_or_default(), apps: &node.apps };
     let opened = node.formats.iter().enumerate().find_map(|(index, format)| Some((index, format.protocol.open(&open)?)));
     match opened {
         Some((format, opening)) => upgrade(node, request, format, opening),

@@ -1,0 +1,3 @@
+//! Who may do what: decided before a shard acts.
+
+pub mod signature;
