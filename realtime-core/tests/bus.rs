@@ -87,10 +87,12 @@ async fn questions_are_answered_and_users_reached() {
     let place = Place::new();
     let hub = place.hub();
     let mut subscriber = WebSocket::subscribed(&hub, "room").await;
-    hub.set_user(subscriber.socket_id(), Some(User::new("7", Some("{\"name\":\"Ada\"}")).unwrap())).unwrap();
+    let info = r#"{"name": "Ada", "age": 36, "born": 1815}"#;
+    hub.set_user(subscriber.socket_id(), Some(User::new("7", Some(info)).unwrap())).unwrap();
     let mut client = place.client();
-    let users: Value = client.query(&BusQuery::ChannelUsers { channel: "room".into() }).unwrap();
-    assert_eq!(users, json!([{"id": "7", "info": {"name": "Ada"}, "connections": 1}]));
+    let users: Box<serde_json::value::RawValue> = client.query(&BusQuery::ChannelUsers { channel: "room".into() }).unwrap();
+    // As it was given: an object's keys keep their order.
+    assert_eq!(users.get(), format!(r#"[{{"id":"7","info":{info},"connections":1}}]"#));
     let channels: Value = client.query(&BusQuery::Channels).unwrap();
     assert_eq!(channels, json!([{"name": "room", "subscribers": 1}]));
     client.publish(&BusPublish { to_user: true, ..publish("7", Payload::Text("hi")) }).unwrap();
@@ -188,6 +190,57 @@ fn a_hub_that_stands_still_costs_one_deadline() {
 }
 
 #[test]
+fn calls_wait_together_no_longer_than_they_are_allowed() {
+    let place = Place::new();
+    std::fs::create_dir_all(&place.0).unwrap();
+    let _silent = std::os::unix::net::UnixListener::bind(place.socket()).unwrap();
+    let mut client = place.client();
+    let allowance = Duration::from_millis(30);
+    client.allow_waiting(Some(allowance));
+    let outcome = client.publish_with_receipt(&publish("c", Payload::Text("x")));
+    assert!(matches!(outcome, Err(ClientError::Timeout { waited }) if waited == allowance), "{outcome:?}");
+    let outcome = client.publish(&publish("c", Payload::Text("x")));
+    assert!(matches!(outcome, Err(ClientError::WaitedEnough { .. })), "{outcome:?}");
+    client.allow_waiting(None);
+    client.forget();
+    client.publish(&publish("c", Payload::Text("x"))).unwrap();
+}
+
+/// The hub reads a little at a time: sending alone would take longer than the deadline, and so would the answer.
+#[test]
+fn connecting_sending_and_the_answer_have_one_deadline() {
+    let place = Place::new();
+    std::fs::create_dir_all(&place.0).unwrap();
+    let listener = std::os::unix::net::UnixListener::bind(place.socket()).unwrap();
+    let reading = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut buffer = [0; 512];
+        let mut read = 0;
+        while let Ok(count @ 1..) = stream.read(&mut buffer) {
+            read += count;
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        read
+    });
+    let timeout = Duration::from_millis(300);
+    let mut client =
+        Client::new(ClientOptions { connect_timeout: DEADLINE, answer_timeout: timeout, ..ClientOptions::new(&place.socket()) });
+    let body = vec![0; 1_000_000];
+    let mut outcome = Ok(());
+    let mut calls = 0;
+    // The first ones may fit the socket's buffers.
+    while outcome.is_ok() {
+        outcome = client.publish(&publish("c", Payload::Binary(&body)));
+        calls += 1;
+        assert!(calls < 100, "nothing stopped it");
+    }
+    assert!(matches!(outcome, Err(ClientError::Timeout { waited }) if waited == timeout), "{outcome:?}");
+    drop(client);
+    // It was in the middle of a frame: what the reader had of it is not whole.
+    assert!(reading.join().unwrap() < calls * body.len());
+}
+
+#[test]
 fn one_hub_serves_a_socket() {
     let place = Place::new();
     let _hub = place.hub();
@@ -272,6 +325,16 @@ fn floods_from_many_processes_lose_nothing() {
         }
     });
     assert_eq!(hub.stats().published, 40_004);
+}
+
+#[test]
+fn a_repeated_key_is_published_and_counted_once() {
+    let place = Place::new();
+    let hub = place.hub();
+    let mut client = place.client();
+    let publish = BusPublish { id: Some("k"), ..publish("c", Payload::Text("x")) };
+    let receipts: Vec<_> = (0..3).map(|_| client.publish_with_receipt(&publish).unwrap().position.offset).collect();
+    assert_eq!((receipts, hub.stats().published), (vec![1, 1, 1], 1));
 }
 
 #[test]

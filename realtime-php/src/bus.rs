@@ -4,7 +4,7 @@
 //! child makes its own. Nothing here calls into PHP while the connection is borrowed.
 
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use realtime_core::bus::client::{Client, ClientError, ClientOptions};
 
@@ -15,8 +15,6 @@ use crate::{host, zend};
 
 /// What all calls of one web request may wait for the hub, together.
 const WAIT_OF_A_REQUEST: Duration = Duration::from_secs(1);
-/// A call that took less has not waited.
-const NOT_A_WAIT: Duration = Duration::from_millis(10);
 
 /// Where calls go when this process has no hub.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,7 +54,8 @@ pub(crate) struct Link {
     forks: u64,
 }
 
-/// Uses the connection. Fails at once when this web request has waited long enough already.
+/// Uses the connection. Fails at once when the calls of this web request have waited long enough
+/// already.
 pub(crate) fn with_client<R>(run: impl FnOnce(&mut Client) -> Result<R, ClientError>) -> Result<R, Failure> {
     with_link(|link| {
         if link.settings.sockets.is_empty() {
@@ -64,22 +63,7 @@ pub(crate) fn with_client<R>(run: impl FnOnce(&mut Client) -> Result<R, ClientEr
                 "no hub runs in this process, and realtime.socket is set empty: there is no bus to another one",
             ));
         }
-        if !host::shares_requests_among_processes() {
-            return run(&mut link.client).map_err(|error| failure(error, &link.settings.sockets));
-        }
-        let globals = GLOBALS.get();
-        let left = WAIT_OF_A_REQUEST.saturating_sub(globals.waited.get());
-        if left.is_zero() {
-            return Err(Failure::unavailable("this request has waited a second for the hub already"));
-        }
-        link.client.limit_wait(left);
-        let start = Instant::now();
-        let outcome = run(&mut link.client);
-        let took = start.elapsed();
-        if took >= NOT_A_WAIT {
-            globals.waited.set(globals.waited.get() + took);
-        }
-        outcome.map_err(|error| failure(error, &link.settings.sockets))
+        run(&mut link.client).map_err(|error| failure(error, &link.settings.sockets))
     })
 }
 
@@ -102,17 +86,24 @@ fn with_link<R>(run: impl FnOnce(&mut Link) -> Result<R, Failure>) -> Result<R, 
         // A web server may give each request its own settings.
         Some(link) if link.forks == forks && link.origin == settings::Origin::now() => {
             globals.link_checked.set(true);
+            link.client.allow_waiting(allowance());
             return run(link);
         }
         _ => {}
     }
     host::register_fork_handler();
     let settings = settings::bus()?;
-    let client = Client::new(ClientOptions::probing(settings.sockets.clone()));
+    let mut client = Client::new(ClientOptions::probing(settings.sockets.clone()));
+    client.allow_waiting(allowance());
     // The old connection's descriptor is closed here; in a forked child it was a copy.
     let link = slot.insert(Link { client, settings, origin: settings::Origin::now(), forks: host::forks() });
     globals.link_checked.set(true);
     run(link)
+}
+
+/// What the calls of one web request may wait together; a program decides for itself how long it runs.
+fn allowance() -> Option<Duration> {
+    host::shares_requests_among_processes().then_some(WAIT_OF_A_REQUEST)
 }
 
 fn failure(error: ClientError, sockets: &[PathBuf]) -> Failure {

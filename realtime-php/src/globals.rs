@@ -3,7 +3,6 @@
 
 use std::cell::{Cell, RefCell};
 use std::sync::Arc;
-use std::time::Duration;
 
 use ext_php_rs::types::Zval;
 use ext_php_rs::zend::{ModuleGlobal, ModuleGlobals};
@@ -34,8 +33,6 @@ pub(crate) struct Globals {
     pub(crate) link: RefCell<Option<Link>>,
     /// In this request `link` was seen to be what the settings want.
     pub(crate) link_checked: Cell<bool>,
-    /// How long this request has waited for the hub behind `link`.
-    pub(crate) waited: Cell<Duration>,
     /// A `Realtime\batch()` runs.
     pub(crate) batching: Cell<bool>,
     /// What it has collected.
@@ -51,7 +48,6 @@ pub(crate) fn end_request() {
     globals.lowered.set(false);
     globals.mode.set(None);
     globals.link_checked.set(false);
-    globals.waited.set(Duration::ZERO);
     batch::end_request();
     // Taken first: releasing the object may run PHP code.
     let fake = globals.fake.take();

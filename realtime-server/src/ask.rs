@@ -8,7 +8,9 @@ use realtime_core::bus::client::{Client, ClientOptions};
 use realtime_core::bus::frame::{BusPublish, BusQuery};
 use realtime_core::bus::socket::default_paths;
 use realtime_core::{Payload, SocketId};
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use serde_json::value::RawValue;
 
 use crate::cli::{DisconnectArgs, HubArgs, PublishArgs, ReportArgs, SettingsArgs, UsersArgs};
 use crate::failure::Failure;
@@ -120,18 +122,26 @@ pub(crate) fn channels(args: &ReportArgs) -> Result<(), Failure> {
 
 pub(crate) fn users(args: &UsersArgs) -> Result<(), Failure> {
     let (mut client, _) = connect(&args.report.hub)?;
-    let users: Vec<Value> = client.query(&BusQuery::ChannelUsers { channel: args.channel.clone() })?;
+    let users: Vec<ListedUser> = client.query(&BusQuery::ChannelUsers { channel: args.channel.clone() })?;
     list(args.report.json, users, &["CONNECTIONS", "USER", "INFO"], |user| {
-        let info = &user["info"];
-        let info = if info.is_null() { String::new() } else { output::printable(&info.to_string()) };
-        vec![user["connections"].to_string(), output::printable(user["id"].as_str().unwrap_or_default()), info]
+        let info = user.info.as_ref().map_or(String::new(), |info| output::printable(info.get()));
+        vec![user.connections.to_string(), output::printable(&user.id), info]
     })
 }
 
+/// A user of a channel; the info as it was given.
+#[derive(Serialize, Deserialize)]
+struct ListedUser {
+    id: String,
+    info: Option<Box<RawValue>>,
+    connections: usize,
+}
+
 /// JSON, or a table with a heading.
-fn list(json: bool, items: Vec<Value>, heading: &[&str], row: impl Fn(&Value) -> Vec<String>) -> Result<(), Failure> {
+fn list<T: Serialize>(json: bool, items: Vec<T>, heading: &[&str], row: impl Fn(&T) -> Vec<String>) -> Result<(), Failure> {
     if json {
-        return output::line(&Value::Array(items).to_string());
+        let text = serde_json::to_string(&items).map_err(|error| Failure::Failed(error.to_string()))?;
+        return output::line(&text);
     }
     let mut rows = vec![heading.iter().map(|name| (*name).to_owned()).collect()];
     rows.extend(items.iter().map(row));

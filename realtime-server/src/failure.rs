@@ -85,7 +85,7 @@ impl From<ClientError> for Failure {
         let message = error.to_string();
         match error {
             ClientError::Connect { .. } | ClientError::Broken(_) => Failure::NoHub(message),
-            ClientError::Timeout { .. } | ClientError::Paused { .. } => Failure::Later(message),
+            ClientError::Timeout { .. } | ClientError::Paused { .. } | ClientError::WaitedEnough { .. } => Failure::Later(message),
             ClientError::Refused { code: FailureCode::QueueFull | FailureCode::Unavailable | FailureCode::Timeout, .. } => {
                 Failure::Later(message)
             }

@@ -358,9 +358,10 @@ pub fn an_id_is_accepted(broker: Arc<dyn Broker>) {
 pub fn a_repeated_id_is_one_publication(broker: Arc<dyn Broker>) {
     let subject = Subject::start(broker);
     subject.subscribe("a");
-    let first = subject.publish_id("a", "key").position;
+    let first = subject.publish_id("a", "key");
     assert_eq!(subject.publish("a", "between").position.offset, 2);
-    assert_eq!(subject.publish_id("a", "key").position, first);
+    let repeat = subject.publish_id("a", "key");
+    assert_eq!((repeat.position, first.repeated, repeat.repeated), (first.position, false, true));
     assert_eq!(subject.publish_id("a", "other key").position.offset, 3);
     // The same key elsewhere is another key.
     assert_eq!(subject.publish_id("b", "key").position.offset, 1);

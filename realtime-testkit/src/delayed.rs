@@ -211,7 +211,7 @@ impl State {
                 if subscribed {
                     self.plan(delay, Task::Deliver(owned, position));
                 }
-                Some(Box::new(move |_| resolver.resolve(Ok(Published { position, matched: 0 }))))
+                Some(Box::new(move |_| resolver.resolve(Ok(Published { position, matched: 0, repeated: false }))))
             }
             Task::Deliver(owned, position) => Some(Box::new(move |deliver| {
                 owned.deliver(deliver, position);

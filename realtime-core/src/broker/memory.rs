@@ -142,7 +142,7 @@ impl Broker for Memory {
         if let Some((id, now)) = known
             && let Some(position) = stripe.known_id(publish.channel, id, now)
         {
-            return Reply::Now(Ok(Published { position, matched: 0 }));
+            return Reply::Now(Ok(Published { position, matched: 0, repeated: true }));
         }
         let entry = self.entry(&mut stripe, publish.channel, hash);
         entry.position.offset += 1;
@@ -154,7 +154,7 @@ impl Broker for Memory {
             stripe.remember_id(publish.channel, id, position, now, &self.known_ids, self.idempotency_keys);
         }
         let matched = deliver.deliver(publish, position);
-        Reply::Now(Ok(Published { position, matched }))
+        Reply::Now(Ok(Published { position, matched, repeated: false }))
     }
 
     fn subscribe(&self, channel: &str) -> Reply<Position> {

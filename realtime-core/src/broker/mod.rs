@@ -54,6 +54,8 @@ pub struct Published {
     pub position: Position,
     /// Subscriptions on this node that it was queued to; 0 where the broker delivers later.
     pub matched: usize,
+    /// Its idempotency key had been used: the place is the first one's, and nothing is delivered.
+    pub repeated: bool,
 }
 
 /// The node's side of a broker.

@@ -4,27 +4,26 @@
 //! replaced within the call. After a call has run into its deadline, calls fail at once for a
 //! second, then one tries again, so that a hub that stands still costs a site one deadline a second
 //! and not one a request.
+//!
+//! A publication costs one `sendmsg`: it does not wait, and the clock is read by calls that do.
 
-use std::io::{self, IoSlice, Read};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde::de::DeserializeOwned;
-use socket2::{Domain, MsgHdr, SockAddr, Socket, Type};
 
 use super::frame::{
     BusFrameError, BusPublish, BusQuery, FailureCode, MAX_BATCH, MAX_FRAME_BYTES, OLDEST_VERSION, Request, Response, VERSION, frame_length,
     write_batch, write_publish_head,
 };
-use super::socket::check_hub;
+use super::link::Link;
 use crate::message::{Payload, Receipt};
 
-/// Writing to a hub that has gone must be an error, never SIGPIPE in the host.
-const MSG_NOSIGNAL: i32 = 0x4000;
-/// What the kernel may keep for a hub that is busy; it gives less where `wmem_max` is lower.
-const SEND_BUFFER_BYTES: usize = 1 << 20;
 /// How long calls fail at once after one has run into its deadline.
 const PAUSE: Duration = Duration::from_secs(1);
+/// A call that took less has not waited: what it took is not counted against an allowance.
+const NOT_A_WAIT: Duration = Duration::from_millis(10);
 /// Bytes read at once.
 const READ_BYTES: usize = 16 << 10;
 
@@ -37,7 +36,8 @@ pub struct ClientOptions {
     pub fallbacks: Vec<PathBuf>,
     /// For a connection. Default 100 ms.
     pub connect_timeout: Duration,
-    /// For sending a request, and for its answer. Default 1 s.
+    /// For a whole call: connecting, sending, and the answer. Default 1 s. Each frame of a batch
+    /// has it anew.
     pub answer_timeout: Duration,
 }
 
@@ -95,6 +95,12 @@ pub enum ClientError {
         /// The hub's words.
         message: String,
     },
+    /// The calls before have used up what they were allowed to wait ([`Client::allow_waiting`]).
+    #[error("calls have waited {} ms for the hub already", allowance.as_millis())]
+    WaitedEnough {
+        /// What they were allowed together.
+        allowance: Duration,
+    },
     /// The request does not fit a frame.
     #[error("request has {bytes} bytes, the limit is {limit}")]
     TooLarge {
@@ -118,7 +124,7 @@ impl From<BusFrameError> for ClientError {
 #[derive(Debug)]
 pub struct Client {
     options: ClientOptions,
-    link: Option<Socket>,
+    link: Option<Link>,
     /// Numbers requests that want an answer; 0 wants none.
     last_request: u32,
     /// Reused for the heads of frames.
@@ -127,27 +133,63 @@ pub struct Client {
     received: Vec<u8>,
     /// Until when calls fail at once.
     paused_until: Option<Instant>,
+    /// What calls may wait together, and what they have waited of it.
+    allowance: Option<(Duration, Duration)>,
+    /// Of the call under way.
+    deadline: Deadline,
+}
+
+/// How long one call may take. Its clock starts with its first wait, because most calls have none.
+#[derive(Debug, Clone, Copy)]
+struct Deadline {
+    budget: Duration,
+    started: Option<Instant>,
+}
+
+impl Deadline {
+    /// What is left, counted from the first call of this.
+    fn left(&mut self) -> Duration {
+        match self.started {
+            Some(started) => self.budget.saturating_sub(started.elapsed()),
+            None => {
+                self.started = Some(Instant::now());
+                self.budget
+            }
+        }
+    }
 }
 
 impl Client {
     /// A client that connects with its first request.
     pub fn new(options: ClientOptions) -> Self {
-        Client { options, link: None, last_request: 0, head: Vec::new(), received: Vec::new(), paused_until: None }
+        let deadline = Deadline { budget: options.answer_timeout, started: None };
+        Client {
+            options,
+            link: None,
+            last_request: 0,
+            head: Vec::new(),
+            received: Vec::new(),
+            paused_until: None,
+            allowance: None,
+            deadline,
+        }
     }
 
     /// Hands a publication to the hub. Success means that it is in the socket's buffer: the hub
     /// will read it, in order, even if it is told to stop.
     pub fn publish(&mut self, publish: &BusPublish<'_>) -> Result<(), ClientError> {
-        self.send_publish(0, publish)
+        self.call(|client| client.send_publish(0, publish))
     }
 
     /// Publishes and waits for the receipt.
     pub fn publish_with_receipt(&mut self, publish: &BusPublish<'_>) -> Result<Receipt, ClientError> {
-        let request = self.next_request();
-        self.send_publish(request, publish)?;
-        self.await_answer(request, |response| match response {
-            Response::Receipt { receipt, .. } => Ok(Some(receipt)),
-            _ => Err(ClientError::Protocol("expected a receipt".into())),
+        self.call(|client| {
+            let request = client.next_request();
+            client.send_publish(request, publish)?;
+            client.await_answer(request, |response| match response {
+                Response::Receipt { receipt, .. } => Ok(Some(receipt)),
+                _ => Err(ClientError::Protocol("expected a receipt".into())),
+            })
         })
     }
 
@@ -168,7 +210,7 @@ impl Client {
             rest = later;
             let mut frame = Vec::with_capacity(bytes.min(MAX_FRAME_BYTES));
             write_batch(0, now, &mut frame);
-            self.send(&frame, &[])?;
+            self.call(|client| client.send(&frame, &[]))?;
         }
         Ok(())
     }
@@ -177,17 +219,19 @@ impl Client {
     pub fn query<T: DeserializeOwned>(&mut self, query: &BusQuery) -> Result<T, ClientError> {
         let invalid = |error: serde_json::Error| ClientError::Protocol(error.to_string());
         let text = serde_json::to_string(query).map_err(invalid)?;
-        let request = self.next_request();
-        let mut frame = Vec::new();
-        Request::Query { request, query: &text }.write(&mut frame);
-        self.send(&frame, &[])?;
         let mut answer = Vec::new();
-        self.await_answer(request, |response| match response {
-            Response::Answer { more, part, .. } => {
-                answer.extend_from_slice(part);
-                Ok((!more).then_some(()))
-            }
-            _ => Err(ClientError::Protocol("expected an answer".into())),
+        self.call(|client| {
+            let request = client.next_request();
+            let mut frame = Vec::new();
+            Request::Query { request, query: &text }.write(&mut frame);
+            client.send(&frame, &[])?;
+            client.await_answer(request, |response| match response {
+                Response::Answer { more, part, .. } => {
+                    answer.extend_from_slice(part);
+                    Ok((!more).then_some(()))
+                }
+                _ => Err(ClientError::Protocol("expected an answer".into())),
+            })
         })?;
         serde_json::from_slice(&answer).map_err(invalid)
     }
@@ -202,15 +246,17 @@ impl Client {
         let request = self.next_request();
         let mut frame = Vec::new();
         Request::Query { request, query: &text }.write(&mut frame);
-        self.send(&frame, &[])?;
-        self.await_answer(request, |response| match response {
-            Response::Answer { more: true, .. } => Ok(Some(())),
-            _ => Err(ClientError::Protocol("expected the beginning of a tail".into())),
+        self.call(|client| {
+            client.send(&frame, &[])?;
+            client.await_answer(request, |response| match response {
+                Response::Answer { more: true, .. } => Ok(Some(())),
+                _ => Err(ClientError::Protocol("expected the beginning of a tail".into())),
+            })
         })?;
         began();
         let mut partial = Vec::new();
         loop {
-            let part = self.await_answer_until(request, None, |response| match response {
+            let part = self.await_part(request, true, |response| match response {
                 Response::Answer { part, .. } => Ok(Some(part.to_vec())),
                 _ => Err(ClientError::Protocol("expected a part of a tail".into())),
             })?;
@@ -228,23 +274,16 @@ impl Client {
         }
     }
 
-    /// How long sending and answers may take from now on, for hosts that share a deadline out among
-    /// calls.
-    pub fn limit_wait(&mut self, timeout: Duration) {
-        if self.options.answer_timeout != timeout {
-            self.options.answer_timeout = timeout;
-            if let Some(link) = &self.link
-                && link.set_write_timeout(Some(timeout)).is_err()
-            {
-                // The next call connects anew, with the timeout set.
-                self.forget();
-            }
-        }
+    /// What the calls from now on may wait for the hub, together; `None` (the default) is as much as
+    /// each call's own deadline allows. For hosts whose requests have to end in time. Calls that wait
+    /// less than 10 ms use nothing of it.
+    pub fn allow_waiting(&mut self, allowance: Option<Duration>) {
+        self.allowance = allowance.map(|allowance| (allowance, Duration::ZERO));
     }
 
     /// Whether somebody serves the socket. Connects if there is no connection.
     pub fn is_reachable(&mut self) -> bool {
-        self.link.is_some() || self.connect().is_ok()
+        self.link.is_some() || self.call(Client::connect).is_ok()
     }
 
     /// Forgets the connection without a word, as a forked child must.
@@ -252,6 +291,26 @@ impl Client {
         self.link = None;
         self.received.clear();
         self.paused_until = None;
+    }
+
+    /// Runs one call under its deadline.
+    fn call<T>(&mut self, run: impl FnOnce(&mut Client) -> Result<T, ClientError>) -> Result<T, ClientError> {
+        let mut budget = self.options.answer_timeout;
+        if let Some((allowance, waited)) = self.allowance {
+            budget = budget.min(allowance.saturating_sub(waited));
+            if budget.is_zero() {
+                return Err(ClientError::WaitedEnough { allowance });
+            }
+        }
+        self.deadline = Deadline { budget, started: None };
+        let outcome = run(self);
+        if let (Some((_, waited)), Some(started)) = (&mut self.allowance, self.deadline.started) {
+            let took = started.elapsed();
+            if took >= NOT_A_WAIT {
+                *waited += took;
+            }
+        }
+        outcome
     }
 
     fn next_request(&mut self) -> u32 {
@@ -312,14 +371,16 @@ impl Client {
     fn timed_out(&mut self) -> ClientError {
         self.forget();
         self.paused_until = Some(Instant::now() + PAUSE);
-        ClientError::Timeout { waited: self.options.answer_timeout }
+        ClientError::Timeout { waited: self.deadline.budget }
     }
 
     fn connect(&mut self) -> Result<(), ClientError> {
         let mut failure: Option<(PathBuf, io::Error)> = None;
         let mut opened = None;
+        // For all candidates together.
+        let mut patience = Deadline { budget: self.options.connect_timeout.min(self.deadline.left()), started: None };
         for path in std::iter::once(&self.options.socket).chain(&self.options.fallbacks) {
-            match self.open(path) {
+            match Link::connect(path, patience.left()) {
                 Ok(link) => {
                     opened = Some((link, path.clone()));
                     break;
@@ -348,35 +409,22 @@ impl Client {
         })
     }
 
-    fn open(&self, path: &Path) -> io::Result<Socket> {
-        let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-        // On a Unix socket this bounds the wait for a place in the backlog too.
-        socket.set_write_timeout(Some(self.options.connect_timeout))?;
-        socket.connect(&SockAddr::unix(path)?)?;
-        check_hub(path, rustix::net::sockopt::socket_peercred(&socket)?.uid.as_raw())?;
-        socket.set_write_timeout(Some(self.options.answer_timeout))?;
-        // Less is no reason to fail.
-        drop(socket.set_send_buffer_size(SEND_BUFFER_BYTES));
-        Ok(socket)
-    }
-
+    /// Sends all of it. Waits only when the socket is full.
     fn try_send(&mut self, head: &[u8], body: &[u8]) -> io::Result<()> {
-        let Some(link) = &self.link else { return Err(io::ErrorKind::NotConnected.into()) };
-        let deadline = Instant::now() + self.options.answer_timeout;
-        let mut sent = 0;
+        let Some(link) = &mut self.link else { return Err(io::ErrorKind::NotConnected.into()) };
         let whole = head.len() + body.len();
-        while sent < whole {
-            let parts = [IoSlice::new(head.get(sent..).unwrap_or_default()), IoSlice::new(&body[sent.saturating_sub(head.len())..])];
-            match link.sendmsg(&MsgHdr::new().with_buffers(&parts), MSG_NOSIGNAL) {
+        let mut sent = 0;
+        loop {
+            match link.send(head.get(sent..).unwrap_or_default(), &body[sent.saturating_sub(head.len())..]) {
                 Ok(count) => sent += count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => link.wait_for_room(self.deadline.left())?,
                 Err(error) => return Err(error),
             }
-            if sent < whole && Instant::now() >= deadline {
-                return Err(io::ErrorKind::TimedOut.into());
+            if sent == whole {
+                return Ok(());
             }
         }
-        Ok(())
     }
 
     /// Reads until `take` has what it wants of the answers to `request`.
@@ -385,14 +433,14 @@ impl Client {
         request: u32,
         take: impl FnMut(Response<'_>) -> Result<Option<T>, ClientError>,
     ) -> Result<T, ClientError> {
-        self.await_answer_until(request, Some(Instant::now() + self.options.answer_timeout), take)
+        self.await_part(request, false, take)
     }
 
-    /// The same until a deadline, or for as long as it takes.
-    fn await_answer_until<T>(
+    /// The same by the call's deadline, or for as long as it takes.
+    fn await_part<T>(
         &mut self,
         request: u32,
-        deadline: Option<Instant>,
+        for_ever: bool,
         mut take: impl FnMut(Response<'_>) -> Result<Option<T>, ClientError>,
     ) -> Result<T, ClientError> {
         loop {
@@ -413,10 +461,7 @@ impl Client {
                     _ => {}
                 }
             }
-            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-            if left.is_some_and(|left| left.is_zero()) {
-                return Err(self.timed_out());
-            }
+            let left = (!for_ever).then(|| self.deadline.left());
             match self.receive(left) {
                 Ok(()) => {}
                 Err(error) if is_timeout(&error) => return Err(self.timed_out()),
@@ -429,21 +474,15 @@ impl Client {
     }
 
     fn receive(&mut self, timeout: Option<Duration>) -> io::Result<()> {
-        let Some(link) = &self.link else { return Err(io::ErrorKind::NotConnected.into()) };
-        link.set_read_timeout(timeout)?;
+        let Some(link) = &mut self.link else { return Err(io::ErrorKind::NotConnected.into()) };
         let start = self.received.len();
         self.received.resize(start + READ_BYTES, 0);
-        let outcome = loop {
-            match (&*link).read(&mut self.received[start..]) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                other => break other,
-            }
-        };
+        let outcome = link.receive(&mut self.received[start..], timeout);
         self.received.truncate(start + *outcome.as_ref().unwrap_or(&0));
         match outcome {
             Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(_) => Ok(()),
-            Err(error) => Err(error),
+            Err(error) if error.kind() != io::ErrorKind::Interrupted => Err(error),
+            _ => Ok(()),
         }
     }
 }

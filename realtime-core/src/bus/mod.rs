@@ -5,5 +5,6 @@
 
 pub mod client;
 pub mod frame;
+mod link;
 pub(crate) mod server;
 pub mod socket;

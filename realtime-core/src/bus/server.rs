@@ -12,6 +12,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
+use serde::Serialize;
+use serde_json::value::RawValue;
 use socket2::SockRef;
 use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::{UnixListener, UnixStream};
@@ -406,8 +408,7 @@ impl Peer {
             Err(error) => Err((FailureCode::Unsupported, error.to_string())),
         };
         match outcome {
-            Ok(json) => {
-                let text = json.to_string();
+            Ok(text) => {
                 let mut parts = text.as_bytes().chunks(ANSWER_CHUNK_BYTES).peekable();
                 while let Some(part) = parts.next() {
                     Response::Answer { request, more: parts.peek().is_some(), part }.write(&mut self.answers);
@@ -417,7 +418,7 @@ impl Peer {
         }
     }
 
-    async fn ask(&self, query: BusQuery) -> Result<serde_json::Value, (FailureCode, String)> {
+    async fn ask(&self, query: BusQuery) -> Result<String, (FailureCode, String)> {
         let privileged = matches!(query, BusQuery::DisconnectUser { .. } | BusQuery::SetUser { .. });
         if privileged && !self.trusted {
             return Err((FailureCode::Unauthorized, ONLY_TRUSTED.into()));
@@ -426,7 +427,7 @@ impl Peer {
         // Shards answer within a second; other peers go on meanwhile.
         let answered = tokio::task::spawn_blocking(move || node.answer_query(query)).await;
         match answered {
-            Ok(Ok(value)) => Ok(value),
+            Ok(Ok(text)) => Ok(text),
             Ok(Err(error)) => Err((query_code(&error), error.to_string())),
             Err(error) => Err((FailureCode::Unavailable, error.to_string())),
         }
@@ -434,10 +435,13 @@ impl Peer {
 }
 
 impl Node {
-    /// A bus query's answer. Blocks up to a second.
-    fn answer_query(&self, query: BusQuery) -> Result<serde_json::Value, QueryError> {
-        Ok(match query {
-            BusQuery::ChannelUsers { channel } => self.channel_users(AppId::DEFAULT, &channel)?.iter().map(user_json).collect(),
+    /// A bus query's answer, as JSON text. Blocks up to a second.
+    fn answer_query(&self, query: BusQuery) -> Result<String, QueryError> {
+        let answer: serde_json::Value = match query {
+            BusQuery::ChannelUsers { channel } => {
+                let users = self.channel_users(AppId::DEFAULT, &channel)?;
+                return Ok(serde_json::to_string(&users.iter().map(ListedUser::from).collect::<Vec<_>>()).unwrap_or_default());
+            }
             BusQuery::DisconnectUser { user, code, reason } => self.disconnect_user(AppId::DEFAULT, &user, code, &reason)?.into(),
             BusQuery::SetUser { socket, user, info } => {
                 let user = user.map(|id| User::new(&id, info.as_deref())).transpose()?;
@@ -463,7 +467,8 @@ impl Node {
             }
             // Answered by its connection.
             BusQuery::Tail { .. } => serde_json::Value::Null,
-        })
+        };
+        Ok(answer.to_string())
     }
 }
 
@@ -481,9 +486,18 @@ fn open_files() -> serde_json::Value {
     serde_json::json!({"used": used, "limit": limit})
 }
 
-fn user_json(ChannelUser { user, connections }: &ChannelUser) -> serde_json::Value {
-    let info: serde_json::Value = user.info().and_then(|info| serde_json::from_str(info).ok()).unwrap_or_default();
-    serde_json::json!({"id": user.id(), "info": info, "connections": connections})
+/// A user as the answer has it: the info is the text that was given, its keys in their order.
+#[derive(Serialize)]
+struct ListedUser<'a> {
+    id: &'a str,
+    info: Option<&'a RawValue>,
+    connections: usize,
+}
+
+impl<'a> From<&'a ChannelUser> for ListedUser<'a> {
+    fn from(ChannelUser { user, connections }: &'a ChannelUser) -> Self {
+        ListedUser { id: user.id(), info: user.info().and_then(|info| serde_json::from_str(info).ok()), connections: *connections }
+    }
 }
 
 fn as_publish<'a>(publish: &'a BusPublish<'_>, channel: &'a str) -> Publish<'a> {

@@ -146,7 +146,9 @@ impl Node {
         }
         let hashed = Publish { channel: &channel, hash: channel_hash(&channel), ..*publish };
         let reply = self.broker.publish(&hashed);
-        self.published.fetch_add(1, Ordering::Relaxed);
+        if !matches!(reply, Reply::Now(Ok(Published { repeated: true, .. }))) {
+            self.published.fetch_add(1, Ordering::Relaxed);
+        }
         Ok(reply)
     }
 
