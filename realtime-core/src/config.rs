@@ -44,9 +44,15 @@ pub struct Config {
     pub apps: Vec<AppConfig>,
     /// Policies by channel name, the first match wins.
     pub channels: Vec<ChannelPolicy>,
-    /// What the server program logs. Default `info`. A library's host decides for itself.
+    /// How long a hub that follows a process (`realtime serve --follow`) stays for its connections after that process has
+    /// ended, unless another one takes its place. Default 30,000; without connections it leaves at once.
+    pub linger_ms: u64,
+    /// File that the server program, and hubs inside PHP, append their log to. Default none: the server's goes to stderr,
+    /// that of a hub inside PHP nowhere.
+    pub log: Option<PathBuf>,
+    /// What is logged. Default `info`. The host of a library decides for itself.
     pub log_level: LogLevel,
-    /// How the server program writes its log. Default `text`.
+    /// How the log is written. Default `text`.
     pub log_format: LogFormat,
 }
 
@@ -265,6 +271,8 @@ impl Default for Config {
             drain_timeout_ms: 5_000,
             apps: Vec::new(),
             channels: Vec::new(),
+            linger_ms: 30_000,
+            log: None,
             log_level: LogLevel::default(),
             log_format: LogFormat::default(),
         }

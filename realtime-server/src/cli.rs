@@ -25,7 +25,7 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Run a hub until it is told to stop
     #[command(after_help = SERVE_HELP)]
-    Serve(SettingsArgs),
+    Serve(ServeArgs),
     /// Show a running hub's connections, channels, memory, version and uptime
     #[command(after_help = "Examples:\n  realtime status\n  realtime status --json | jq .connections")]
     Status(ReportArgs),
@@ -67,7 +67,8 @@ REALTIME_LIMITS__OUTBOX_BYTES), these options. `realtime config` takes the same 
 Signals:
   TERM, INT  no new connections; what was accepted goes out, clients are closed, for at most `drain_timeout_ms`;
              a second one ends at once
-  HUP        reads the configuration again: `log_level` takes effect, and the log names what needs a restart
+  HUP        opens the log file anew and reads the configuration again: `log_level` takes effect, and the log names
+             what needs a restart
 
 Under systemd it says when it is ready (Type=notify or notify-reload), and takes over sockets: a TCP socket for
 clients, a Unix socket for the bus. With both, a restart refuses no connection and fails no publication.
@@ -75,7 +76,8 @@ clients, a Unix socket for the bus. With both, a restart refuses no connection a
 Examples:
   realtime serve
   realtime serve --listen 127.0.0.1:9000 --set limits.max_connections=5000
-  realtime serve --config /etc/realtime/realtime.toml --log-format json";
+  realtime serve --config /etc/realtime/realtime.toml --log-format json
+  realtime serve --follow \"$(cat /run/php/php8.2-fpm.pid)\"";
 
 const PUBLISH_HELP: &str = "\
 Without MESSAGE, or with `-`, the message is read from stdin; a newline at its end is left out, except with --binary.
@@ -95,6 +97,18 @@ Examples:
   realtime tail 'orders.*' --json
   realtime tail '*' --count 1";
 
+#[derive(Args)]
+pub(crate) struct ServeArgs {
+    #[command(flatten)]
+    pub(crate) settings: SettingsArgs,
+    /// Leave when this process has ended: at once, or after `linger_ms` if there are connections
+    #[arg(long, value_name = "PID", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) follow: Option<u32>,
+    /// A PHP worker has bound the bus socket and waits for an answer
+    #[arg(long, hide = true)]
+    pub(crate) spawned: bool,
+}
+
 /// Where settings come from.
 #[derive(Args, Default)]
 pub(crate) struct SettingsArgs {
@@ -110,6 +124,9 @@ pub(crate) struct SettingsArgs {
     /// Any other setting by its name, such as limits.max_connections=5000; may be repeated
     #[arg(long = "set", value_name = "KEY=VALUE", value_parser = key_value)]
     pub(crate) set: Vec<(String, String)>,
+    /// File to append the log to [default: stderr]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) log: Option<String>,
     /// How to write the log [default: text]
     #[arg(long, value_name = "FORMAT", value_parser = ["text", "json"])]
     pub(crate) log_format: Option<String>,
@@ -121,7 +138,13 @@ pub(crate) struct SettingsArgs {
 impl SettingsArgs {
     /// The settings that the command line gives; the options of their own win over `--set`.
     pub(crate) fn given(&self) -> Vec<(String, String)> {
-        let own = [("listen", &self.listen), ("socket", &self.socket), ("log_format", &self.log_format), ("log_level", &self.log_level)];
+        let own = [
+            ("listen", &self.listen),
+            ("socket", &self.socket),
+            ("log", &self.log),
+            ("log_format", &self.log_format),
+            ("log_level", &self.log_level),
+        ];
         let own = own.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value.clone()?)));
         self.set.iter().cloned().chain(own).collect()
     }

@@ -5,6 +5,8 @@
 //! | `cli` | commands, options, help |
 //! | `settings` | the configuration from file, environment and command line |
 //! | `serve` | a hub's life: start, signals, drain |
+//! | `follow` | living as long as another process |
+//! | `spawned` | the hub that a PHP worker has started |
 //! | `systemd` | readiness, and listeners that were handed over |
 //! | `logs` | structured records on stderr, with a level that can change |
 //! | `ask` | commands over the bus |
@@ -18,11 +20,13 @@ mod ask;
 mod cli;
 mod doctor;
 mod failure;
+mod follow;
 mod logs;
 mod output;
 mod serve;
 mod settings;
 mod show;
+mod spawned;
 mod systemd;
 mod tail;
 

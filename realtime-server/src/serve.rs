@@ -6,47 +6,96 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
+use realtime_core::bus::socket::BusSocket;
 use realtime_core::config::LogFormat;
-use realtime_core::{Hub, HubBuilder};
+use realtime_core::{Config, Hub, HubBuilder};
+use rustix::process::{Signal, getpid, kill_process};
 use serde_json::Value;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use crate::cli::SettingsArgs;
+use crate::cli::{ServeArgs, SettingsArgs};
 use crate::failure::Failure;
+use crate::follow::{self, Followed};
 use crate::logs::{self, Logs};
-use crate::{settings, systemd};
+use crate::settings::{self, Settings};
+use crate::spawned::Worker;
+use crate::systemd;
 
 /// What a reload puts into effect.
 const RELOADABLE: &str = "log_level";
 
-pub(crate) fn run(args: &SettingsArgs) -> Result<(), Failure> {
-    let settings = settings::load(args)?;
-    let values = settings::leaves(&settings.effective);
-    let config = settings.effective.config;
-    let logs = logs::start(config.log_level, config.log_format);
-    for warning in &settings.effective.warnings {
+pub(crate) fn run(args: &ServeArgs) -> Result<(), Failure> {
+    let Settings { effective, .. } = settings::load(&args.settings)?;
+    let worker = args.spawned.then(Worker::take).transpose()?;
+    let log = match (&effective.config.log, args.spawned) {
+        (None, true) => Some(PathBuf::from("/dev/null")),
+        (log, _) => log.clone(),
+    };
+    if let Some(log) = &log {
+        logs::append_to(log)?;
+    }
+    let values = settings::leaves(&effective);
+    let reload = Reload { args: &args.settings, logs: logs::start(effective.config.log_level, effective.config.log_format), log, values };
+    for warning in &effective.warnings {
         tracing::warn!("{warning}");
     }
-    let handed = systemd::listeners()?;
     // From here on a signal waits until the hub can be stopped in order.
     let signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
-    let bus = match &handed.bus {
-        Some(listener) => listener.local_addr()?.as_pathname().map(PathBuf::from),
-        None => config.socket.as_deref().filter(|socket| !socket.is_empty()).map(PathBuf::from),
-    };
-    let (format, drain_timeout) = (config.log_format, Duration::from_millis(config.drain_timeout_ms));
+    let linger = Duration::from_millis(effective.config.linger_ms);
+    let started = start(args, effective.config);
+    match (&started, worker) {
+        (Ok(_), Some(worker)) => worker.ready(),
+        (Err(failure), Some(worker)) => worker.failed(failure.message().unwrap_or_default()),
+        (_, None) => {}
+    }
+    let (hub, followed) = started?;
+    if let Some(followed) = followed {
+        let hub = hub.clone();
+        thread::Builder::new().name("follow".into()).spawn(move || {
+            if let Err(error) = followed.outlive(&hub, linger) {
+                tracing::error!(%error, "cannot follow any longer: leaving");
+            }
+            if let Err(error) = kill_process(getpid(), Signal::TERM) {
+                tracing::error!(%error, "cannot leave");
+            }
+        })?;
+    }
+    until_stopped(&hub, signals, reload)
+}
+
+/// Starts the hub and says so.
+fn start(args: &ServeArgs, config: Config) -> Result<(Hub, Option<Followed>), Failure> {
+    let handed = systemd::listeners()?;
+    let configured = config.socket.as_deref().filter(|socket| !socket.is_empty()).map(PathBuf::from);
+    let format = config.log_format;
     let mut builder = HubBuilder::new(config);
     if let Some(listener) = handed.clients {
         builder = builder.listener(listener);
     }
-    if let Some(listener) = handed.bus {
-        builder = builder.bus_listener(listener);
-    }
+    let bus = match (handed.bus, configured) {
+        (Some(listener), Some(path)) if args.spawned => {
+            builder = builder.bus_socket(BusSocket::taken_over(listener, &path)?);
+            Some(path)
+        }
+        (Some(listener), _) => {
+            let path = listener.local_addr()?.as_pathname().map(PathBuf::from);
+            builder = builder.bus_listener(listener);
+            path
+        }
+        (None, configured) => configured,
+    };
+    let followed = match args.follow.map(follow::begin).transpose()? {
+        Some((asking, followed)) => {
+            builder = builder.on_follow(move |pid| asking.follow(pid));
+            Some(followed)
+        }
+        None => None,
+    };
     let hub = builder.start()?;
     announce(&hub, bus, format);
     systemd::notify(&format!("READY=1\nSTATUS=Listening on {}", hub.url()));
-    until_stopped(&hub, signals, drain_timeout, &mut Reload { args, logs, values })
+    Ok((hub, followed))
 }
 
 /// One line that says where clients and processes find the hub.
@@ -61,7 +110,8 @@ fn announce(hub: &Hub, bus: Option<PathBuf>, format: LogFormat) {
     }
 }
 
-fn until_stopped(hub: &Hub, mut signals: Signals, drain_timeout: Duration, reload: &mut Reload<'_>) -> Result<(), Failure> {
+fn until_stopped(hub: &Hub, mut signals: Signals, mut reload: Reload<'_>) -> Result<(), Failure> {
+    let drain_timeout = Duration::from_millis(hub.config().drain_timeout_ms);
     let handle = signals.handle();
     let (stopped, report) = mpsc::channel();
     let mut stopping = false;
@@ -98,6 +148,8 @@ fn until_stopped(hub: &Hub, mut signals: Signals, drain_timeout: Duration, reloa
 struct Reload<'a> {
     args: &'a SettingsArgs,
     logs: Logs,
+    /// Where the log goes, if not to the standard error that the process was given.
+    log: Option<PathBuf>,
     /// In effect.
     values: BTreeMap<String, Value>,
 }
@@ -105,6 +157,11 @@ struct Reload<'a> {
 impl Reload<'_> {
     fn reload(&mut self) {
         systemd::notify_reloading();
+        if let Some(log) = &self.log
+            && let Err(error) = logs::append_to(log)
+        {
+            tracing::error!(error = error.message(), "the log goes on in the old file");
+        }
         match settings::load(self.args) {
             Ok(settings) => {
                 let wanted = settings::leaves(&settings.effective);

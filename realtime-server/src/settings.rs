@@ -13,7 +13,8 @@ pub(crate) const DEFAULT_FILE: &str = "/etc/realtime/realtime.toml";
 /// Names the file.
 const FILE_VARIABLE: &str = "REALTIME_CONFIG";
 /// Settings of the PHP extension, which may stand in the same environment.
-const NOT_OURS: [&str; 4] = ["REALTIME_MODE", "REALTIME_ON_ERROR", "REALTIME_APP", "REALTIME_GLOBAL_FUNCTIONS"];
+const NOT_OURS: [&str; 6] =
+    ["REALTIME_MODE", "REALTIME_ON_ERROR", "REALTIME_APP", "REALTIME_GLOBAL_FUNCTIONS", "REALTIME_AUTOSPAWN", "REALTIME_BINARY"];
 
 /// A configuration and the file it was read from.
 pub(crate) struct Settings {

@@ -9,6 +9,9 @@ use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener};
 use listenfd::ListenFd;
 use rustix::time::{ClockId, clock_gettime};
 
+/// The name of a descriptor that is no listener.
+const LOCK: &str = "lock";
+
 /// Tells the service manager, if there is one (`sd_notify(3)`).
 pub(crate) fn notify(state: &str) {
     let Some(path) = std::env::var_os("NOTIFY_SOCKET").filter(|path| !path.is_empty()) else { return };
@@ -47,6 +50,10 @@ pub(crate) fn listeners() -> io::Result<Handed> {
     let mut handed = Handed::default();
     for index in 0..given.len() {
         let name = names.split(':').nth(index).filter(|name| !name.is_empty()).unwrap_or("unnamed");
+        // The bus socket's, from the worker that spawned this hub: it is kept by not being closed.
+        if name == LOCK {
+            continue;
+        }
         let invalid = |what: &str| io::Error::new(io::ErrorKind::InvalidInput, format!("socket activation: `{name}` is {what}"));
         if let Ok(Some(listener)) = given.take_tcp_listener(index) {
             if handed.clients.replace(listener).is_some() {

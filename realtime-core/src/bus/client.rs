@@ -7,6 +7,7 @@
 //!
 //! A publication costs one `sendmsg`: it does not wait, and the clock is read by calls that do.
 
+use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -39,6 +40,8 @@ pub struct ClientOptions {
     /// For a whole call: connecting, sending, and the answer. Default 1 s. Each frame of a batch
     /// has it anew.
     pub answer_timeout: Duration,
+    /// A process that the hub is asked to live as long as, if it lives as long as others. Default none.
+    pub follow: Option<u32>,
 }
 
 impl ClientOptions {
@@ -49,6 +52,7 @@ impl ClientOptions {
             fallbacks: Vec::new(),
             connect_timeout: Duration::from_millis(100),
             answer_timeout: Duration::from_secs(1),
+            follow: None,
         }
     }
 
@@ -137,6 +141,19 @@ pub struct Client {
     allowance: Option<(Duration, Duration)>,
     /// Of the call under way.
     deadline: Deadline,
+    rescue: Option<Rescue>,
+}
+
+/// Brings a hub up at a path within a time.
+type BringUp = dyn FnMut(&Path, Duration) -> io::Result<()> + Send;
+
+/// What a client does when no hub is reachable.
+struct Rescue(Box<BringUp>);
+
+impl fmt::Debug for Rescue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Rescue")
+    }
 }
 
 /// How long one call may take. Its clock starts with its first wait, because most calls have none.
@@ -172,7 +189,14 @@ impl Client {
             paused_until: None,
             allowance: None,
             deadline,
+            rescue: None,
         }
+    }
+
+    /// What to do when nobody serves a socket: it gets the path that stands for those that were tried, and what is left of
+    /// the call's time. After `Ok` the call goes on with another attempt to connect; an error is the call's.
+    pub fn on_unreachable(&mut self, rescue: impl FnMut(&Path, Duration) -> io::Result<()> + Send + 'static) {
+        self.rescue = Some(Rescue(Box::new(rescue)));
     }
 
     /// Hands a publication to the hub. Success means that it is in the socket's buffer: the hub
@@ -346,7 +370,7 @@ impl Client {
                 Ok(()) => return Ok(()),
             }
         }
-        self.connect()?;
+        self.connect().or_else(|error| self.connect_after_rescue(error))?;
         match self.try_send(head, body) {
             Ok(()) => Ok(()),
             Err(error) if is_timeout(&error) => Err(self.timed_out()),
@@ -372,6 +396,24 @@ impl Client {
         self.forget();
         self.paused_until = Some(Instant::now() + PAUSE);
         ClientError::Timeout { waited: self.deadline.budget }
+    }
+
+    /// Connects once more if the reason for `error` is that there is no hub, and one could be brought up.
+    fn connect_after_rescue(&mut self, error: ClientError) -> Result<(), ClientError> {
+        let ClientError::Connect { socket, source } = &error else { return Err(error) };
+        if !matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) {
+            return Err(error);
+        }
+        let Some(mut rescue) = self.rescue.take() else { return Err(error) };
+        let outcome = (rescue.0)(socket, self.deadline.left());
+        self.rescue = Some(rescue);
+        if let Err(source) = outcome {
+            if is_timeout(&source) {
+                self.paused_until = Some(Instant::now() + PAUSE);
+            }
+            return Err(ClientError::Connect { socket: socket.clone(), source });
+        }
+        self.connect()
     }
 
     fn connect(&mut self) -> Result<(), ClientError> {
@@ -401,6 +443,12 @@ impl Client {
         };
         let mut hello = Vec::new();
         Request::Hello { oldest: OLDEST_VERSION, newest: VERSION, pid: std::process::id() }.write(&mut hello);
+        if let Some(pid) = self.options.follow {
+            let query = serde_json::to_string(&BusQuery::Follow { pid }).map_err(|error| ClientError::Protocol(error.to_string()))?;
+            // Nobody waits for its answer.
+            let request = self.next_request();
+            Request::Query { request, query: &query }.write(&mut hello);
+        }
         self.received.clear();
         self.link = Some(link);
         self.try_send(&hello, &[]).map_err(|source| {

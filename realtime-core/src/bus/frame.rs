@@ -123,6 +123,11 @@ pub enum BusQuery {
         /// A channel's name, or a pattern in which each `*` stands for any text.
         pattern: String,
     },
+    /// Live as long as this process, if the hub lives as long as others; the hub's own user and root only.
+    Follow {
+        /// The process, as the hub's host numbers it.
+        pid: u32,
+    },
 }
 
 /// What a client sends.

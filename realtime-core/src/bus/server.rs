@@ -419,7 +419,7 @@ impl Peer {
     }
 
     async fn ask(&self, query: BusQuery) -> Result<String, (FailureCode, String)> {
-        let privileged = matches!(query, BusQuery::DisconnectUser { .. } | BusQuery::SetUser { .. });
+        let privileged = matches!(query, BusQuery::DisconnectUser { .. } | BusQuery::SetUser { .. } | BusQuery::Follow { .. });
         if privileged && !self.trusted {
             return Err((FailureCode::Unauthorized, ONLY_TRUSTED.into()));
         }
@@ -465,6 +465,7 @@ impl Node {
                 status["open_files"] = open_files();
                 status
             }
+            BusQuery::Follow { pid } => self.follow.as_ref().is_some_and(|follow| follow(pid)).into(),
             // Answered by its connection.
             BusQuery::Tail { .. } => serde_json::Value::Null,
         };

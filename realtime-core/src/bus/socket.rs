@@ -2,7 +2,7 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -68,8 +68,9 @@ pub struct BusSocket {
 struct OwnFile {
     /// Taken when it is removed.
     path: Option<PathBuf>,
-    /// Held as long as the socket is served; the kernel lets go of it however the process ends.
-    _lock: Lock,
+    /// Held as long as the socket is served; the kernel lets go of it however the process ends. Absent where another
+    /// process took the lock and left it to this one.
+    lock: Option<Lock>,
 }
 
 impl BusSocket {
@@ -94,6 +95,7 @@ impl BusSocket {
         let lock = OpenOptions::new()
             .create(true)
             .truncate(false)
+            .read(true)
             .write(true)
             .mode(0o600)
             // O_NOFOLLOW: a planted link must not make us open something else.
@@ -137,7 +139,7 @@ impl BusSocket {
             drop(fs::remove_file(&temporary));
             system("listen on", path)(source)
         })?;
-        Ok(BusSocket { listener: Some(listener), own: Some(OwnFile { path: Some(path.into()), _lock: lock }) })
+        Ok(BusSocket { listener: Some(listener), own: Some(OwnFile { path: Some(path.into()), lock: Some(lock) }) })
     }
 
     /// Serves a listener that a supervisor bound. Its file, rights and lock stay the supervisor's,
@@ -145,6 +147,30 @@ impl BusSocket {
     pub fn activated(listener: UnixListener) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
         Ok(BusSocket { listener: Some(listener), own: None })
+    }
+
+    /// Copies of the listener and of the lock file for a process that is to serve the socket in this one's place, with
+    /// [`BusSocket::taken_over`]. Both are closed where another program is executed, unless the caller prevents it.
+    pub fn copies(&self) -> io::Result<(OwnedFd, File)> {
+        let lock = self.own.as_ref().and_then(|own| own.lock.as_ref());
+        match (&self.listener, lock) {
+            (Some(listener), Some(lock)) => Ok((listener.try_clone()?.into(), lock.0.try_clone()?)),
+            _ => Err(io::ErrorKind::Unsupported.into()),
+        }
+    }
+
+    /// Leaves the socket to the process that has the copies: the file stays.
+    pub fn leave(mut self) {
+        if let Some(own) = &mut self.own {
+            own.path = None;
+        }
+    }
+
+    /// Serves a socket that another process bound and left to this one. The lock's copy has to stay open for as long as
+    /// this process lives.
+    pub fn taken_over(listener: UnixListener, path: &Path) -> io::Result<Self> {
+        listener.set_nonblocking(true)?;
+        Ok(BusSocket { listener: Some(listener), own: Some(OwnFile { path: Some(path.into()), lock: None }) })
     }
 
     pub(crate) fn take_listener(&mut self) -> Option<UnixListener> {
@@ -268,6 +294,25 @@ mod tests {
         let listener = UnixListener::bind(&path).expect("bound");
         drop(BusSocket::activated(listener).expect("taken"));
         assert!(path.exists() && !with_suffix(&path, ".lock").exists());
+        fs::remove_dir_all(directory).expect("removed");
+    }
+
+    #[test]
+    fn a_socket_goes_over_to_another_process_with_its_lock() {
+        let directory = directory("over");
+        let path = directory.join("hub.sock");
+        let bound = BusSocket::bind(&path, 0o660).expect("bound");
+        let (listener, lock) = bound.copies().expect("copied");
+        bound.leave();
+        assert!(path.exists());
+        assert!(matches!(BusSocket::bind(&path, 0o660), Err(BusBindError::InUse { .. })));
+        let next = BusSocket::taken_over(listener.into(), &path).expect("taken over");
+        std::os::unix::net::UnixStream::connect(&path).expect("somebody listens");
+        drop(next);
+        assert!(!path.exists());
+        assert!(matches!(BusSocket::bind(&path, 0o660), Err(BusBindError::InUse { .. })), "the lock goes last");
+        drop(lock);
+        drop(BusSocket::bind(&path, 0o660).expect("free"));
         fs::remove_dir_all(directory).expect("removed");
     }
 

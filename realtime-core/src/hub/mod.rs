@@ -86,7 +86,12 @@ pub(crate) struct Node {
     published: AtomicU64,
     queue_full: AtomicU64,
     stopping: AtomicBool,
+    /// Asked when a peer on the bus wants the hub to live as long as a process.
+    pub(crate) follow: Option<Follow>,
 }
+
+/// Whether the hub will live as long as the process with this number.
+pub(crate) type Follow = Box<dyn Fn(u32) -> bool + Send + Sync>;
 
 /// A shard as others see it.
 pub(crate) struct ShardHandle {
@@ -205,12 +210,16 @@ pub struct HubBuilder {
     formats: Vec<Format>,
     listener: Option<TcpListener>,
     bus_listener: Option<UnixListener>,
+    bus_socket: Option<BusSocket>,
+    follow: Option<Follow>,
 }
 
 impl HubBuilder {
     /// The native protocol and the memory broker.
     pub fn new(config: Config) -> Self {
-        HubBuilder { config, broker: None, formats: Vec::new(), listener: None, bus_listener: None }.protocol(Native, WebSocket)
+        let builder =
+            HubBuilder { config, broker: None, formats: Vec::new(), listener: None, bus_listener: None, bus_socket: None, follow: None };
+        builder.protocol(Native, WebSocket)
     }
 
     /// Adds a protocol that is spoken over a framing. Requests are offered to protocols in the
@@ -242,12 +251,26 @@ impl HubBuilder {
         self
     }
 
+    /// Serves the bus on a socket that is bound already and belongs to the hub from here on; `socket` and `socket_mode`
+    /// are not looked at.
+    pub fn bus_socket(mut self, socket: BusSocket) -> Self {
+        self.bus_socket = Some(socket);
+        self
+    }
+
+    /// What to do when a peer of the hub's own user asks it to live as long as a process; true: it will. Called on the
+    /// bus' thread, which it must not hold up. Without it the hub lives for its own sake.
+    pub fn on_follow(mut self, follow: impl Fn(u32) -> bool + Send + Sync + 'static) -> Self {
+        self.follow = Some(Box::new(follow));
+        self
+    }
+
     /// Binds, starts the threads and returns once the hub listens.
     ///
     /// Threads inherit the caller's signal mask: a host with signal handlers blocks all signals
     /// around this call.
     pub fn start(self) -> Result<Hub, StartError> {
-        let HubBuilder { mut config, broker, formats, listener, bus_listener } = self;
+        let HubBuilder { mut config, broker, formats, listener, bus_listener, bus_socket, follow } = self;
         if let Some(listener) = &listener {
             config.listen = listener.local_addr()?.to_string();
         }
@@ -263,10 +286,11 @@ impl HubBuilder {
             }
         };
         let local_addr = listener.local_addr()?;
-        let bus_socket = match (bus_listener, config.socket.as_deref()) {
-            (Some(listener), _) => Some(BusSocket::activated(listener)?),
-            (None, None | Some("")) => None,
-            (None, Some(path)) => Some(BusSocket::bind(Path::new(path), config.socket_mode()?)?),
+        let bus_socket = match (bus_socket, bus_listener, config.socket.as_deref()) {
+            (Some(socket), ..) => Some(socket),
+            (None, Some(listener), _) => Some(BusSocket::activated(listener)?),
+            (None, None, None | Some("")) => None,
+            (None, None, Some(path)) => Some(BusSocket::bind(Path::new(path), config.socket_mode()?)?),
         };
         let broker = match broker {
             Some(broker) => broker,
@@ -301,6 +325,7 @@ impl HubBuilder {
             published: AtomicU64::new(0),
             queue_full: AtomicU64::new(0),
             stopping: AtomicBool::new(false),
+            follow,
             local_addr,
             apps: Apps::new(&config.apps),
             config,
