@@ -10,6 +10,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::bus::socket::default_path;
+use crate::history::Retention;
+use crate::message::INTERNAL_PREFIX;
 
 /// Everything that can be set. Durations are `_ms`, sizes are `_bytes`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -163,6 +165,9 @@ pub struct Limits {
     /// Idempotency keys that are remembered, each for five minutes. Default 100,000; past it a
     /// channel's oldest are forgotten first.
     pub idempotency_keys: usize,
+    /// Bytes of memory of all kept publications, in the memory broker. Default 64 MiB; past it
+    /// those of the channels that were silent longest go first.
+    pub history_bytes: usize,
 }
 
 /// An app: a site, or whatever else has channels of its own.
@@ -249,6 +254,59 @@ pub struct ChannelPolicy {
     /// Whether subscribers may publish to the channel. Default false.
     #[serde(default)]
     pub client_events: bool,
+    /// What is kept of the channel, so that clients which come back get what they have missed.
+    /// Default: nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub history: Option<HistoryPolicy>,
+    /// Whether who subscribes gets the newest publication at once. Default false.
+    #[serde(default)]
+    pub last_value: bool,
+}
+
+/// What is kept of a channel; what passes one of the bounds goes, oldest first.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct HistoryPolicy {
+    /// Publications. Default 100; 1–100,000.
+    pub size: usize,
+    /// Their age. Default 300,000; 1 ms to 30 days.
+    pub ttl_ms: u64,
+    /// Their bytes of memory. Default 1 MiB, at least 1 KiB.
+    pub bytes: usize,
+}
+
+impl Default for HistoryPolicy {
+    fn default() -> Self {
+        HistoryPolicy { size: 100, ttl_ms: 300_000, bytes: 1 << 20 }
+    }
+}
+
+/// Longest age of a kept publication: 30 days.
+const MAX_HISTORY_TTL_MS: u64 = 30 * 86_400_000;
+
+impl ChannelPolicy {
+    /// What has to be kept of such a channel.
+    pub(crate) fn retention(&self) -> Option<Retention> {
+        match (&self.history, self.last_value) {
+            (Some(HistoryPolicy { size, ttl_ms, bytes }), _) => Some(Retention { size: *size, ttl_ms: *ttl_ms, bytes: *bytes }),
+            (None, true) => Some(Retention { size: 1, ttl_ms: MAX_HISTORY_TTL_MS, bytes: usize::MAX }),
+            (None, false) => None,
+        }
+    }
+
+    fn check_history(&self) -> Result<(), String> {
+        let Some(HistoryPolicy { size, ttl_ms, bytes }) = &self.history else { return Ok(()) };
+        if !(1..=100_000).contains(size) {
+            return Err(format!("history.size {size} is not within 1–100000"));
+        }
+        if !(1..=MAX_HISTORY_TTL_MS).contains(ttl_ms) {
+            return Err(format!("history.ttl_ms {ttl_ms} is not within 1–{MAX_HISTORY_TTL_MS}"));
+        }
+        if *bytes < 1 << 10 {
+            return Err(format!("history.bytes {bytes} is less than 1024"));
+        }
+        Ok(())
+    }
 }
 
 /// Apps in one hub.
@@ -304,6 +362,7 @@ impl Default for Limits {
             ingress_bytes: 64 << 20,
             idle_channels: 100_000,
             idempotency_keys: 100_000,
+            history_bytes: 64 << 20,
         }
     }
 }
@@ -331,6 +390,9 @@ impl Config {
         }
         self.socket_mode()?;
         self.validate_apps()?;
+        for (at, policy) in self.channels.iter().enumerate() {
+            policy.check_history().map_err(|reason| ConfigError::InvalidValue { key: format!("channels[{at}]"), reason })?;
+        }
         let limits = &self.limits;
         if self.shards > 64 {
             return invalid("shards", format!("{} is more than 64", self.shards));
@@ -429,6 +491,14 @@ impl Config {
 
     pub(crate) fn publish_timeout(&self) -> Duration {
         Duration::from_millis(self.publish_timeout_ms)
+    }
+
+    /// What is kept of a channel; nothing of those that belong to the hub.
+    pub(crate) fn retention(&self, channel: &str) -> Option<Retention> {
+        if channel.starts_with(INTERNAL_PREFIX) {
+            return None;
+        }
+        self.channel_policy(channel).and_then(ChannelPolicy::retention)
     }
 
     /// The policy for a channel: the first pattern that matches, or none.

@@ -8,6 +8,7 @@
 //! | [`broker`] | where publications get their order |
 //! | [`bus`] | how other processes of the host reach the hub |
 //! | [`apps`] | names of channels and users that do not meet |
+//! | [`history`] | what is kept of a channel |
 //! | [`auth`] | who may do what |
 //! | [`message`] | channels, publications, users, positions |
 //! | [`config`] | every setting, its unit and its default |
@@ -32,6 +33,7 @@ pub mod close;
 pub mod config;
 pub mod descriptors;
 pub mod error;
+pub mod history;
 pub mod hub;
 pub mod message;
 pub mod protocol;

@@ -8,6 +8,7 @@ use std::sync::{Arc, LazyLock};
 use serde::{Deserialize, Serialize};
 
 use crate::error::PublishError;
+use crate::history::Retention;
 
 /// Longest channel name, in bytes of UTF-8.
 pub const MAX_CHANNEL_BYTES: usize = 200;
@@ -353,6 +354,22 @@ impl fmt::Display for Epoch {
     }
 }
 
+/// A text that is not an epoch (16 hexadecimal digits).
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("not an epoch: expected 16 hexadecimal digits")]
+pub struct InvalidEpoch;
+
+impl FromStr for Epoch {
+    type Err = InvalidEpoch;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text.len() != 16 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            return Err(InvalidEpoch);
+        }
+        u64::from_str_radix(text, 16).map(Epoch).map_err(|_| InvalidEpoch)
+    }
+}
+
 /// A place in a channel's one order: offsets are dense and start at 1; 0 is "before the first".
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Position {
@@ -411,6 +428,14 @@ pub struct Publish<'a> {
     pub id: Option<&'a str>,
     /// The user on whose behalf a client published it.
     pub user_id: Option<&'a Arc<str>>,
+    /// Whether it may be kept where the channel has a history. One that is not reaches those who
+    /// are there, and nobody who comes back misses it.
+    pub history: bool,
+    /// Milliseconds after which it is no longer given to anybody who comes back, where that is
+    /// sooner than the channel's history says.
+    pub ttl_ms: Option<u64>,
+    /// What is kept of the channel; the hub sets it from the channel's policy, for the broker.
+    pub retention: Option<Retention>,
     /// [`channel_hash`] of the channel; 0 until the hub has computed it.
     pub(crate) hash: u64,
 }
@@ -418,7 +443,19 @@ pub struct Publish<'a> {
 impl<'a> Publish<'a> {
     /// A publication with nothing excepted and no idempotency key.
     pub fn new(channel: &'a str, event: &'a str, payload: Payload<'a>) -> Self {
-        Publish { app: None, channel, event, payload, except: &[], id: None, user_id: None, hash: 0 }
+        Publish {
+            app: None,
+            channel,
+            event,
+            payload,
+            except: &[],
+            id: None,
+            user_id: None,
+            history: true,
+            ttl_ms: None,
+            retention: None,
+            hash: 0,
+        }
     }
 
     /// Checks everything but the channel's name and a JSON body's syntax, as every hub does whose
@@ -539,6 +576,23 @@ pub struct Publication {
 }
 
 impl Publication {
+    /// What a publisher gave, with its place.
+    pub fn new(publish: &Publish<'_>, position: Position) -> Self {
+        Publication::on(ChannelRef::of(publish).to_channel(), publish, position)
+    }
+
+    /// The same on a channel that is known already.
+    pub(crate) fn on(channel: Channel, publish: &Publish<'_>, position: Position) -> Self {
+        Publication {
+            channel,
+            event: EventName::from(publish.event),
+            body: Body::from(publish.payload),
+            except: publish.except.to_vec(),
+            user_id: publish.user_id.cloned(),
+            position,
+        }
+    }
+
     /// Whether it went to a user rather than to a channel that clients can name.
     pub fn is_internal(&self) -> bool {
         self.channel.is_internal()
@@ -611,6 +665,15 @@ mod tests {
         assert_eq!(id.to_string().parse(), Ok(id));
         for bad in ["", ".", "1", "1.", ".1", "1.2.3", "+1.2", "-1.2", " 1.2", "1.18446744073709551616", "a.b"] {
             assert_eq!(bad.parse::<SocketId>(), Err(InvalidSocketId), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn epochs_round_trip_and_reject_everything_else() {
+        assert_eq!(Epoch(0xab).to_string().parse(), Ok(Epoch(0xab)));
+        assert_eq!(Epoch(u64::MAX).to_string().parse(), Ok(Epoch(u64::MAX)));
+        for bad in ["", "x", "ab", "00000000000000abc", "+0000000000000ab", "000000000000000g"] {
+            assert_eq!(bad.parse::<Epoch>(), Err(InvalidEpoch), "{bad:?}");
         }
     }
 

@@ -262,7 +262,7 @@ fn idle_channels_are_forgotten_past_their_number_and_subscribed_ones_never() {
             0
         }
     }
-    let broker = Memory::new(640, 1).unwrap();
+    let broker = Memory::new(640, 1, 1 << 20).unwrap();
     broker.start(Arc::new(Nobody)).unwrap();
     let publish = |channel: &str| match broker.publish(&Publish::new(channel, "e", Payload::Text("x"))) {
         Reply::Now(published) => published.unwrap().position,

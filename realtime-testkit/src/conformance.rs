@@ -7,6 +7,7 @@ use std::thread;
 use parking_lot::Mutex;
 use realtime_core::broker::{Broker, Deliver, Published, Reply};
 use realtime_core::error::BrokerError;
+use realtime_core::history::{Page, Range, Retention};
 use realtime_core::message::Body;
 use realtime_core::{Payload, Position, Publish, SocketId};
 
@@ -15,7 +16,7 @@ use crate::wait::{DEADLINE, eventually};
 /// Makes the tests of the suite for one broker, each on a fresh one.
 ///
 /// ```text
-/// broker_conformance!(memory, || Arc::new(Memory::new(64, 64).unwrap()), idempotency: true);
+/// broker_conformance!(memory, || Arc::new(Memory::new(64, 64, 1 << 20).unwrap()), idempotency: true);
 /// ```
 #[macro_export]
 macro_rules! broker_conformance {
@@ -34,6 +35,12 @@ macro_rules! broker_conformance {
                 eight_threads_get_one_order_that_keeps_each_ones_own
                 channels_do_not_share_offsets
                 nothing_is_delivered_after_the_stop
+                a_history_is_the_newest_within_its_size
+                a_history_is_read_in_parts_from_either_end
+                a_history_is_bounded_in_bytes
+                what_was_not_to_be_kept_is_no_gap
+                what_expires_is_gone_and_its_absence_is_seen
+                a_position_and_its_history_are_seen_together
             );
 
             #[test]
@@ -151,6 +158,20 @@ impl Subject {
     fn unsubscribe(&self, channel: &str) {
         self.recorder.heard.lock().remove(channel);
         self.broker.unsubscribe(channel);
+    }
+
+    fn keep(&self, channel: &str, text: &str, retention: Retention) -> Position {
+        let mut publish = Publish::new(channel, "e", Payload::Text(text));
+        publish.retention = Some(retention);
+        answer(self.broker.publish(&publish)).unwrap().position
+    }
+
+    fn read(&self, channel: &str, range: Range) -> Page {
+        answer(self.broker.read(channel, &range)).unwrap()
+    }
+
+    fn history(&self, channel: &str) -> Vec<u64> {
+        offsets(&self.read(channel, Range::default()))
     }
 
     /// Waits until everything asked of the broker so far has had its effect, as far as a caller can tell: something
@@ -346,6 +367,141 @@ pub fn nothing_is_delivered_after_the_stop(broker: Arc<dyn Broker>) {
     });
     let refused = answer(subject.broker.publish(&Publish::new("a", "e", Payload::Text("x"))));
     assert_eq!(refused, Err(BrokerError::Stopped));
+}
+
+const KEPT: Retention = Retention { size: 1_000, ttl_ms: 600_000, bytes: 1 << 20 };
+
+fn offsets(page: &Page) -> Vec<u64> {
+    page.publications.iter().map(|publication| publication.position.offset).collect()
+}
+
+/// The newest publications are there as they were given; the floor says from where on.
+pub fn a_history_is_the_newest_within_its_size(broker: Arc<dyn Broker>) {
+    let subject = Subject::start(broker);
+    let retention = Retention { size: 3, ..KEPT };
+    let empty = subject.read("a", Range::default());
+    assert!(empty.publications.is_empty() && empty.continues(empty.top), "{empty:?}");
+    for (published, first, floor) in [(1, 1, 0), (2, 1, 0), (3, 1, 0), (4, 2, 1), (5, 3, 2)] {
+        let top = subject.keep("a", "x", retention);
+        assert_eq!(top, Position { epoch: empty.top.epoch, offset: published });
+        let page = subject.read("a", Range::default());
+        assert_eq!((offsets(&page), page.floor, page.top, page.more), ((first..=published).collect(), floor, top, false));
+        let continues = |offset| page.continues(Position { offset, ..top });
+        assert!(continues(floor) && continues(published) && !continues(published + 1));
+        assert!(floor == 0 || !continues(floor - 1));
+    }
+    let other = Position { epoch: realtime_core::Epoch(empty.top.epoch.0.wrapping_add(1)), offset: 5 };
+    assert!(!subject.read("a", Range::default()).continues(other));
+
+    let except: [SocketId; 1] = ["1.2".parse().unwrap()];
+    let user = Arc::from("ada");
+    let payloads = [Payload::Text("t\u{e9}\0"), Payload::Json("[1]"), Payload::Binary(&[0, 255, b'\n'])];
+    for payload in payloads {
+        let mut publish = Publish::new("a", "an event", payload);
+        (publish.except, publish.user_id, publish.retention) = (&except, Some(&user), Some(retention));
+        answer(subject.broker.publish(&publish)).unwrap();
+    }
+    let page = subject.read("a", Range::default());
+    assert_eq!(page.publications.len(), 3);
+    for (kept, payload) in page.publications.iter().zip(payloads) {
+        assert_eq!((kept.channel.name(), kept.event.as_str(), kept.user_id.as_deref()), ("a", "an event", Some("ada")));
+        assert_eq!((&kept.body, &kept.except[..]), (&Body::from(payload), &except[..]));
+    }
+}
+
+/// Bounds of a range hold at both ends, and `more` says when something was left out.
+pub fn a_history_is_read_in_parts_from_either_end(broker: Arc<dyn Broker>) {
+    let subject = Subject::start(broker);
+    for _ in 0..6 {
+        subject.keep("a", "xxxx", KEPT);
+    }
+    let all = Range::default();
+    for (range, expected, more) in [
+        (Range { after: 2, ..all }, vec![3, 4, 5, 6], false),
+        (Range { after: 6, ..all }, vec![], false),
+        (Range { after: u64::MAX, ..all }, vec![], false),
+        (Range { after: 2, until: 4, ..all }, vec![3, 4], false),
+        (Range { after: 4, until: 2, ..all }, vec![], false),
+        (Range { limit: 5, ..all }, vec![1, 2, 3, 4, 5], true),
+        (Range { limit: 6, ..all }, vec![1, 2, 3, 4, 5, 6], false),
+        (Range { limit: 2, newest_first: true, ..all }, vec![6, 5], true),
+        (Range { after: 2, until: 5, limit: 3, newest_first: true, ..all }, vec![5, 4, 3], false),
+        (Range { bytes: 1, ..all }, vec![1], true),
+        (Range { bytes: 8, ..all }, vec![1, 2], true),
+        (Range { after: 5, bytes: 1, ..all }, vec![6], false),
+    ] {
+        let page = subject.read("a", range);
+        assert_eq!((offsets(&page), page.more), (expected, more), "{range:?}");
+    }
+}
+
+/// Bytes bound a history too; a publication that passes the bound alone is not kept, and seen to be missing.
+pub fn a_history_is_bounded_in_bytes(broker: Arc<dyn Broker>) {
+    let subject = Subject::start(broker);
+    let retention = Retention { bytes: 4_096, ..KEPT };
+    for _ in 0..40 {
+        subject.keep("a", &"x".repeat(500), retention);
+    }
+    let page = subject.read("a", Range::default());
+    let count = page.publications.len() as u64;
+    assert!((4..=8).contains(&count), "{count}");
+    assert_eq!((offsets(&page), page.floor), ((41 - count..=40).collect(), 40 - count));
+    subject.keep("a", &"x".repeat(5_000), retention);
+    let page = subject.read("a", Range::default());
+    assert_eq!((offsets(&page), page.floor), (vec![], 41));
+    subject.keep("a", "small", retention);
+    assert_eq!(subject.history("a"), [42]);
+}
+
+/// A publication that is not to be kept takes its place, and nobody misses it.
+pub fn what_was_not_to_be_kept_is_no_gap(broker: Arc<dyn Broker>) {
+    let subject = Subject::start(broker);
+    subject.subscribe("a");
+    for history in [true, false, true, false] {
+        let mut publish = Publish::new("a", "e", Payload::Text("x"));
+        (publish.retention, publish.history) = (Some(KEPT), history);
+        answer(subject.broker.publish(&publish)).unwrap();
+    }
+    subject.recorder.wait_for("a", 4);
+    assert_eq!(subject.recorder.offsets("a"), [1, 2, 3, 4]);
+    let page = subject.read("a", Range::default());
+    assert_eq!((offsets(&page), page.floor, page.top.offset), (vec![1, 3], 0, 4));
+}
+
+/// Age ends a publication. Its absence is seen, unless its publisher had set its end.
+pub fn what_expires_is_gone_and_its_absence_is_seen(broker: Arc<dyn Broker>) {
+    let subject = Subject::start(broker);
+    let mut fleeting = Publish::new("a", "e", Payload::Text("x"));
+    (fleeting.retention, fleeting.ttl_ms) = (Some(KEPT), Some(1));
+    subject.keep("a", "x", KEPT);
+    answer(subject.broker.publish(&fleeting)).unwrap();
+    subject.keep("a", "x", KEPT);
+    eventually("the fleeting one has gone", || subject.history("a") == [1, 3]);
+    assert_eq!(subject.read("a", Range::default()).floor, 0);
+
+    subject.keep("b", "x", Retention { ttl_ms: 1, ..KEPT });
+    eventually("the old one has gone", || subject.history("b").is_empty());
+    assert_eq!(subject.read("b", Range::default()).floor, 1);
+}
+
+/// Whoever sees a position sees what is kept up to it, while others publish.
+pub fn a_position_and_its_history_are_seen_together(broker: Arc<dyn Broker>) {
+    let subject = Subject::start(broker);
+    thread::scope(|scope| {
+        let publishers: Vec<_> = (0..3)
+            .map(|_| {
+                scope.spawn(|| {
+                    for _ in 0..60 {
+                        subject.keep("a", "x", Retention { size: 50, ..KEPT });
+                    }
+                })
+            })
+            .collect();
+        while publishers.iter().any(|publisher| !publisher.is_finished()) {
+            let page = subject.read("a", Range::default());
+            assert_eq!(offsets(&page), (page.floor + 1..=page.top.offset).collect::<Vec<_>>());
+        }
+    });
 }
 
 /// For brokers without idempotency: a key is no fault.

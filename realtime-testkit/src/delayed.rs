@@ -5,15 +5,16 @@
 //! between any two of these; idempotency keys are not looked at.
 
 use std::collections::{BinaryHeap, HashMap};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 use realtime_core::broker::{Broker, Deliver, Published, Reply, Resolver, promise};
 use realtime_core::error::BrokerError;
-use realtime_core::message::Body;
+use realtime_core::history::{Log, Page, Range, Retention};
+use realtime_core::message::{Body, Publication};
 use realtime_core::{Epoch, Position, Publish, SocketId};
 
 use crate::wait::eventually;
@@ -48,6 +49,7 @@ struct State {
 struct Channel {
     position: Position,
     subscribed: bool,
+    log: Log,
 }
 
 struct Item {
@@ -68,6 +70,10 @@ enum Task {
     /// Its position comes back.
     Subscribed(Position, Resolver<Position>),
     Unsubscribe(String),
+    /// A question for a channel's history reaches the broker.
+    History(String, Range, Resolver<Page>),
+    /// The answer comes back.
+    Answer(Page, Resolver<Page>),
     Fail(Failing),
 }
 
@@ -106,6 +112,9 @@ struct Owned {
     body: Body,
     except: Vec<SocketId>,
     user_id: Option<Arc<str>>,
+    retention: Option<Retention>,
+    history: bool,
+    ttl_ms: Option<u64>,
 }
 
 impl Owned {
@@ -116,14 +125,27 @@ impl Owned {
             body: publish.payload.into(),
             except: publish.except.to_vec(),
             user_id: publish.user_id.cloned(),
+            retention: publish.retention,
+            history: publish.history,
+            ttl_ms: publish.ttl_ms,
         }
     }
 
-    fn deliver(&self, to: &dyn Deliver, position: Position) -> usize {
+    fn borrow(&self) -> Publish<'_> {
         let mut publish = Publish::new(&self.channel, &self.event, self.body.as_payload());
         publish.except = &self.except;
         publish.user_id = self.user_id.as_ref();
-        to.deliver(&publish, position)
+        publish
+    }
+
+    fn deliver(&self, to: &dyn Deliver, position: Position) -> usize {
+        to.deliver(&self.borrow(), position)
+    }
+
+    fn keep(&self, log: &mut Log, position: Position, now_ms: u64) {
+        if let Some(retention) = self.retention.filter(|_| self.history) {
+            log.append(Arc::new(Publication::new(&self.borrow(), position)), &retention, self.ttl_ms, now_ms);
+        }
     }
 }
 
@@ -186,6 +208,12 @@ fn unavailable() -> BrokerError {
     BrokerError::Unavailable { reason: "told to fail".into() }
 }
 
+/// Milliseconds since the first call.
+fn now_ms() -> u64 {
+    static START: OnceLock<Instant> = OnceLock::new();
+    START.get_or_init(Instant::now).elapsed().as_millis() as u64
+}
+
 impl State {
     fn plan(&mut self, delay: Duration, task: Task) {
         self.sequence += 1;
@@ -196,7 +224,7 @@ impl State {
         static NEXT_EPOCH: AtomicU64 = AtomicU64::new(1);
         if !self.channels.contains_key(name) {
             let epoch = Epoch(NEXT_EPOCH.fetch_add(1, Ordering::Relaxed));
-            self.channels.insert(name.into(), Channel { position: Position { epoch, offset: 0 }, subscribed: false });
+            self.channels.insert(name.into(), Channel { position: Position { epoch, offset: 0 }, subscribed: false, log: Log::new(0) });
         }
         self.channels.get_mut(name).unwrap()
     }
@@ -205,8 +233,10 @@ impl State {
     fn step(&mut self, delay: Duration, task: Task) -> Option<Call> {
         match task {
             Task::Sequence(owned, resolver) => {
+                let now_ms = now_ms();
                 let channel = self.channel(&owned.channel);
                 channel.position.offset += 1;
+                owned.keep(&mut channel.log, channel.position, now_ms);
                 let (position, subscribed) = (channel.position, channel.subscribed);
                 if subscribed {
                     self.plan(delay, Task::Deliver(owned, position));
@@ -231,6 +261,13 @@ impl State {
                 self.channel(&name).subscribed = false;
                 None
             }
+            Task::History(name, range, resolver) => {
+                let channel = self.channel(&name);
+                let page = channel.log.read(&range, channel.position, now_ms());
+                self.plan(delay, Task::Answer(page, resolver));
+                None
+            }
+            Task::Answer(page, resolver) => Some(Box::new(move |_| resolver.resolve(Ok(page)))),
             Task::Fail(Failing::Publish(resolver)) => Some(Box::new(move |_| resolver.resolve(Err(unavailable())))),
             Task::Fail(Failing::Subscribe(resolver)) => Some(Box::new(move |_| resolver.resolve(Err(unavailable())))),
         }
@@ -296,6 +333,12 @@ impl Broker for Delayed {
 
     fn unsubscribe(&self, channel: &str) {
         self.plan(|_| Task::Unsubscribe(channel.into()));
+    }
+
+    fn read(&self, channel: &str, range: &Range) -> Reply<Page> {
+        let (resolver, pending) = promise();
+        self.plan(|_| Task::History(channel.into(), *range, resolver));
+        Reply::Later(pending)
     }
 
     fn stop(&self) {

@@ -74,7 +74,7 @@ impl Protocol for Pipes {
 
     fn decode(&self, state: &mut ProtocolState, message: Inbound<'_>, commands: &mut Vec<Command>) -> Result<(), ProtocolError> {
         let Inbound::Text(text) = message else { return Err(ProtocolError::new("no_binary", "text only")) };
-        let subscribe = |channel: &str| Command::Subscribe { id: None, channel: channel.into(), recover: false, credentials: None };
+        let subscribe = |channel: &str| Command::Subscribe { id: None, channel: channel.into(), recover: None, credentials: None };
         match text.splitn(3, '|').collect::<Vec<_>>()[..] {
             ["sub", channel] => commands.push(subscribe(channel)),
             ["both", first, second] => commands.extend([subscribe(first), subscribe(second)]),

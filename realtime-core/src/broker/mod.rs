@@ -8,6 +8,7 @@ use std::time::Duration;
 use parking_lot::{Condvar, Mutex};
 
 use crate::error::BrokerError;
+use crate::history::{Page, Range};
 use crate::message::{Position, Publish};
 
 /// Gives publications their place and hands them to the node.
@@ -24,6 +25,10 @@ use crate::message::{Position, Publish};
 /// - **Subscribe, then position.** The position that [`Broker::subscribe`] answers is the top at
 ///   some moment after the subscription took effect: what follows it will be delivered. What was
 ///   delivered at or before it may arrive too, earlier or later; the node drops that by offset.
+/// - **History.** What is published with a retention is kept within it, in the same step that gives
+///   it its place, so that nobody sees the one without the other. [`Publish::history`] false takes
+///   a place and is not kept; [`Publish::ttl_ms`] may end its life early. Neither is a gap: the
+///   floor of a [`Page`] rises only when something goes that was to be kept.
 /// - **Never blocks.** Every method is called from shard threads and returns at once. What needs a
 ///   round trip answers [`Reply::Later`].
 /// - **Repeats.** Subscribing twice and unsubscribing without a subscription do nothing more.
@@ -39,6 +44,10 @@ pub trait Broker: Send + Sync + 'static {
 
     /// The node has no subscriber of `channel` left.
     fn unsubscribe(&self, channel: &str);
+
+    /// Reads what is kept of `channel`. The page's top is the channel's position at one moment,
+    /// and its publications are all of the range that were kept then.
+    fn read(&self, channel: &str, range: &Range) -> Reply<Page>;
 
     /// Called about once a second, to forget what has expired.
     fn tick(&self) {}

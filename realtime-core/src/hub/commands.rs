@@ -6,7 +6,7 @@ use crate::broker::Reply;
 use crate::config::Access;
 use crate::error::PublishError;
 use crate::message::{InvalidChannel, MAX_EVENT_BYTES, Payload, Publish, find_control, validate_channel};
-use crate::protocol::{Command, Credentials, ProtocolError, Push, RelayBody, RequestId};
+use crate::protocol::{Command, Credentials, ProtocolError, Push, Recover, RelayBody, RequestId};
 
 use super::fanout::{ConnectionKey, JoinRequest};
 use super::shard::{Job, Shard};
@@ -47,7 +47,7 @@ impl Shard {
         key: ConnectionKey,
         id: Option<RequestId>,
         channel: &str,
-        recover: bool,
+        recover: Option<Recover>,
         credentials: Option<&Credentials>,
     ) -> Result<(), ProtocolError> {
         check_channel(channel)?;
@@ -60,7 +60,7 @@ impl Shard {
         let Some(connection) = self.connection(key) else { return Ok(()) };
         let session = &connection.session;
         if let Some(index) = index.filter(|index| session.subscriptions.find(*index as u32).is_some()) {
-            self.push_subscribed(key, index, id.as_ref(), recover);
+            self.push_subscribed(key, index, id.as_ref(), recover.is_some());
             return Ok(());
         }
         let own = usize::from(session.user.is_some());

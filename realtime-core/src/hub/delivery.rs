@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 
 use super::ingress::{ChannelLoad, Ingress};
 use super::interest::Entry;
-use crate::message::{Body, EventName, Position, Publication, Publish};
+use crate::message::{EventName, Position, Publication, Publish};
 use crate::protocol::{Format, FormatKey, MessageKind};
 
 /// What a queued publication costs beside its body: the record, its frame, the queue's slot.
@@ -86,14 +86,7 @@ impl Delivery {
             return pooled;
         }
         Arc::new(Delivery {
-            publication: Publication {
-                channel: heard.channel.clone(),
-                event: EventName::from(publish.event),
-                body: Body::from(publish.payload),
-                except: publish.except.to_vec(),
-                user_id: publish.user_id.cloned(),
-                position,
-            },
+            publication: Publication::on(heard.channel.clone(), publish, position),
             frames: Frames::default(),
             charge,
             load: heard.load.clone(),

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use super::delivery::{Delivery, Pool, Scratch};
 use super::ingress::ChannelLoad;
 use crate::message::{Channel, Position, SocketId};
-use crate::protocol::{Format, FormatKey, RequestId};
+use crate::protocol::{Format, FormatKey, Recover, RequestId};
 use crate::session::Subscription;
 
 /// Publications in one batch.
@@ -57,8 +57,8 @@ pub(crate) enum JoinRequest {
     Client {
         /// From the request.
         id: Option<RequestId>,
-        /// Whether it asked to recover.
-        recover: bool,
+        /// Where it left off.
+        recover: Option<Recover>,
     },
     /// The hub itself did; nothing is said.
     Silent,

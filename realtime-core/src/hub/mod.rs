@@ -75,6 +75,8 @@ pub(crate) struct Node {
     pub(crate) shards: Vec<ShardHandle>,
     broker: Arc<dyn Broker>,
     pub(crate) routes: Arc<Routes>,
+    /// Whether any channel has a history: else no publication looks for its policy.
+    keeps_history: bool,
     /// Serialises "shard gains or loses a channel" with the broker call that follows from it;
     /// publications do not take it.
     membership: Box<[Mutex<()>]>,
@@ -149,7 +151,8 @@ impl Node {
             self.queue_full.fetch_add(1, Ordering::Relaxed);
             return Err(PublishError::QueueFull { queued_bytes: queued, limit, waited });
         }
-        let hashed = Publish { channel: &channel, hash: channel_hash(&channel), ..*publish };
+        let retention = if self.keeps_history { self.config.retention(publish.channel) } else { None };
+        let hashed = Publish { channel: &channel, hash: channel_hash(&channel), retention, ..*publish };
         let reply = self.broker.publish(&hashed);
         if !matches!(reply, Reply::Now(Ok(Published { repeated: true, .. }))) {
             self.published.fetch_add(1, Ordering::Relaxed);
@@ -294,7 +297,7 @@ impl HubBuilder {
         };
         let broker = match broker {
             Some(broker) => broker,
-            None => Arc::new(Memory::new(config.limits.idle_channels, config.limits.idempotency_keys)?),
+            None => Arc::new(Memory::new(config.limits.idle_channels, config.limits.idempotency_keys, config.limits.history_bytes)?),
         };
         let count = match config.shards {
             0 => thread::available_parallelism().map_or(1, |cores| cores.get().min(64)),
@@ -316,6 +319,7 @@ impl HubBuilder {
             formats,
             shards,
             broker,
+            keeps_history: config.channels.iter().any(|policy| policy.retention().is_some()),
             membership: (0..64).map(|_| Mutex::default()).collect(),
             started: Instant::now(),
             connections: AtomicUsize::new(0),
@@ -559,7 +563,7 @@ impl Hub {
         let node = &self.0.node;
         let Some(shard) = node.place() else { return Err(QueryError::Stopped) };
         let opening = Opening {
-            commands: vec![Command::Subscribe { id: None, channel: channel.to_owned(), recover: false, credentials: None }],
+            commands: vec![Command::Subscribe { id: None, channel: channel.to_owned(), recover: None, credentials: None }],
             ..Opening::default()
         };
         node.hand_over(shard, Box::new(SinkLink(sink)), 0, opening, Bytes::new());

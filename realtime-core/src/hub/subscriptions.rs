@@ -104,7 +104,7 @@ impl Shard {
                 self.add_subscriber(key, index);
             }
             if let JoinRequest::Client { id, recover } = request {
-                self.push_subscribed(key, index, id.as_ref(), recover);
+                self.push_subscribed(key, index, id.as_ref(), recover.is_some());
             }
         }
         self.channels[index].pins -= 1;

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::apps::{AppId, Apps};
 use crate::close::{CloseCode, CloseReason};
-use crate::message::{Position, Publication, SocketId};
+use crate::message::{Epoch, Position, Publication, SocketId};
 
 /// A wire protocol.
 ///
@@ -117,7 +117,7 @@ pub enum Command {
         /// Name as given, not yet checked.
         channel: String,
         /// Where the client left off.
-        recover: bool,
+        recover: Option<Recover>,
         /// What shows that it may, where the channel asks for that.
         credentials: Option<Box<Credentials>>,
     },
@@ -156,6 +156,23 @@ pub enum Command {
         /// What was asked for.
         what: &'static str,
     },
+}
+
+/// Where a client that comes back left off: at the newest publication that it got, or at the
+/// position that its subscription was answered with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Recover {
+    /// Of the position; `None` for a text that is no epoch of any hub.
+    pub epoch: Option<Epoch>,
+    /// Of the position.
+    pub offset: u64,
+}
+
+impl Recover {
+    /// The position, if its epoch can be one.
+    pub fn position(self) -> Option<Position> {
+        self.epoch.map(|epoch| Position { epoch, offset: self.offset })
+    }
 }
 
 /// What the application has signed for one subscription, see [`crate::auth::signature`].

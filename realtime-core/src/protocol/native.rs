@@ -4,8 +4,8 @@ use percent_encoding::percent_decode_str;
 use serde_json::{Map, Value};
 
 use super::{
-    Command, Credentials, Inbound, MessageKind, OpenRequest, Opening, Protocol, ProtocolError, ProtocolState, Push, Refusal, RelayBody,
-    RequestId,
+    Command, Credentials, Inbound, MessageKind, OpenRequest, Opening, Protocol, ProtocolError, ProtocolState, Push, Recover, Refusal,
+    RelayBody, RequestId,
 };
 use crate::message::{Body, Publication};
 
@@ -100,7 +100,7 @@ fn open(channel: Option<&str>, request: &OpenRequest<'_>) -> Result<Opening, Ref
             .map_err(|_| refuse("invalid_channel", "channel name in the path is not UTF-8".into()))?
             .into_owned();
         crate::message::validate_channel(&channel).map_err(|error| refuse("invalid_channel", error.to_string()))?;
-        opening.commands.push(Command::Subscribe { id: None, channel, recover: false, credentials: None });
+        opening.commands.push(Command::Subscribe { id: None, channel, recover: None, credentials: None });
     }
     Ok(opening)
 }
@@ -279,8 +279,8 @@ fn decode_request(text: &str) -> Result<Command, ProtocolError> {
     let command = match action.as_str() {
         "subscribe" => take_channel(&mut object).and_then(|channel| {
             let recover = match object.remove("recover") {
-                None | Some(Value::Null) => false,
-                Some(Value::Object(position)) => check_position(&position)?,
+                None | Some(Value::Null) => None,
+                Some(Value::Object(position)) => Some(read_position("recover", &position)?),
                 Some(other) => return Err(wrong_type("recover", "an object", &other)),
             };
             let credentials = take_credentials(&mut object)?;
@@ -350,15 +350,18 @@ fn take_credentials(object: &mut Map<String, Value>) -> Result<Option<Box<Creden
     Ok(auth.map(|auth| Box::new(Credentials { auth, channel_data })))
 }
 
-fn check_position(position: &Map<String, Value>) -> Result<bool, ProtocolError> {
-    match position.get("epoch") {
-        None | Some(Value::String(_)) => {}
-        Some(other) => return Err(wrong_type("recover.epoch", "a string", other)),
-    }
+fn read_position(field: &str, position: &Map<String, Value>) -> Result<Recover, ProtocolError> {
+    let epoch = match position.get("epoch") {
+        None => None,
+        Some(Value::String(text)) => text.parse().ok(),
+        Some(other) => return Err(wrong_type(&format!("{field}.epoch"), "a string", other)),
+    };
     match position.get("offset") {
-        None => Err(missing("recover.offset")),
-        Some(offset) if offset.is_u64() => Ok(true),
-        Some(other) => Err(wrong_type("recover.offset", "a whole number", other)),
+        None => Err(missing(&format!("{field}.offset"))),
+        Some(offset) => match offset.as_u64() {
+            Some(offset) => Ok(Recover { epoch, offset }),
+            None => Err(wrong_type(&format!("{field}.offset"), "a whole number", offset)),
+        },
     }
 }
 
@@ -410,15 +413,22 @@ mod tests {
     fn requests_become_commands() {
         let subscribe = |id, recover| Command::Subscribe { id, channel: "news".into(), recover, credentials: None };
         for (text, expected) in [
-            (r#"{"action":"subscribe","channel":"news"}"#, subscribe(None, false)),
-            (r#"{"action":"subscribe","channel":"news","id":7,"future":[1]}"#, subscribe(id("7"), false)),
-            (r#"{"action":"subscribe","channel":"news","id":"a","recover":{"epoch":"x","offset":3}}"#, subscribe(id("\"a\""), true)),
+            (r#"{"action":"subscribe","channel":"news"}"#, subscribe(None, None)),
+            (r#"{"action":"subscribe","channel":"news","id":7,"future":[1]}"#, subscribe(id("7"), None)),
+            (
+                r#"{"action":"subscribe","channel":"news","id":"a","recover":{"epoch":"x","offset":3}}"#,
+                subscribe(id("\"a\""), Some(Recover { epoch: None, offset: 3 })),
+            ),
+            (
+                r#"{"action":"subscribe","channel":"news","recover":{"epoch":"00000000000000ff","offset":18446744073709551615}}"#,
+                subscribe(None, Some(Recover { epoch: Some(Epoch(255)), offset: u64::MAX })),
+            ),
             (
                 r#"{"action":"subscribe","channel":"news","auth":"k:s","channel_data":"{}"}"#,
                 Command::Subscribe {
                     id: None,
                     channel: "news".into(),
-                    recover: false,
+                    recover: None,
                     credentials: Some(Box::new(Credentials { auth: "k:s".into(), channel_data: Some("{}".into()) })),
                 },
             ),
