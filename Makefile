@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup build build-extension build-server demo demo-check check-demo-page test fmt lint bench clean
+.PHONY: help setup build build-extension build-server demo demo-check check-demo-page test fmt lint install uninstall bench clean
 
 # Where rustup puts cargo, for shells that do not have it on their PATH. Never twice: a changed PATH makes cargo build
 # the PHP bindings again.
@@ -45,6 +45,13 @@ build-server:
 	@mkdir -p build
 	@cp $(target)/release/realtime $(server).new && mv -f $(server).new $(server)
 
+# DESTDIR and PREFIX as usual; PHP_CONFIG chooses the PHP. Builds nothing: root may have no Rust.
+install: ## Install extension, ini file and server from build/ (PREFIX, DESTDIR, PHP_CONFIG), say how to switch them on
+	@scripts/install
+
+uninstall: ## Take away what `make install` installed
+	@scripts/install --remove
+
 demo: build ## Show this machine live in a browser; ADDRESS, HUB_PORT and PAGE_PORT choose the addresses
 	@echo '==> Starting the demo'
 	@exec $(run_php) $(demo)/poller.php
@@ -59,7 +66,7 @@ check-demo-page:
 		$(if $(UPDATE_SCREENSHOT),--seconds=50) -- $(run_php) $(demo)/poller.php
 	@$(if $(UPDATE_SCREENSHOT),cp $(target)/demo.png docs/demo.png)
 
-test: ## Run every test; ONLY="rust php" runs some (fmt lint docs rust build php server packaging websocket demo)
+test: ## Run every test; ONLY="rust php" runs some (fmt lint docs rust build php server packaging install websocket demo)
 	@scripts/setup build demo test
 	@$(with_php) MAKE='$(MAKE)' scripts/test $(ONLY)
 
