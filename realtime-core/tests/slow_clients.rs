@@ -123,6 +123,25 @@ fn a_client_that_pauses_gets_all_of_it_afterwards() {
 }
 
 #[test]
+fn a_burst_waits_for_a_subscriber_that_stands_still_for_a_moment() {
+    let hub = start(|config| config.publish_timeout_ms = 60_000);
+    let (mut client, _) = RawClient::connect_narrow(&hub, "/ws");
+    client.subscribe("c");
+    let body = "x".repeat(8_000);
+    // Eight outboxes: it can only be kept by waiting for it.
+    for number in 0..1_000 {
+        hub.publish(&Publish::new("c", "e", Payload::Text(&format!("{number} {body}")))).unwrap();
+    }
+    let begun = hub.stats().uptime_ms;
+    eventually("it has stood still for a second and a half", || hub.stats().uptime_ms > begun + 1_500);
+    for number in 0..1_000 {
+        let message = client.next_message().json();
+        assert!(message["data"] == format!("{number} {body}"), "{number} is damaged");
+    }
+    assert_eq!((hub.stats().closed, hub.stats().queue_full), (0, 0));
+}
+
+#[test]
 fn a_client_that_asks_and_never_reads_the_answers_is_closed() {
     // As much as the limit is published, and what the kernel takes of it is left for the answers.
     let (limit, part) = (5 << 20, 100 << 10);
