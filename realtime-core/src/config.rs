@@ -611,7 +611,7 @@ pub struct EffectiveConfig {
 
 /// Puts layers on top of each other. Within one builder the stronger [`Source`] wins, whatever the
 /// order of the calls.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct ConfigBuilder {
     layers: BTreeMap<Source, Map<String, Value>>,
     warnings: Vec<String>,

@@ -20,7 +20,7 @@ mod subscriptions;
 pub(crate) mod tap;
 
 use std::collections::HashMap;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::UnixListener;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -32,6 +32,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
+use tokio::sync::mpsc as mpsc_async;
 
 use crate::apps::{AppId, Apps, UnknownApp};
 use crate::broker::memory::Memory;
@@ -58,6 +59,8 @@ use shard::{Accepted, Job, Poller, Shard};
 use stats::ShardCounters;
 pub use stats::Stats;
 
+/// Sockets that the host may hand over before the control thread has taken them.
+const ARRIVING: usize = 4_096;
 /// How long a stop waits for the bus at least.
 const BUS_GRACE: Duration = Duration::from_millis(100);
 /// How long a question to the shards may take.
@@ -85,6 +88,8 @@ pub(crate) struct Node {
     pub(crate) refused: AtomicU64,
     pub(crate) bus_errors: AtomicU64,
     pub(crate) bus_refused: AtomicU64,
+    /// Sockets that the host has accepted, on their way to the control thread.
+    arriving: mpsc_async::Sender<TcpStream>,
     published: AtomicU64,
     queue_full: AtomicU64,
     stopping: AtomicBool,
@@ -311,6 +316,7 @@ impl HubBuilder {
             pollers.push((poll, inbox.clone()));
             shards.push(ShardHandle { inbox, counters: ShardCounters::default(), failed: AtomicBool::new(false) });
         }
+        let (to_control, arriving) = mpsc_async::channel(ARRIVING);
         let node = Arc::new(Node {
             routes: Arc::new(Routes::new(
                 shards.iter().map(|shard: &ShardHandle| shard.inbox.clone()).collect(),
@@ -326,6 +332,7 @@ impl HubBuilder {
             refused: AtomicU64::new(0),
             bus_errors: AtomicU64::new(0),
             bus_refused: AtomicU64::new(0),
+            arriving: to_control,
             published: AtomicU64::new(0),
             queue_full: AtomicU64::new(0),
             stopping: AtomicBool::new(false),
@@ -335,7 +342,7 @@ impl HubBuilder {
             config,
         });
         node.broker.start(node.routes.clone())?;
-        match start_threads(&node, pollers, listener, bus_socket) {
+        match start_threads(&node, pollers, listener, arriving, bus_socket) {
             Ok(running) => Ok(Hub(Arc::new(HubInner { node, running: Mutex::new(Some(running)) }))),
             Err(error) => {
                 // Those that have started must not go on for a hub that is not there.
@@ -353,6 +360,7 @@ fn start_threads(
     node: &Arc<Node>,
     pollers: Vec<(Poller, Arc<Inbox<Job>>)>,
     listener: TcpListener,
+    arriving: mpsc_async::Receiver<TcpStream>,
     bus_socket: Option<BusSocket>,
 ) -> std::io::Result<Running> {
     let (ended, endings) = mpsc::channel();
@@ -366,7 +374,7 @@ fn start_threads(
             }
         })?);
     }
-    let (control, control_stop) = http::Control::new(node.clone(), listener)?;
+    let (control, control_stop) = http::Control::new(node.clone(), listener, arriving)?;
     threads.push(spawn("rt-control".into(), &ended, move || control.run())?);
     let bus = match bus_socket {
         Some(socket) => {
@@ -568,6 +576,19 @@ impl Hub {
         };
         node.hand_over(shard, Box::new(SinkLink(sink)), 0, opening, Bytes::new());
         Ok(())
+    }
+
+    /// Serves a client that the host has accepted, from its HTTP request on. A socket that is not
+    /// taken is given back.
+    pub fn accept(&self, stream: TcpStream) -> Result<(), (QueryError, TcpStream)> {
+        if let Err(error) = stream.set_nonblocking(true) {
+            tracing::warn!(%error, "cannot take a socket over");
+            return Err((QueryError::Stopped, stream));
+        }
+        self.0.node.arriving.try_send(stream).map_err(|error| match error {
+            mpsc_async::error::TrySendError::Full(stream) => (QueryError::Timeout { waited: Duration::ZERO }, stream),
+            mpsc_async::error::TrySendError::Closed(stream) => (QueryError::Stopped, stream),
+        })
     }
 
     /// Stops: no new connections and publications; what was accepted goes out; clients are closed

@@ -23,7 +23,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, Semaphore, mpsc};
 use tungstenite::handshake::derive_accept_key;
 
 use super::link::TcpLink;
@@ -52,6 +52,8 @@ pub(crate) fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
 pub(crate) struct Control {
     node: Arc<Node>,
     listener: std::net::TcpListener,
+    /// Sockets that the host has accepted.
+    arriving: mpsc::Receiver<std::net::TcpStream>,
     runtime: tokio::runtime::Runtime,
     stop: Arc<Notify>,
 }
@@ -66,16 +68,20 @@ impl Stop {
 }
 
 impl Control {
-    pub(crate) fn new(node: Arc<Node>, listener: std::net::TcpListener) -> io::Result<(Self, Stop)> {
+    pub(crate) fn new(
+        node: Arc<Node>,
+        listener: std::net::TcpListener,
+        arriving: mpsc::Receiver<std::net::TcpStream>,
+    ) -> io::Result<(Self, Stop)> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let stop = Arc::new(Notify::new());
         descriptors::opened(listener.as_raw_fd());
-        Ok((Control { node, listener, runtime, stop: stop.clone() }, Stop(stop)))
+        Ok((Control { node, listener, arriving, runtime, stop: stop.clone() }, Stop(stop)))
     }
 
     /// Accepts until stopped. Requests under way then are dropped.
     pub(crate) fn run(self) {
-        let Control { node, listener, runtime, stop } = self;
+        let Control { node, listener, arriving, runtime, stop } = self;
         let fd = listener.as_raw_fd();
         runtime.block_on(async {
             let ticking = {
@@ -92,7 +98,7 @@ impl Control {
                 Ok(listener) => tokio::select! {
                     () = stop.notified() => {}
                     () = ticking => {}
-                    () = accept(node, listener) => {}
+                    () = accept(node, listener, arriving) => {}
                 },
                 Err(error) => tracing::error!(%error, "cannot listen"),
             }
@@ -102,11 +108,15 @@ impl Control {
     }
 }
 
-async fn accept(node: Arc<Node>, listener: TcpListener) {
+async fn accept(node: Arc<Node>, listener: TcpListener, mut arriving: mpsc::Receiver<std::net::TcpStream>) {
     let handshakes = Arc::new(Semaphore::new(node.config.limits.max_handshakes.min(Semaphore::MAX_PERMITS)));
     loop {
-        match listener.accept().await {
-            Ok((stream, _)) => {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted.map(|(stream, _)| stream),
+            Some(stream) = arriving.recv() => TcpStream::from_std(stream),
+        };
+        match accepted {
+            Ok(stream) => {
                 let stream = Tracked::new(stream);
                 // Past the limit the newest is dropped: the others end by their deadline.
                 let Ok(permit) = handshakes.clone().try_acquire_owned() else {
