@@ -3,6 +3,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: help setup build build-extension build-server demo demo-check check-demo-page test fmt lint install uninstall bench clean
+.PHONY: build-capi header header-check install-capi
 
 # Where rustup puts cargo, for shells that do not have it on their PATH. Never twice: a changed PATH makes cargo build
 # the PHP bindings again.
@@ -16,6 +17,10 @@ locked := $(if $(wildcard Cargo.lock),--locked)
 step := scripts/step
 extension := build/realtime.so
 server := build/realtime
+version = $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
+PREFIX ?= /usr/local
+LIBDIR ?= $(PREFIX)/lib
+libdir = $(LIBDIR)
 
 # The build wants absolute paths. They are looked up when a recipe runs: `make setup` may just have installed PHP.
 with_php = PHP="$$(command -v php)" PHP_CONFIG="$$(command -v php-config)"
@@ -32,7 +37,7 @@ setup: ## Install what this machine lacks (lists it first; root only for that)
 
 build: ## Build what users load, in release mode, into build/
 	@scripts/setup build
-	@$(MAKE) --no-print-directory build-extension build-server
+	@$(MAKE) --no-print-directory build-extension build-server build-capi
 
 # Copied under another name first: a PHP that is just starting never sees half a file, and a running one keeps its own.
 build-extension:
@@ -51,6 +56,35 @@ install: ## Install extension, ini file and server from build/ (PREFIX, DESTDIR,
 
 uninstall: ## Take away what `make install` installed
 	@scripts/install --remove
+
+# The names that programs link with and load; `realtime.pc` says where they are now.
+build-capi:
+	@$(step) 'Building the C library (release)' cargo build $(locked) --release -p realtime-capi
+	@mkdir -p build
+	@cp $(target)/release/librealtime_capi.so build/librealtime.so.0.new && mv -f build/librealtime.so.0.new build/librealtime.so.0
+	@ln -sf librealtime.so.0 build/librealtime.so
+	@cp $(target)/release/librealtime_capi.a build/librealtime.a
+	@sed -e 's|@PREFIX@|$(CURDIR)|; s|@LIBDIR@|$(CURDIR)/build|; s|@INCLUDEDIR@|$(CURDIR)/include|; s|@VERSION@|$(version)|' \
+		realtime-capi/realtime.pc.in > build/realtime.pc
+
+header: ## Make include/realtime.h anew from the sources of realtime-capi
+	@UPDATE_HEADER=1 cargo test --quiet $(locked) -p realtime-capi --test header
+
+header-check: ## See that include/realtime.h is what the sources say
+	@cargo test --quiet $(locked) -p realtime-capi --test header
+
+install-capi: ## Install the C library from build/ and its header; PREFIX=/usr/local, LIBDIR, DESTDIR
+	@test -e build/librealtime.so.0 || { echo 'There is nothing to install yet: run `make build` first.' >&2; exit 1; }
+	install -d '$(DESTDIR)$(libdir)/pkgconfig' '$(DESTDIR)$(PREFIX)/include'
+	install -m 755 build/librealtime.so.0 '$(DESTDIR)$(libdir)/librealtime.so.$(version)'
+	ln -sf librealtime.so.$(version) '$(DESTDIR)$(libdir)/librealtime.so.0'
+	ln -sf librealtime.so.0 '$(DESTDIR)$(libdir)/librealtime.so'
+	install -m 644 build/librealtime.a '$(DESTDIR)$(libdir)/librealtime.a'
+	install -m 644 include/realtime.h '$(DESTDIR)$(PREFIX)/include/realtime.h'
+	@sed -e 's|@PREFIX@|$(PREFIX)|; s|@LIBDIR@|$(libdir)|; s|@INCLUDEDIR@|$(PREFIX)/include|; s|@VERSION@|$(version)|' \
+		realtime-capi/realtime.pc.in > '$(DESTDIR)$(libdir)/pkgconfig/realtime.pc'
+	@echo "To use it:  cc program.c \$$(pkg-config --cflags --libs realtime)"
+	@$(if $(DESTDIR),,echo "The loader finds it after:  ldconfig   (as root; or set LD_LIBRARY_PATH=$(libdir))")
 
 demo: build ## Show this machine live in a browser; ADDRESS, HUB_PORT and PAGE_PORT choose the addresses
 	@echo '==> Starting the demo'
