@@ -5,7 +5,7 @@ use std::process::{Command, Output};
 
 /// Where cargo has put the library that belongs to this test.
 fn libraries() -> PathBuf {
-    std::env::current_exe().unwrap().parent().unwrap().to_owned()
+    std::env::current_exe().expect("a path").parent().expect("a directory").to_owned()
 }
 
 fn source(name: &str) -> PathBuf {
@@ -37,13 +37,13 @@ fn program(name: &str, more: &[&str]) -> PathBuf {
     let libraries = libraries();
     // As it is installed: programs look for the name with the version in it.
     let linked = Path::new(env!("CARGO_TARGET_TMPDIR")).join("lib");
-    std::fs::create_dir_all(&linked).unwrap();
+    std::fs::create_dir_all(&linked).expect("made");
     for name in ["librealtime.so.0", "librealtime.so"] {
         let link = linked.join(name);
         // Tests run side by side, and each makes the same link.
         let own = linked.join(format!("{name}.{}.{:?}", std::process::id(), std::thread::current().id()));
-        std::os::unix::fs::symlink(libraries.join("librealtime_capi.so"), &own).unwrap();
-        std::fs::rename(&own, &link).unwrap();
+        std::os::unix::fs::symlink(libraries.join("librealtime_capi.so"), &own).expect("linked");
+        std::fs::rename(&own, &link).expect("renamed");
     }
     run(compiler("cc", "-std=c99").args(more).arg(source(name)).arg("-o").arg(&out).arg("-L").arg(&linked).args(["-lrealtime", "-ldl"]));
     out
