@@ -9,6 +9,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::bus::address::BusAddress;
+use crate::bus::seal::MIN_SECRET_BYTES;
 use crate::bus::socket::default_path;
 use crate::history::Retention;
 use crate::message::INTERNAL_PREFIX;
@@ -20,9 +22,13 @@ pub struct Config {
     /// Address and port to listen on; port 0 takes a free one. Default `127.0.0.1:8080`. An address
     /// that others can reach needs `auth.mode` written out, be it `none`.
     pub listen: String,
-    /// Path of the local bus socket. Empty: no bus. Absent: none for who makes this structure, the
+    /// Where the bus is: the path of a Unix socket, `tcp://host:port` (needs `secret`), or one of
+    /// each, separated by a comma. Empty: no bus. Absent: none for who makes this structure, the
     /// usual path for who uses [`ConfigBuilder`].
     pub socket: Option<String>,
+    /// What the hub and its peers on a bus over TCP know; at least 32 bytes. Who knows it may do
+    /// everything that the bus offers. Default none.
+    pub secret: Secret,
     /// Rights of the bus socket, in octal. Default `0660`: the hub's user and group.
     pub socket_mode: String,
     /// Who may connect.
@@ -319,6 +325,7 @@ impl Default for Config {
         Config {
             listen: "127.0.0.1:8080".into(),
             socket: None,
+            secret: Secret::default(),
             socket_mode: "0660".into(),
             auth: AuthConfig::default(),
             allowed_origins: Vec::new(),
@@ -389,6 +396,7 @@ impl Config {
             return invalid("auth.mode", "the list is empty; write \"none\" to let everybody in".into());
         }
         self.socket_mode()?;
+        self.bus_addresses()?;
         self.validate_apps()?;
         for (at, policy) in self.channels.iter().enumerate() {
             policy.check_history().map_err(|reason| ConfigError::InvalidValue { key: format!("channels[{at}]"), reason })?;
@@ -482,6 +490,23 @@ impl Config {
         self.channel_policy(channel).and_then(|policy| policy.access).unwrap_or(default)
     }
 
+    /// Where the bus is to be served: a Unix socket, an address over TCP, both or neither.
+    pub(crate) fn bus_addresses(&self) -> Result<(Option<PathBuf>, Option<String>), ConfigError> {
+        let invalid = |key: &str, reason: String| ConfigError::InvalidValue { key: key.into(), reason };
+        let (mut unix, mut tcp) = (None, None);
+        for address in BusAddress::list(self.socket.as_deref().unwrap_or_default()).map_err(|error| invalid("socket", error.to_string()))? {
+            let second = match address {
+                BusAddress::Unix(path) => unix.replace(path).is_some(),
+                BusAddress::Tcp(address) => tcp.replace(address).is_some(),
+            };
+            if second {
+                return Err(invalid("socket", "names two of a kind; a hub serves one path and one tcp:// address at most".into()));
+            }
+        }
+        check_secret(&self.secret, tcp.is_some()).map_err(|reason| invalid("secret", reason))?;
+        Ok((unix, tcp))
+    }
+
     pub(crate) fn socket_mode(&self) -> Result<u32, ConfigError> {
         u32::from_str_radix(&self.socket_mode, 8).ok().filter(|mode| *mode <= 0o777).ok_or_else(|| ConfigError::InvalidValue {
             key: "socket_mode".into(),
@@ -504,6 +529,15 @@ impl Config {
     /// The policy for a channel: the first pattern that matches, or none.
     pub(crate) fn channel_policy(&self, channel: &str) -> Option<&ChannelPolicy> {
         self.channels.iter().find(|policy| wildcard_matches(&policy.pattern, channel))
+    }
+}
+
+/// Whether a secret is good enough for a bus; it may be absent where none is `needed`.
+pub fn check_secret(secret: &Secret, needed: bool) -> Result<(), String> {
+    match secret.expose().len() {
+        0 if needed => Err(format!("a bus over TCP needs a secret of at least {MIN_SECRET_BYTES} bytes; `openssl rand -hex 32` makes one")),
+        0 | MIN_SECRET_BYTES.. => Ok(()),
+        bytes => Err(format!("has {bytes} bytes, and must have at least {MIN_SECRET_BYTES}; `openssl rand -hex 32` makes one")),
     }
 }
 

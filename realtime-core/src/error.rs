@@ -152,6 +152,14 @@ pub enum StartError {
     /// The bus socket could not be taken.
     #[error(transparent)]
     Bus(#[from] crate::bus::socket::BusBindError),
+    /// The bus' address over TCP could not be bound.
+    #[error("cannot serve the bus on tcp://{address}: {source}")]
+    BusTcp {
+        /// The address from `socket`.
+        address: String,
+        /// What the system said.
+        source: io::Error,
+    },
     /// A thread, poller or descriptor could not be made.
     #[error("cannot start: {0}")]
     System(#[from] io::Error),

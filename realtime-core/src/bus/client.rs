@@ -9,16 +9,20 @@
 
 use std::fmt;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde::de::DeserializeOwned;
 
+use super::Deadline;
+use super::address::{BusAddress, resolve};
 use super::frame::{
-    BusFrameError, BusPublish, BusQuery, FailureCode, MAX_BATCH, MAX_FRAME_BYTES, OLDEST_VERSION, Request, Response, VERSION, frame_length,
-    write_batch, write_publish_head,
+    BusFrameError, BusPublish, BusQuery, FailureCode, MAX_BATCH, MAX_FRAME_BYTES, OLDEST_VERSION, Request, Response, VERSION, write_batch,
+    write_publish_head,
 };
-use super::link::Link;
+pub use super::link::Resolve;
+use super::link::{Access, Link};
+use crate::config::Secret;
 use crate::message::{Payload, Receipt};
 
 /// How long calls fail at once after one has run into its deadline.
@@ -29,12 +33,15 @@ const NOT_A_WAIT: Duration = Duration::from_millis(10);
 const READ_BYTES: usize = 16 << 10;
 
 /// How a client reaches its hub, and how long it waits.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct ClientOptions {
-    /// The hub's socket.
-    pub socket: PathBuf,
-    /// Tried in this order when nobody serves `socket`. Default none.
-    pub fallbacks: Vec<PathBuf>,
+    /// Where the hub may be, tried in this order. Default none: calls fail.
+    pub addresses: Vec<BusAddress>,
+    /// What both sides of a bus over TCP know. Default none.
+    pub secret: Secret,
+    /// How names of hosts are looked up. Default [`resolve`]; a host that must not have threads of
+    /// others' signals wraps it.
+    pub resolve: Resolve,
     /// For a connection. Default 100 ms.
     pub connect_timeout: Duration,
     /// For a whole call: connecting, sending, and the answer. Default 1 s. Each frame of a batch
@@ -45,22 +52,21 @@ pub struct ClientOptions {
 }
 
 impl ClientOptions {
-    /// The defaults for a socket.
+    /// The defaults for a Unix socket.
     pub fn new(socket: &Path) -> Self {
+        ClientOptions::probing(vec![socket.into()])
+    }
+
+    /// The defaults for whichever of these is served, the first preferred.
+    pub fn probing(addresses: Vec<BusAddress>) -> Self {
         ClientOptions {
-            socket: socket.into(),
-            fallbacks: Vec::new(),
+            addresses,
+            secret: Secret::default(),
+            resolve,
             connect_timeout: Duration::from_millis(100),
             answer_timeout: Duration::from_secs(1),
             follow: None,
         }
-    }
-
-    /// The defaults for whichever of these sockets is served, the first preferred.
-    pub fn probing(sockets: Vec<PathBuf>) -> Self {
-        let mut sockets = sockets.into_iter();
-        let first = sockets.next().unwrap_or_default();
-        ClientOptions { fallbacks: sockets.collect(), ..ClientOptions::new(&first) }
     }
 }
 
@@ -68,11 +74,11 @@ impl ClientOptions {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ClientError {
-    /// Nobody serves the socket, or it may not be used.
-    #[error("no hub at {}: {source}", socket.display())]
+    /// Nobody serves the bus there, or it may not be used.
+    #[error("no hub at {address}: {source}")]
     Connect {
-        /// The socket's path.
-        socket: PathBuf,
+        /// Where.
+        address: BusAddress,
         /// What the system said.
         source: io::Error,
     },
@@ -156,30 +162,10 @@ impl fmt::Debug for Rescue {
     }
 }
 
-/// How long one call may take. Its clock starts with its first wait, because most calls have none.
-#[derive(Debug, Clone, Copy)]
-struct Deadline {
-    budget: Duration,
-    started: Option<Instant>,
-}
-
-impl Deadline {
-    /// What is left, counted from the first call of this.
-    fn left(&mut self) -> Duration {
-        match self.started {
-            Some(started) => self.budget.saturating_sub(started.elapsed()),
-            None => {
-                self.started = Some(Instant::now());
-                self.budget
-            }
-        }
-    }
-}
-
 impl Client {
     /// A client that connects with its first request.
     pub fn new(options: ClientOptions) -> Self {
-        let deadline = Deadline { budget: options.answer_timeout, started: None };
+        let deadline = Deadline::new(options.answer_timeout);
         Client {
             options,
             link: None,
@@ -326,7 +312,7 @@ impl Client {
                 return Err(ClientError::WaitedEnough { allowance });
             }
         }
-        self.deadline = Deadline { budget, started: None };
+        self.deadline = Deadline::new(budget);
         let outcome = run(self);
         if let (Some((_, waited)), Some(started)) = (&mut self.allowance, self.deadline.started) {
             let took = started.elapsed();
@@ -417,29 +403,33 @@ impl Client {
     }
 
     fn connect(&mut self) -> Result<(), ClientError> {
-        let mut failure: Option<(PathBuf, io::Error)> = None;
+        let mut failure: Option<(&BusAddress, io::Error)> = None;
         let mut opened = None;
         // For all candidates together.
-        let mut patience = Deadline { budget: self.options.connect_timeout.min(self.deadline.left()), started: None };
-        for path in std::iter::once(&self.options.socket).chain(&self.options.fallbacks) {
-            match Link::connect(path, patience.left()) {
+        let mut connecting = Deadline::new(self.options.connect_timeout.min(self.deadline.left()));
+        let access = Access { secret: self.options.secret.expose(), resolve: self.options.resolve };
+        for address in &self.options.addresses {
+            match Link::connect(address, access, &mut connecting, &mut self.deadline) {
                 Ok(link) => {
-                    opened = Some((link, path.clone()));
+                    opened = Some((link, address.clone()));
                     break;
                 }
                 // A socket that is there says more than one that is not.
                 Err(error) if failure.as_ref().is_none_or(|(_, known)| known.kind() == io::ErrorKind::NotFound) => {
-                    failure = Some((path.clone(), error));
+                    failure = Some((address, error));
                 }
                 Err(_) => {}
             }
         }
-        let Some((link, socket)) = opened else {
-            let (socket, source) = failure.unwrap_or_else(|| (self.options.socket.clone(), io::ErrorKind::NotFound.into()));
+        let Some((link, address)) = opened else {
+            let (address, source) = match failure {
+                Some((address, source)) => (address.clone(), source),
+                None => (BusAddress::Unix(Default::default()), io::ErrorKind::NotFound.into()),
+            };
             if is_timeout(&source) {
                 self.paused_until = Some(Instant::now() + PAUSE);
             }
-            return Err(ClientError::Connect { socket, source });
+            return Err(ClientError::Connect { address, source });
         };
         let mut hello = Vec::new();
         Request::Hello { oldest: OLDEST_VERSION, newest: VERSION, pid: std::process::id() }.write(&mut hello);
@@ -453,26 +443,13 @@ impl Client {
         self.link = Some(link);
         self.try_send(&hello, &[]).map_err(|source| {
             self.link = None;
-            ClientError::Connect { socket, source }
+            ClientError::Connect { address, source }
         })
     }
 
-    /// Sends all of it. Waits only when the socket is full.
     fn try_send(&mut self, head: &[u8], body: &[u8]) -> io::Result<()> {
         let Some(link) = &mut self.link else { return Err(io::ErrorKind::NotConnected.into()) };
-        let whole = head.len() + body.len();
-        let mut sent = 0;
-        loop {
-            match link.send(head.get(sent..).unwrap_or_default(), &body[sent.saturating_sub(head.len())..]) {
-                Ok(count) => sent += count,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => link.wait_for_room(self.deadline.left())?,
-                Err(error) => return Err(error),
-            }
-            if sent == whole {
-                return Ok(());
-            }
-        }
+        link.send_all(head, body, &mut self.deadline)
     }
 
     /// Reads until `take` has what it wants of the answers to `request`.
@@ -492,9 +469,7 @@ impl Client {
         mut take: impl FnMut(Response<'_>) -> Result<Option<T>, ClientError>,
     ) -> Result<T, ClientError> {
         loop {
-            while let Some(length) = frame_length(&self.received)? {
-                let rest = self.received.split_off(length);
-                let frame = std::mem::replace(&mut self.received, rest);
+            while let Some(frame) = self.take_frame()? {
                 match Response::read(&frame)? {
                     Response::Welcome { .. } => {}
                     Response::Failure { request: of, code, message } if of == request || of == 0 => {
@@ -509,8 +484,7 @@ impl Client {
                     _ => {}
                 }
             }
-            let left = (!for_ever).then(|| self.deadline.left());
-            match self.receive(left) {
+            match self.receive(for_ever) {
                 Ok(()) => {}
                 Err(error) if is_timeout(&error) => return Err(self.timed_out()),
                 Err(error) => {
@@ -521,8 +495,18 @@ impl Client {
         }
     }
 
-    fn receive(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+    fn take_frame(&mut self) -> Result<Option<Vec<u8>>, ClientError> {
+        let Some(link) = &mut self.link else { return Ok(None) };
+        let taken = link.take_frame(&mut self.received);
+        taken.map_err(|error| {
+            self.forget();
+            ClientError::Protocol(error.to_string())
+        })
+    }
+
+    fn receive(&mut self, for_ever: bool) -> io::Result<()> {
         let Some(link) = &mut self.link else { return Err(io::ErrorKind::NotConnected.into()) };
+        let timeout = if for_ever { None } else { Some(self.deadline.left_or_timeout()?) };
         let start = self.received.len();
         self.received.resize(start + READ_BYTES, 0);
         let outcome = link.receive(&mut self.received[start..], timeout);

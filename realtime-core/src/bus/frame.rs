@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::seal::{Nonce, PROOF_BYTES};
 use crate::message::{Epoch, Payload, Position, Receipt, SocketId};
 
 /// First bytes of a hello, so that a stranger on the socket is told apart at once.
@@ -23,10 +24,13 @@ const HELLO: u8 = 0x01;
 const PUBLISH: u8 = 0x02;
 const BATCH: u8 = 0x03;
 const QUERY: u8 = 0x04;
+const KNOCK: u8 = 0x05;
+const PROOF: u8 = 0x06;
 const WELCOME: u8 = 0x81;
 const RECEIPT: u8 = 0x82;
 const FAILURE: u8 = 0x83;
 const ANSWER: u8 = 0x84;
+const CHALLENGE: u8 = 0x85;
 
 const KIND_TEXT: u8 = 0;
 const KIND_JSON: u8 = 1;
@@ -65,6 +69,15 @@ pub enum BusFrameError {
     /// The first frame is not a hello.
     #[error("not a hello")]
     NotHello,
+    /// It does not begin as a bus over TCP does.
+    #[error("not a knock")]
+    NotKnock,
+    /// What was said does not prove that the peer knows the secret.
+    #[error("the secret is not the hub's")]
+    NotProven,
+    /// The tag behind the frame is not its own.
+    #[error("a frame's tag is wrong")]
+    Tag,
 }
 
 /// A publication as it travels.
@@ -163,6 +176,16 @@ pub enum Request<'a> {
         /// JSON text of a [`BusQuery`].
         query: &'a str,
     },
+    /// First over TCP.
+    Knock {
+        /// The client's.
+        nonce: Nonce,
+    },
+    /// Second over TCP.
+    Proof {
+        /// That the client knows the secret.
+        proof: [u8; PROOF_BYTES],
+    },
 }
 
 /// What the hub sends.
@@ -197,6 +220,13 @@ pub enum Response<'a> {
         more: bool,
         /// The part.
         part: &'a [u8],
+    },
+    /// Answers a knock.
+    Challenge {
+        /// The hub's.
+        nonce: Nonce,
+        /// That the hub knows the secret.
+        proof: [u8; PROOF_BYTES],
     },
 }
 
@@ -354,6 +384,11 @@ impl Request<'_> {
                 writer.u32(*request);
                 writer.0.extend_from_slice(query.as_bytes());
             }),
+            Request::Knock { nonce } => frame(KNOCK, out, |writer| {
+                writer.0.extend_from_slice(&MAGIC);
+                writer.0.extend_from_slice(nonce);
+            }),
+            Request::Proof { proof } => frame(PROOF, out, |writer| writer.0.extend_from_slice(proof)),
         }
     }
 }
@@ -378,6 +413,10 @@ impl Response<'_> {
                 writer.u32(*request);
                 writer.0.push(u8::from(*more));
                 writer.0.extend_from_slice(part);
+            }),
+            Response::Challenge { nonce, proof } => frame(CHALLENGE, out, |writer| {
+                writer.0.extend_from_slice(nonce);
+                writer.0.extend_from_slice(proof);
             }),
         }
     }
@@ -484,6 +523,18 @@ impl<'a> Request<'a> {
                 Ok(Request::Batch { request, publishes })
             }
             QUERY => Ok(Request::Query { request: reader.u32("request")?, query: as_text(reader.rest(), "query")? }),
+            KNOCK => {
+                if reader.array::<4>("magic")? != MAGIC {
+                    return Err(BusFrameError::NotKnock);
+                }
+                // A newer client may say more.
+                Ok(Request::Knock { nonce: reader.array("nonce")? })
+            }
+            PROOF => {
+                let proof = reader.array("proof")?;
+                reader.end()?;
+                Ok(Request::Proof { proof })
+            }
             kind => Err(BusFrameError::Kind(kind)),
         }
     }
@@ -511,6 +562,7 @@ impl<'a> Response<'a> {
                 let more = reader.u8("more")? != 0;
                 Ok(Response::Answer { request, more, part: reader.rest() })
             }
+            CHALLENGE => Ok(Response::Challenge { nonce: reader.array("nonce")?, proof: reader.array("proof")? }),
             kind => Err(BusFrameError::Kind(kind)),
         }
     }
@@ -539,6 +591,8 @@ mod tests {
                 Request::Batch { request, publishes: vec![publish.clone(), publish] },
                 Request::Hello { oldest: 1, newest: 2, pid: request },
                 Request::Query { request, query: &event },
+                Request::Knock { nonce: [request as u8; 32] },
+                Request::Proof { proof: [request as u8; 32] },
             ] {
                 let mut bytes = Vec::new();
                 sent.write(&mut bytes);
@@ -556,6 +610,7 @@ mod tests {
                 Response::Receipt { request, receipt },
                 Response::Failure { request, code: FailureCode::QueueFull, message: &message },
                 Response::Answer { request, more, part: message.as_bytes() },
+                Response::Challenge { nonce: [request as u8; 32], proof: [matched as u8; 32] },
             ] {
                 let mut bytes = Vec::new();
                 sent.write(&mut bytes);

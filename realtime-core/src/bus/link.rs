@@ -1,4 +1,4 @@
-//! A client's connection to its hub.
+//! A client's connection to its hub: a Unix socket, or TCP with the shared secret.
 
 use std::io::{self, IoSlice, Read};
 use std::path::Path;
@@ -7,6 +7,10 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use socket2::{Domain, MsgHdr, SockAddr, Socket, Type};
 
+use super::Deadline;
+use super::address::BusAddress;
+use super::frame::{Request, Response, frame_length};
+use super::seal::{Handshake, Role, Seal, TAG_BYTES, nonce};
 use super::socket::check_hub;
 
 /// Writing to a hub that has gone must be an error, never SIGPIPE in the host.
@@ -15,6 +19,20 @@ const MSG_NOSIGNAL: i32 = 0x4000;
 const MSG_DONTWAIT: i32 = 0x40;
 /// What the kernel may keep for a hub that is busy; it gives less where `wmem_max` is lower.
 const SEND_BUFFER_BYTES: usize = 1 << 20;
+/// How long what was sent over TCP may stay unacknowledged: a peer that vanished is noticed.
+const UNACKNOWLEDGED: Duration = Duration::from_secs(10);
+/// More than a hub says before it knows the client.
+const HANDSHAKE_BYTES: usize = 512;
+
+/// Finds the addresses of `host:port` within a time.
+pub type Resolve = fn(&str, Duration) -> io::Result<Vec<std::net::SocketAddr>>;
+
+/// What a link over TCP needs.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Access<'a> {
+    pub(super) secret: &'a str,
+    pub(super) resolve: Resolve,
+}
 
 /// See the module's documentation.
 #[derive(Debug)]
@@ -22,14 +40,53 @@ pub(super) struct Link {
     socket: Socket,
     /// What the socket was last told, so that it is told again only if it changes.
     read_timeout: Option<Duration>,
+    /// Over TCP: what goes out, and what comes in.
+    seals: Option<Box<(Seal, Seal)>>,
+}
+
+/// A frame on its way out: its parts, and how much of it the socket has taken.
+pub(super) struct Outgoing<'a> {
+    head: &'a [u8],
+    body: &'a [u8],
+    tag: [u8; TAG_BYTES],
+    tag_bytes: usize,
+    sent: usize,
+}
+
+impl Outgoing<'_> {
+    fn parts(&self) -> [IoSlice<'_>; 3] {
+        let mut skip = self.sent;
+        [self.head, self.body, &self.tag[..self.tag_bytes]].map(|part| {
+            let here = skip.min(part.len());
+            skip -= here;
+            IoSlice::new(&part[here..])
+        })
+    }
+
+    pub(super) fn is_sent(&self) -> bool {
+        self.sent == self.head.len() + self.body.len() + self.tag_bytes
+    }
 }
 
 impl Link {
-    /// Connects to the hub behind a path.
-    pub(super) fn connect(path: &Path, timeout: Duration) -> io::Result<Self> {
-        if timeout.is_zero() {
-            return Err(io::ErrorKind::TimedOut.into());
+    /// Connects within `connecting`, and has made sure of the hub by the deadline.
+    pub(super) fn connect(
+        address: &BusAddress,
+        access: Access<'_>,
+        connecting: &mut Deadline,
+        deadline: &mut Deadline,
+    ) -> io::Result<Self> {
+        match address {
+            BusAddress::Unix(path) => Link::connect_unix(path, connecting.left_or_timeout()?),
+            BusAddress::Tcp(address) => {
+                let mut link = Link::connect_tcp(address, access.resolve, connecting)?;
+                link.prove(access.secret.as_bytes(), deadline)?;
+                Ok(link)
+            }
         }
+    }
+
+    fn connect_unix(path: &Path, timeout: Duration) -> io::Result<Self> {
         let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
         // On a Unix socket this bounds the wait for a place in the backlog too.
         socket.set_write_timeout(Some(timeout))?;
@@ -37,20 +94,90 @@ impl Link {
         check_hub(path, rustix::net::sockopt::socket_peercred(&socket)?.uid.as_raw())?;
         // Less is no reason to fail.
         drop(socket.set_send_buffer_size(SEND_BUFFER_BYTES));
-        Ok(Link { socket, read_timeout: None })
+        Ok(Link { socket, read_timeout: None, seals: None })
     }
 
-    /// Sends what the socket takes now; `WouldBlock` if that is nothing.
-    pub(super) fn send(&mut self, head: &[u8], body: &[u8]) -> io::Result<usize> {
-        let parts = [IoSlice::new(head), IoSlice::new(body)];
-        self.socket.sendmsg(&MsgHdr::new().with_buffers(&parts), MSG_NOSIGNAL | MSG_DONTWAIT)
-    }
-
-    /// Waits until the socket takes more.
-    pub(super) fn wait_for_room(&self, timeout: Duration) -> io::Result<()> {
-        if timeout.is_zero() {
-            return Err(io::ErrorKind::TimedOut.into());
+    fn connect_tcp(address: &str, resolve: Resolve, connecting: &mut Deadline) -> io::Result<Self> {
+        let mut failure = io::ErrorKind::TimedOut.into();
+        for address in resolve(address, connecting.left_or_timeout()?)? {
+            let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+            match socket.connect_timeout(&address.into(), connecting.left_or_timeout()?) {
+                Ok(()) => {
+                    socket.set_tcp_nodelay(true)?;
+                    socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED))?;
+                    drop(socket.set_send_buffer_size(SEND_BUFFER_BYTES));
+                    return Ok(Link { socket, read_timeout: None, seals: None });
+                }
+                Err(error) => failure = error,
+            }
         }
+        Err(failure)
+    }
+
+    /// Lets the hub prove that it knows the secret, and proves it in turn.
+    fn prove(&mut self, secret: &[u8], deadline: &mut Deadline) -> io::Result<()> {
+        let refused = |text: &str| io::Error::new(io::ErrorKind::PermissionDenied, text.to_owned());
+        let client = nonce()?;
+        let mut frame = Vec::new();
+        Request::Knock { nonce: client }.write(&mut frame);
+        self.send_all(&frame, b"", deadline)?;
+        let mut received = Vec::new();
+        let length = loop {
+            match frame_length(&received).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))? {
+                Some(length) => break length,
+                None if received.len() > HANDSHAKE_BYTES => return Err(io::ErrorKind::InvalidData.into()),
+                None => {}
+            }
+            let mut buffer = [0; HANDSHAKE_BYTES];
+            match self.receive(&mut buffer, Some(deadline.left_or_timeout()?)) {
+                Ok(0) => return Err(refused("it hung up; is the secret the hub's?")),
+                Ok(count) => received.extend_from_slice(&buffer[..count]),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        };
+        let handshake = match Response::read(&received[..length]) {
+            Ok(Response::Challenge { nonce: hub, proof }) => {
+                let handshake = Handshake::new(secret, client, hub);
+                if !handshake.is_proof(Role::Hub, &proof) {
+                    return Err(refused("it does not know the secret"));
+                }
+                handshake
+            }
+            Ok(Response::Failure { message, .. }) => return Err(refused(message)),
+            Ok(_) => return Err(io::ErrorKind::InvalidData.into()),
+            Err(error) => return Err(io::Error::new(io::ErrorKind::InvalidData, error)),
+        };
+        frame.clear();
+        Request::Proof { proof: handshake.proof(Role::Client) }.write(&mut frame);
+        self.send_all(&frame, b"", deadline)?;
+        self.seals = Some(Box::new((handshake.seal(Role::Client), handshake.seal(Role::Hub))));
+        Ok(())
+    }
+
+    /// Sends a frame. Waits only when the socket is full.
+    pub(super) fn send_all(&mut self, head: &[u8], body: &[u8], deadline: &mut Deadline) -> io::Result<()> {
+        let mut frame = Outgoing { head, body, tag: [0; TAG_BYTES], tag_bytes: 0, sent: 0 };
+        if let Some(seals) = &mut self.seals {
+            // A Unix socket refuses what is written to a hub that has gone; TCP takes it and loses it.
+            if has_ended(&self.socket)? {
+                return Err(io::ErrorKind::BrokenPipe.into());
+            }
+            frame.tag = seals.0.tag([head, body]);
+            frame.tag_bytes = TAG_BYTES;
+        }
+        while !frame.is_sent() {
+            match self.socket.sendmsg(&MsgHdr::new().with_buffers(&frame.parts()), MSG_NOSIGNAL | MSG_DONTWAIT) {
+                Ok(count) => frame.sent += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.wait_for_room(deadline.left_or_timeout()?)?,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    fn wait_for_room(&self, timeout: Duration) -> io::Result<()> {
         let timeout = Timespec::try_from(timeout).map_err(|_| io::ErrorKind::InvalidInput)?;
         match poll(&mut [PollFd::new(&self.socket, PollFlags::OUT)], Some(&timeout)) {
             Ok(0) => Err(io::ErrorKind::TimedOut.into()),
@@ -62,13 +189,36 @@ impl Link {
 
     /// Waits for bytes; none is the end. `Interrupted` is for the caller, who looks at the clock.
     pub(super) fn receive(&mut self, buffer: &mut [u8], timeout: Option<Duration>) -> io::Result<usize> {
-        if timeout.is_some_and(|timeout| timeout.is_zero()) {
-            return Err(io::ErrorKind::TimedOut.into());
-        }
         if timeout != self.read_timeout {
             self.socket.set_read_timeout(timeout)?;
             self.read_timeout = timeout;
         }
         (&self.socket).read(buffer)
     }
+
+    /// Takes a frame off what has been received, once all of it is there.
+    pub(super) fn take_frame(&mut self, received: &mut Vec<u8>) -> io::Result<Option<Vec<u8>>> {
+        let invalid = |error| io::Error::new(io::ErrorKind::InvalidData, error);
+        let Some(length) = frame_length(received).map_err(invalid)? else { return Ok(None) };
+        let tag_bytes = if self.seals.is_some() { TAG_BYTES } else { 0 };
+        if received.len() < length + tag_bytes {
+            return Ok(None);
+        }
+        let rest = received.split_off(length + tag_bytes);
+        let mut frame = std::mem::replace(received, rest);
+        if let Some(seals) = &mut self.seals
+            && !seals.1.is_tag(&frame[..length], &frame[length..])
+        {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "a frame has been tampered with"));
+        }
+        frame.truncate(length);
+        Ok(Some(frame))
+    }
+}
+
+/// Whether the peer has ended the connection, whatever it has said before.
+fn has_ended(socket: &Socket) -> io::Result<bool> {
+    let mut asked = [PollFd::new(socket, PollFlags::RDHUP)];
+    poll(&mut asked, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))?;
+    Ok(!asked[0].revents().is_empty())
 }

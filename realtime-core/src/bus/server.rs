@@ -6,7 +6,7 @@
 //! one that waits for it.
 
 use std::io;
-use std::net::Shutdown;
+use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -14,16 +14,16 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use serde_json::value::RawValue;
-use socket2::SockRef;
-use tokio::io::{AsyncWriteExt, Interest};
-use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::watch;
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
 use super::frame::{
     ANSWER_CHUNK_BYTES, BusFrameError, BusPublish, BusQuery, FailureCode, OLDEST_VERSION, Request, Response, VERSION, frame_length,
 };
+use super::seal::TAG_BYTES;
 use super::socket::BusSocket;
+use super::stream::{HandshakeError, Seals, Stream, shake_hands};
 use crate::apps::AppId;
 use crate::broker::Reply;
 use crate::descriptors;
@@ -40,15 +40,23 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(1);
 const ROOM_POLL: Duration = Duration::from_millis(1);
 /// How long accepting rests when descriptors or memory have run out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Peers over TCP that have not proved yet that they know the secret; past it new ones are dropped.
+const MAX_HANDSHAKES: usize = 128;
 const ONLY_TRUSTED: &str = "only the hub's own user and root may do that";
+
+/// What the bus is served on; at least one of the two.
+pub(crate) struct Listeners {
+    pub(crate) socket: Option<BusSocket>,
+    pub(crate) tcp: Option<std::net::TcpListener>,
+}
 
 /// The bus thread's work.
 pub(crate) struct BusServer {
     node: Arc<Node>,
-    listener: std::os::unix::net::UnixListener,
-    noted: Noted,
+    unix: Option<(std::os::unix::net::UnixListener, Noted)>,
+    tcp: Option<(std::net::TcpListener, Noted)>,
     /// The file and its lock, given up last.
-    socket: BusSocket,
+    socket: Option<BusSocket>,
     runtime: tokio::runtime::Runtime,
     stop: watch::Receiver<bool>,
 }
@@ -63,18 +71,25 @@ impl Stop {
 }
 
 impl BusServer {
-    pub(crate) fn new(node: Arc<Node>, mut socket: BusSocket) -> io::Result<(Self, Stop)> {
+    pub(crate) fn new(node: Arc<Node>, Listeners { mut socket, tcp }: Listeners) -> io::Result<(Self, Stop)> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (sender, stop) = watch::channel(false);
-        let listener = socket.take_listener().ok_or(io::ErrorKind::NotConnected)?;
-        let noted = Noted::new(listener.as_raw_fd());
-        Ok((BusServer { node, listener, noted, socket, runtime, stop }, Stop(sender)))
+        let unix = socket.as_mut().and_then(BusSocket::take_listener);
+        let unix = unix.map(|listener| {
+            let noted = Noted::new(listener.as_raw_fd());
+            (listener, noted)
+        });
+        let tcp = tcp.map(|listener| {
+            let noted = Noted::new(listener.as_raw_fd());
+            (listener, noted)
+        });
+        Ok((BusServer { node, unix, tcp, socket, runtime, stop }, Stop(sender)))
     }
 
     /// Serves until stopped.
     pub(crate) fn run(self) {
-        let BusServer { node, listener, noted, mut socket, runtime, stop } = self;
-        let outcome = runtime.block_on(serve(node, listener, noted, &mut socket, stop));
+        let BusServer { node, unix, tcp, mut socket, runtime, stop } = self;
+        let outcome = runtime.block_on(serve(node, unix, tcp, socket.as_mut(), stop));
         drop(socket);
         if let Err(error) = outcome {
             tracing::error!(%error, "the bus has ended");
@@ -83,25 +98,55 @@ impl BusServer {
     }
 }
 
+/// A connection that has just been accepted.
+enum Accepted {
+    Unix(UnixStream),
+    Tcp(TcpStream, SocketAddr),
+}
+
+async fn accept(unix: Option<&UnixListener>, tcp: Option<&TcpListener>) -> io::Result<Accepted> {
+    let on_unix = async {
+        match unix {
+            Some(listener) => listener.accept().await.map(|(stream, _)| Accepted::Unix(stream)),
+            None => std::future::pending().await,
+        }
+    };
+    let on_tcp = async {
+        match tcp {
+            Some(listener) => listener.accept().await.map(|(stream, from)| Accepted::Tcp(stream, from)),
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        accepted = on_unix => accepted,
+        accepted = on_tcp => accepted,
+    }
+}
+
 async fn serve(
     node: Arc<Node>,
-    listener: std::os::unix::net::UnixListener,
-    noted: Noted,
-    socket: &mut BusSocket,
+    unix: Option<(std::os::unix::net::UnixListener, Noted)>,
+    tcp: Option<(std::net::TcpListener, Noted)>,
+    socket: Option<&mut BusSocket>,
     mut stop: watch::Receiver<bool>,
 ) -> io::Result<()> {
-    let listener = UnixListener::from_std(listener)?;
+    let (unix, unix_noted) = unix.unzip();
+    let (tcp, tcp_noted) = tcp.unzip();
+    let unix = unix.map(UnixListener::from_std).transpose()?;
+    let tcp = tcp.map(TcpListener::from_std).transpose()?;
+    let handshakes = Arc::new(Semaphore::new(MAX_HANDSHAKES));
     let mut peers = JoinSet::new();
     while !*stop.borrow() {
         tokio::select! {
-            accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => {
-                    if peers.len() >= node.config.limits.max_bus_connections {
-                        tracing::info!(limit = node.config.limits.max_bus_connections, "too many connections on the bus; one was dropped");
-                        continue;
-                    }
-                    peers.spawn(Peer::new(node.clone(), stream).run(stop.clone()));
+            accepted = accept(unix.as_ref(), tcp.as_ref()) => match accepted {
+                Ok(_) if peers.len() >= node.config.limits.max_bus_connections => {
+                    tracing::info!(limit = node.config.limits.max_bus_connections, "too many connections on the bus; one was dropped");
                 }
+                Ok(Accepted::Unix(stream)) => drop(peers.spawn(Peer::local(node.clone(), stream).run(stop.clone()))),
+                Ok(Accepted::Tcp(stream, from)) => match handshakes.clone().try_acquire_owned() {
+                    Ok(permit) => drop(peers.spawn(let_in(node.clone(), stream, from, permit, stop.clone()))),
+                    Err(_) => tracing::info!(limit = MAX_HANDSHAKES, %from, "too many peers at the bus' door; one was dropped"),
+                },
                 Err(error) => {
                     tracing::warn!(%error, "accept on the bus failed");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -111,19 +156,49 @@ async fn serve(
             _ = stop.changed() => {}
         }
     }
-    let listener = listener.into_std()?;
-    if socket.withdraw() {
+    // The notes go before the descriptors.
+    drop(tcp_noted);
+    drop(tcp);
+    let unix = unix.map(UnixListener::into_std).transpose()?;
+    if socket.is_some_and(BusSocket::withdraw)
+        && let Some(listener) = &unix
+    {
         // They have connected, and may have published: there is no other hub that could accept them.
         while let Ok((stream, _)) = listener.accept() {
             stream.set_nonblocking(true)?;
-            peers.spawn(Peer::new(node.clone(), UnixStream::from_std(stream)?).run(stop.clone()));
+            peers.spawn(Peer::local(node.clone(), UnixStream::from_std(stream)?).run(stop.clone()));
         }
     }
-    // The note goes before the descriptor.
-    drop(noted);
-    drop(listener);
+    drop(unix_noted);
+    drop(unix);
     while peers.join_next().await.is_some() {}
     Ok(())
+}
+
+/// Serves a peer over TCP once it has proved that it knows the secret.
+async fn let_in(
+    node: Arc<Node>,
+    mut stream: TcpStream,
+    from: SocketAddr,
+    permit: tokio::sync::OwnedSemaphorePermit,
+    mut stop: watch::Receiver<bool>,
+) {
+    let noted = Noted::new(stream.as_raw_fd());
+    let shaken = tokio::select! {
+        shaken = shake_hands(&mut stream, node.config.secret.expose()) => shaken,
+        // It has not published anything.
+        _ = stop.changed() => return,
+    };
+    drop(permit);
+    match shaken {
+        Ok(seals) => Peer::remote(node, stream, noted, seals).run(stop).await,
+        // Nobody that has said nothing is worth a line: a port scan, a health check.
+        Err(HandshakeError::Io(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {}
+        Err(error) => {
+            tracing::info!(%error, %from, "refused on the bus");
+            node.bus_errors.fetch_add(1, Relaxed);
+        }
+    }
 }
 
 /// Notes a descriptor while it lives.
@@ -156,11 +231,13 @@ struct Peer {
     node: Arc<Node>,
     // Before the stream: the note goes first.
     _noted: Noted,
-    stream: UnixStream,
+    stream: Stream,
+    /// Over TCP.
+    seals: Option<Seals>,
     received: Vec<u8>,
     answers: Vec<u8>,
     greeted: bool,
-    /// Whether it is the hub's own user, or root: others may publish and ask only.
+    /// Whether it is the hub's own user, or root, or knows the secret: others may publish and ask only.
     trusted: bool,
     pid: u32,
     /// It reads no answers any more: it has sent what it had to send, and has ended.
@@ -191,13 +268,22 @@ async fn seen(watching: Option<&Watching>) {
 }
 
 impl Peer {
-    fn new(node: Arc<Node>, stream: UnixStream) -> Self {
+    fn local(node: Arc<Node>, stream: UnixStream) -> Self {
         let trusted = stream.peer_cred().is_ok_and(|peer| peer.uid() == 0 || peer.uid() == rustix::process::geteuid().as_raw());
         let noted = Noted::new(stream.as_raw_fd());
+        Peer::new(node, Stream::Unix(stream), noted, None, trusted)
+    }
+
+    fn remote(node: Arc<Node>, stream: TcpStream, noted: Noted, seals: Seals) -> Self {
+        Peer::new(node, Stream::Tcp(stream), noted, Some(seals), true)
+    }
+
+    fn new(node: Arc<Node>, stream: Stream, noted: Noted, seals: Option<Seals>, trusted: bool) -> Self {
         Peer {
             node,
             _noted: noted,
             stream,
+            seals,
             received: Vec::new(),
             answers: Vec::new(),
             greeted: false,
@@ -218,12 +304,13 @@ impl Peer {
     async fn serve(&mut self, stop: &mut watch::Receiver<bool>) -> Result<(), PeerError> {
         let mut buffer = vec![0; READ_BYTES];
         let mut stopping = false;
+        // How long a peer that cannot know of the stop may stay silent before it is taken to have said all.
+        let mut grace = None;
         loop {
             if *stop.borrow() && !stopping {
                 stopping = true;
-                // From here on the peer's writes fail, so that it sends them to the next hub; what it has written stays
-                // readable, and then reads end. A peer that has gone is at its end already.
-                drop(SockRef::from(&self.stream).shutdown(Shutdown::Read));
+                // From here on the peer sends what it has to the next hub; what it has written is read, and then reads end.
+                grace = self.stream.announce_end();
             }
             match self.stream.try_read(&mut buffer) {
                 Ok(0) => return Ok(()),
@@ -235,9 +322,10 @@ impl Peer {
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     tokio::select! {
-                        ready = self.stream.ready(Interest::READABLE) => drop(ready?),
+                        ready = self.stream.readable() => ready?,
                         _ = stop.changed(), if !stopping => {}
                         () = seen(self.watching.as_ref()), if !stopping => self.show_seen(stop).await?,
+                        () = tokio::time::sleep(grace.unwrap_or_default()), if grace.is_some() => return Ok(()),
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(()),
@@ -250,8 +338,15 @@ impl Peer {
     async fn consume(&mut self) -> Result<(), PeerError> {
         let received = std::mem::take(&mut self.received);
         let mut rest = &received[..];
+        let tag_bytes = if self.seals.is_some() { TAG_BYTES } else { 0 };
         while let Some(length) = frame_length(rest)? {
-            let (frame, behind) = rest.split_at(length);
+            let Some((sealed, behind)) = rest.split_at_checked(length + tag_bytes) else { break };
+            let (frame, tag) = sealed.split_at(length);
+            if let Some(seals) = &mut self.seals
+                && !seals.incoming.is_tag(frame, tag)
+            {
+                return Err(BusFrameError::Tag.into());
+            }
             rest = behind;
             let request = Request::read(frame)?;
             if !self.greeted && !matches!(request, Request::Hello { .. }) {
@@ -264,6 +359,7 @@ impl Peer {
         if answers.is_empty() || self.deaf {
             return Ok(());
         }
+        let answers = self.sealed(answers);
         match tokio::time::timeout(WRITE_TIMEOUT, self.stream.write_all(&answers)).await {
             Ok(Ok(())) => {}
             // What it has sent before its end is carried out all the same.
@@ -272,6 +368,14 @@ impl Peer {
             Err(_) => return Err(io::Error::new(io::ErrorKind::TimedOut, "the peer does not read its answers").into()),
         }
         Ok(())
+    }
+
+    /// Frames as this peer's connection has them.
+    fn sealed(&mut self, frames: Vec<u8>) -> Vec<u8> {
+        match &mut self.seals {
+            Some(seals) => seals.seal(&frames),
+            None => frames,
+        }
     }
 
     async fn carry_out(&mut self, request: Request<'_>) -> Result<(), PeerError> {
@@ -305,6 +409,8 @@ impl Peer {
                 }
             }
             Request::Query { request, query } => self.answer(request, query).await,
+            // Only at the very beginning over TCP.
+            Request::Knock { .. } | Request::Proof { .. } => return Err(BusFrameError::NotHello.into()),
         }
         Ok(())
     }
@@ -384,11 +490,13 @@ impl Peer {
     /// Writes what the tap has seen. Waits for a peer that reads slowly: its tap drops and counts meanwhile.
     async fn show_seen(&mut self, stop: &mut watch::Receiver<bool>) -> Result<(), PeerError> {
         let Some(Watching { tap, request, .. }) = &self.watching else { return Ok(()) };
+        let (tap, request) = (tap.clone(), *request);
         let mut lines = Vec::new();
         while tap.take_lines(READ_BYTES, &mut lines) {
             let mut frame = Vec::new();
-            Response::Answer { request: *request, more: true, part: &lines }.write(&mut frame);
+            Response::Answer { request, more: true, part: &lines }.write(&mut frame);
             lines.clear();
+            let frame = self.sealed(frame);
             tokio::select! {
                 written = self.stream.write_all(&frame) => if written.is_err() {
                     // It watches no longer.

@@ -23,7 +23,6 @@ use std::collections::HashMap;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::UnixListener;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
@@ -38,7 +37,7 @@ use crate::apps::{AppId, Apps, UnknownApp};
 use crate::broker::memory::Memory;
 use crate::broker::{Broker, Published, Reply};
 use crate::bus;
-use crate::bus::server::BusServer;
+use crate::bus::server::{BusServer, Listeners};
 use crate::bus::socket::BusSocket;
 use crate::close::is_application_code;
 use crate::config::Config;
@@ -74,6 +73,8 @@ pub(crate) struct Node {
     pub(crate) apps: Apps,
     /// Where it listens, with the port that was given for port 0.
     pub(crate) local_addr: SocketAddr,
+    /// Where the bus listens over TCP.
+    pub(crate) bus_addr: Option<SocketAddr>,
     pub(crate) formats: Vec<Format>,
     pub(crate) shards: Vec<ShardHandle>,
     broker: Arc<dyn Broker>,
@@ -294,12 +295,16 @@ impl HubBuilder {
             }
         };
         let local_addr = listener.local_addr()?;
-        let bus_socket = match (bus_socket, bus_listener, config.socket.as_deref()) {
+        let (path, tcp) = config.bus_addresses()?;
+        let bus_socket = match (bus_socket, bus_listener, path) {
             (Some(socket), ..) => Some(socket),
             (None, Some(listener), _) => Some(BusSocket::activated(listener)?),
-            (None, None, None | Some("")) => None,
-            (None, None, Some(path)) => Some(BusSocket::bind(Path::new(path), config.socket_mode()?)?),
+            (None, None, None) => None,
+            (None, None, Some(path)) => Some(BusSocket::bind(&path, config.socket_mode()?)?),
         };
+        let bus_tcp = tcp.map(|address| bus::bind(&address)).transpose()?;
+        let bus_addr = bus_tcp.as_ref().map(std::net::TcpListener::local_addr).transpose()?;
+        let bus_listeners = Listeners { socket: bus_socket, tcp: bus_tcp };
         let broker = match broker {
             Some(broker) => broker,
             None => Arc::new(Memory::new(config.limits.idle_channels, config.limits.idempotency_keys, config.limits.history_bytes)?),
@@ -338,11 +343,12 @@ impl HubBuilder {
             stopping: AtomicBool::new(false),
             follow,
             local_addr,
+            bus_addr,
             apps: Apps::new(&config.apps),
             config,
         });
         node.broker.start(node.routes.clone())?;
-        match start_threads(&node, pollers, listener, arriving, bus_socket) {
+        match start_threads(&node, pollers, listener, arriving, bus_listeners) {
             Ok(running) => Ok(Hub(Arc::new(HubInner { node, running: Mutex::new(Some(running)) }))),
             Err(error) => {
                 // Those that have started must not go on for a hub that is not there.
@@ -361,7 +367,7 @@ fn start_threads(
     pollers: Vec<(Poller, Arc<Inbox<Job>>)>,
     listener: TcpListener,
     arriving: mpsc_async::Receiver<TcpStream>,
-    bus_socket: Option<BusSocket>,
+    bus_listeners: Listeners,
 ) -> std::io::Result<Running> {
     let (ended, endings) = mpsc::channel();
     let mut threads = Vec::new();
@@ -376,13 +382,12 @@ fn start_threads(
     }
     let (control, control_stop) = http::Control::new(node.clone(), listener, arriving)?;
     threads.push(spawn("rt-control".into(), &ended, move || control.run())?);
-    let bus = match bus_socket {
-        Some(socket) => {
-            let (server, stop) = BusServer::new(node.clone(), socket)?;
-            let (ended, ending) = mpsc::channel();
-            Some(Bus { stop, ending, thread: spawn("rt-bus".into(), &ended, move || server.run())? })
-        }
-        None => None,
+    let bus = if bus_listeners.socket.is_none() && bus_listeners.tcp.is_none() {
+        None
+    } else {
+        let (server, stop) = BusServer::new(node.clone(), bus_listeners)?;
+        let (ended, ending) = mpsc::channel();
+        Some(Bus { stop, ending, thread: spawn("rt-bus".into(), &ended, move || server.run())? })
     };
     Ok(Running { threads, endings, control_stop, bus })
 }
@@ -439,6 +444,11 @@ impl Hub {
     /// Where it listens, with the port that was given for port 0.
     pub fn local_addr(&self) -> SocketAddr {
         self.0.node.local_addr
+    }
+
+    /// Where the bus listens over TCP, if it does, with the port that was given for port 0.
+    pub fn bus_addr(&self) -> Option<SocketAddr> {
+        self.0.node.bus_addr
     }
 
     /// Where native clients connect.
