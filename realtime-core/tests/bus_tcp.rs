@@ -226,20 +226,19 @@ fn a_frame_that_is_changed_or_repeated_on_the_way_ends_its_connection_and_nothin
                 match fault {
                     "changed" => bytes[at] = b'T',
                     "repeated" => bytes.extend_from_within(..),
-                    _ => bytes.truncate(bytes.len() - 1),
+                    _ => drop(bytes.remove(at)),
                 }
             }
             bytes
         });
         let mut client = client_of(proxy.address, SECRET);
         client.query::<Value>(&BusQuery::Stats).unwrap();
-        let outcome = client.publish_with_receipt(&publish("target", "x"));
+        client.publish(&publish("target", "x")).unwrap();
         if fault == "cut" {
-            // Nothing of it is acted on; with the next frame the tag is wrong.
+            // It is not whole without the first byte of the next one.
             client.publish(&publish("other", "x")).unwrap();
         }
         eventually("the hub has closed it", || hub.stats().bus_errors == errors + 1);
-        assert!(outcome.is_err(), "{fault}");
         // The first of two that are the same is as good as ever.
         assert_eq!(hub.stats().published, published + u64::from(fault == "repeated"), "{fault}");
         good.publish_with_receipt(&publish("c", "x")).unwrap();

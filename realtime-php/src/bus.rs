@@ -3,9 +3,9 @@
 //! A connection a PHP thread, made by the first call that needs it and kept over requests. A forked
 //! child makes its own. Nothing here calls into PHP while the connection is borrowed.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
+use realtime_core::bus::address::{BusAddress, resolve};
 use realtime_core::bus::client::{Client, ClientError, ClientOptions};
 
 use crate::failure::Failure;
@@ -73,7 +73,7 @@ pub(crate) fn publication_bytes() -> Result<usize, Failure> {
 }
 
 /// The sockets at which a hub is looked for.
-pub(crate) fn sockets() -> Result<Vec<PathBuf>, Failure> {
+pub(crate) fn sockets() -> Result<Vec<BusAddress>, Failure> {
     Ok(settings::bus()?.sockets)
 }
 
@@ -93,7 +93,12 @@ fn with_link<R>(run: impl FnOnce(&mut Link) -> Result<R, Failure>) -> Result<R, 
     }
     host::register_fork_handler();
     let settings = settings::bus()?;
-    let mut client = Client::new(ClientOptions::probing(settings.sockets.clone()));
+    let mut client = Client::new(ClientOptions {
+        secret: settings.secret.clone(),
+        // A name is looked up on a thread, which must not take PHP's signals.
+        resolve: |address, timeout| host::with_signals_blocked(|| resolve(address, timeout)),
+        ..ClientOptions::probing(settings.sockets.clone())
+    });
     client.allow_waiting(allowance());
     // The old connection's descriptor is closed here; in a forked child it was a copy.
     let link = slot.insert(Link { client, settings, origin: settings::Origin::now(), forks: host::forks() });
@@ -106,14 +111,14 @@ fn allowance() -> Option<Duration> {
     host::shares_requests_among_processes().then_some(WAIT_OF_A_REQUEST)
 }
 
-fn failure(error: ClientError, sockets: &[PathBuf]) -> Failure {
-    let ClientError::Connect { socket, source } = &error else { return error.into() };
+fn failure(error: ClientError, sockets: &[BusAddress]) -> Failure {
+    let ClientError::Connect { address, source } = &error else { return error.into() };
     if source.kind() != std::io::ErrorKind::NotFound {
         return error.into();
     }
     let looked: Vec<_> = match sockets {
-        [] => vec![socket.display().to_string()],
-        sockets => sockets.iter().map(|socket| socket.display().to_string()).collect(),
+        [] => vec![address.to_string()],
+        sockets => sockets.iter().map(BusAddress::to_string).collect(),
     };
     let start = if host::shares_requests_among_processes() { "" } else { "here with Realtime\\start(), or " };
     Failure::unavailable(format!(
@@ -126,7 +131,7 @@ fn failure(error: ClientError, sockets: &[PathBuf]) -> Failure {
 pub(crate) fn describe() -> String {
     match sockets() {
         Ok(sockets) if sockets.is_empty() => "none: realtime.socket is set empty".to_owned(),
-        Ok(sockets) => sockets.iter().map(|socket| socket.display().to_string()).collect::<Vec<_>>().join(" or "),
+        Ok(sockets) => sockets.iter().map(BusAddress::to_string).collect::<Vec<_>>().join(" or "),
         Err(_) => format!("none: the settings of this {} process are not valid", zend::sapi_name()),
     }
 }

@@ -160,7 +160,7 @@ pub(crate) fn announce(text: &str) {
 }
 
 /// The hub's threads inherit the mask: PHP's signal handlers must run on PHP's thread.
-fn with_signals_blocked<R>(run: impl FnOnce() -> R) -> R {
+pub(crate) fn with_signals_blocked<R>(run: impl FnOnce() -> R) -> R {
     let mut all = MaybeUninit::uninit();
     let mut before = MaybeUninit::uninit();
     // SAFETY: sigfillset initializes the set; pthread_sigmask reads it and writes the old mask.

@@ -1,14 +1,15 @@
 //! Where settings come from: defaults < TOML file < INI < environment < the array given in code.
 
 use std::ffi::CStr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::RwLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use ext_php_rs::flags::IniEntryPermission;
 use ext_php_rs::zend::{IniEntryDef, IniEntryDefs};
-use realtime_core::bus::socket::default_paths;
-use realtime_core::config::Limits;
+use realtime_core::bus::address::BusAddress;
+use realtime_core::bus::socket::default_addresses;
+use realtime_core::config::{Limits, Secret, check_secret};
 use realtime_core::{ConfigBuilder, EffectiveConfig, Source};
 use serde_json::{Map, Value};
 
@@ -25,20 +26,21 @@ const GLOBAL_FUNCTIONS: Own = Own { ini: c"realtime.global_functions", variable:
 const OWN: [Own; 5] = [MODE, ON_ERROR, CONFIG, APP, GLOBAL_FUNCTIONS];
 
 /// INI settings that are passed on to `Config` when they are set.
-const PASSED_ON: [(&CStr, &str); 2] = [(c"realtime.listen", "listen"), (c"realtime.socket", "socket")];
+const PASSED_ON: [(&CStr, &str); 3] = [(c"realtime.listen", "listen"), (c"realtime.socket", "socket"), (c"realtime.secret", "secret")];
 
 struct Own {
     ini: &'static CStr,
     variable: &'static str,
 }
 
-static INI: IniEntryDefs<8> = IniEntryDefs::new([
+static INI: IniEntryDefs<9> = IniEntryDefs::new([
     IniEntryDef::new(MODE.ini, c"auto", IniEntryPermission::System),
     IniEntryDef::new(GLOBAL_FUNCTIONS.ini, c"1", IniEntryPermission::System),
     IniEntryDef::new(ON_ERROR.ini, c"log", IniEntryPermission::System),
     IniEntryDef::new(CONFIG.ini, c"", IniEntryPermission::System),
     unset(c"realtime.listen"),
     unset(c"realtime.socket"),
+    hidden(unset(c"realtime.secret")),
     IniEntryDef::new(APP.ini, c"", IniEntryPermission::System),
     IniEntryDef::end(),
 ]);
@@ -47,6 +49,12 @@ static INI: IniEntryDefs<8> = IniEntryDefs::new([
 const fn unset(name: &'static CStr) -> IniEntryDef {
     let mut entry = IniEntryDef::new(name, c"", IniEntryPermission::System);
     entry.value = std::ptr::null();
+    entry
+}
+
+/// A setting whose value `phpinfo()` and `php --ri` do not show.
+const fn hidden(mut entry: IniEntryDef) -> IniEntryDef {
+    entry.displayer = Some(zend::display_hidden_ini);
     entry
 }
 
@@ -161,7 +169,9 @@ pub(crate) fn effective(code: Map<String, Value>) -> Result<EffectiveConfig, Fai
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct BusSettings {
     /// Where it may be; none when the bus is switched off.
-    pub(crate) sockets: Vec<PathBuf>,
+    pub(crate) sockets: Vec<BusAddress>,
+    /// What it knows too, over TCP.
+    pub(crate) secret: Secret,
     /// `limits.publication_bytes`.
     pub(crate) publication_bytes: usize,
 }
@@ -171,13 +181,15 @@ pub(crate) struct BusSettings {
 pub(crate) fn bus() -> Result<BusSettings, Failure> {
     let layers = layers()?;
     let sockets = match layers.value("socket") {
-        None | Some(Value::Null) => default_paths(),
-        Some(Value::String(path)) if path.is_empty() => Vec::new(),
-        Some(Value::String(path)) => vec![PathBuf::from(path)],
-        Some(_) => return Err(Failure::config("realtime.socket must be a path")),
+        None | Some(Value::Null) => default_addresses(),
+        Some(Value::String(text)) => BusAddress::list(text).map_err(|error| Failure::config(format!("realtime.socket: {error}")))?,
+        Some(_) => return Err(Failure::config("realtime.socket must be a path or tcp://host:port")),
     };
+    let secret = Secret::from(layers.value("secret").and_then(Value::as_str).unwrap_or_default());
+    let over_tcp = sockets.iter().any(|address| address.path().is_none());
+    check_secret(&secret, over_tcp).map_err(|reason| Failure::config(format!("realtime.secret: {reason}")))?;
     let limit = layers.value("limits.publication_bytes").and_then(Value::as_u64).and_then(|bytes| usize::try_from(bytes).ok());
-    Ok(BusSettings { sockets, publication_bytes: limit.unwrap_or(Limits::default().publication_bytes) })
+    Ok(BusSettings { sockets, secret, publication_bytes: limit.unwrap_or(Limits::default().publication_bytes) })
 }
 
 /// Where [`bus`] has its values from and what may differ between the requests of one process.
@@ -185,12 +197,13 @@ pub(crate) fn bus() -> Result<BusSettings, Failure> {
 pub(crate) struct Origin {
     file: String,
     socket: Option<String>,
+    secret: Option<String>,
     app: String,
 }
 
 impl Origin {
     /// As it is in this request.
     pub(crate) fn now() -> Self {
-        Origin { file: own(&CONFIG), socket: zend::ini(c"realtime.socket"), app: own(&APP) }
+        Origin { file: own(&CONFIG), socket: zend::ini(c"realtime.socket"), secret: zend::ini(c"realtime.secret"), app: own(&APP) }
     }
 }

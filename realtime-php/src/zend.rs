@@ -280,3 +280,11 @@ pub(crate) fn sapi_name() -> &'static str {
         CStr::from_ptr((*module).name).to_str().unwrap_or_default()
     }
 }
+
+/// Shows that a setting has a value, and not which.
+pub(crate) unsafe extern "C" fn display_hidden_ini(entry: *mut ext_php_rs::ffi::_zend_ini_entry, _: c_int) {
+    // SAFETY: the engine passes the entry that it displays.
+    let is_set = unsafe { entry.as_ref() }.is_some_and(|entry| !entry.value.is_null());
+    // Output that has ended is no matter here.
+    drop(ext_php_rs::zend::printf(if is_set { "***" } else { "no value" }));
+}

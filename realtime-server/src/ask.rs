@@ -1,12 +1,13 @@
 //! Commands that speak to a running hub over its bus.
 
 use std::io::Read;
-use std::path::PathBuf;
 use std::time::Duration;
 
+use realtime_core::bus::address::BusAddress;
 use realtime_core::bus::client::{Client, ClientOptions};
 use realtime_core::bus::frame::{BusPublish, BusQuery};
-use realtime_core::bus::socket::default_paths;
+use realtime_core::bus::socket::default_addresses;
+use realtime_core::config::Secret;
 use realtime_core::{Payload, SocketId};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -19,39 +20,41 @@ use crate::{output, settings};
 /// A person waits longer for a busy hub than a request does.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A client of the hub that is meant, and its socket.
-pub(crate) fn connect(args: &HubArgs) -> Result<(Client, PathBuf), Failure> {
-    let candidates = match named(args)? {
-        Some(socket) => vec![socket],
-        None => default_paths(),
-    };
-    for socket in &candidates {
-        let mut client = Client::new(ClientOptions { connect_timeout: PATIENCE, answer_timeout: PATIENCE, ..ClientOptions::new(socket) });
+/// A client of the hub that is meant, and where it is.
+pub(crate) fn connect(args: &HubArgs) -> Result<(Client, BusAddress), Failure> {
+    let (named, secret) = named(args)?;
+    let candidates = if named.is_empty() { default_addresses() } else { named };
+    for address in &candidates {
+        let mut client = Client::new(ClientOptions {
+            secret: secret.clone(),
+            connect_timeout: PATIENCE,
+            answer_timeout: PATIENCE,
+            ..ClientOptions::probing(vec![address.clone()])
+        });
         // A single candidate is asked whatever comes of it: the error then says why.
         if candidates.len() == 1 || client.is_reachable() {
-            return Ok((client, socket.clone()));
+            return Ok((client, address.clone()));
         }
     }
-    let tried: Vec<String> = candidates.iter().map(|path| path.display().to_string()).collect();
+    let tried: Vec<String> = candidates.iter().map(BusAddress::to_string).collect();
     Err(Failure::NoHub(format!("no hub answers at {}; `realtime doctor` says more", tried.join(", "))))
 }
 
-/// The socket that the command line or the configuration names.
-fn named(args: &HubArgs) -> Result<Option<PathBuf>, Failure> {
-    if let Some(socket) = &args.socket {
-        return Ok(Some(socket.clone()));
-    }
-    let settings = settings::load(&SettingsArgs { config: args.config.clone(), ..SettingsArgs::default() })?;
+/// What the command line or the configuration names, and the secret.
+fn named(args: &HubArgs) -> Result<(Vec<BusAddress>, Secret), Failure> {
+    let settings = settings::load(&SettingsArgs { config: args.config.clone(), socket: args.socket.clone(), ..SettingsArgs::default() })?;
+    let secret = settings.effective.config.secret.clone();
     match settings.named_socket() {
         Some("") => Err(Failure::NoHub("the configuration has no bus: `socket` is empty".into())),
-        socket => Ok(socket.map(PathBuf::from)),
+        Some(socket) => Ok((BusAddress::list(socket).map_err(|error| Failure::Usage(error.to_string()))?, secret)),
+        None => Ok((Vec::new(), secret)),
     }
 }
 
 pub(crate) fn status(args: &ReportArgs) -> Result<(), Failure> {
     let (mut client, socket) = connect(&args.hub)?;
     let mut status: Value = client.query(&BusQuery::Status)?;
-    status["socket"] = socket.display().to_string().into();
+    status["socket"] = socket.to_string().into();
     if args.json {
         return output::line(&status.to_string());
     }

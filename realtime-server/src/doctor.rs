@@ -5,14 +5,16 @@ use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use realtime_core::Config;
-use realtime_core::bus::client::{Client, ClientOptions};
+use realtime_core::bus::address::BusAddress;
+use realtime_core::bus::client::{Client, ClientError, ClientOptions};
 use realtime_core::bus::frame::BusQuery;
 use realtime_core::bus::socket::default_paths;
+use realtime_core::config::{Secret, check_secret};
 use serde_json::Value;
 
 use crate::cli::DoctorArgs;
@@ -76,26 +78,29 @@ pub(crate) fn run(args: &DoctorArgs) -> Result<(), Failure> {
     };
     let (found, config, named) = configuration(args);
     tell(found)?;
-    let socket = socket_path(named);
-    let (found, answers) = match &socket {
-        Some(socket) => bus_socket(socket),
-        None => (Finding::fine("socket", "none: the configuration sets `socket` empty, so other processes cannot publish"), false),
-    };
-    tell(found)?;
-    let status = match (&socket, answers) {
-        (Some(socket), true) => {
-            let (found, status) = hub(socket);
+    let sockets = sockets(named);
+    if sockets.is_empty() {
+        tell(Finding::fine("socket", "none: the configuration sets `socket` empty, so other processes cannot publish"))?;
+    }
+    let mut status = None;
+    for address in &sockets {
+        let (found, answers) = match address {
+            BusAddress::Unix(path) => bus_socket(path),
+            BusAddress::Tcp(_) => bus_over_tcp(address, &config.secret),
+        };
+        tell(found)?;
+        if answers {
+            let (found, its) = hub(address, &config.secret);
             tell(found)?;
-            status
+            status = status.or(its);
         }
-        _ => None,
-    };
+    }
     tell(clients(&config, status.as_ref()))?;
     for finding in origins(&config) {
         tell(finding)?;
     }
     tell(descriptors(&config, status.as_ref()))?;
-    tell(php(&args.php, socket.as_deref()))?;
+    tell(php(&args.php, &sockets))?;
     tell(clock())?;
     if broken == 0 { Ok(()) } else { Err(Failure::Told) }
 }
@@ -126,15 +131,45 @@ fn configuration(args: &DoctorArgs) -> (Finding, Config, Option<String>) {
     }
 }
 
-/// The socket that is configured, else the first of the usual ones that is there.
-fn socket_path(named: Option<String>) -> Option<PathBuf> {
+/// What is configured, else the first of the usual sockets that is there.
+fn sockets(named: Option<String>) -> Vec<BusAddress> {
     match named {
-        Some(socket) => (!socket.is_empty()).then(|| PathBuf::from(socket)),
+        // What is wrong with it stands in the line about the configuration.
+        Some(socket) => BusAddress::list(&socket).unwrap_or_default(),
         None => {
             let paths = default_paths();
-            paths.iter().find(|path| fs::symlink_metadata(path).is_ok()).or(paths.first()).cloned()
+            let there = paths.iter().find(|path| fs::symlink_metadata(path).is_ok()).or(paths.first());
+            there.cloned().map(BusAddress::Unix).into_iter().collect()
         }
     }
+}
+
+/// Whether a hub answers over TCP, and knows the secret.
+fn bus_over_tcp(address: &BusAddress, secret: &Secret) -> (Finding, bool) {
+    if let Err(reason) = check_secret(secret, true) {
+        return (
+            Finding::broken("socket", format!("{address}: {reason}"), "the same `secret` on both sides, in the file or REALTIME_SECRET"),
+            false,
+        );
+    }
+    match client(address, secret).query::<Value>(&BusQuery::Stats) {
+        Ok(_) => {
+            (Finding::fine("socket", format!("{address} answers and knows the secret; what is published can be read on the way")), true)
+        }
+        Err(ClientError::Connect { source, .. }) => {
+            let fix = match source.kind() {
+                io::ErrorKind::PermissionDenied => "the same `secret` on both sides, in the file or REALTIME_SECRET",
+                io::ErrorKind::ConnectionRefused => "start the hub there, with that address in its `socket`",
+                _ => "check the host's name, the port and what filters between",
+            };
+            (Finding::broken("socket", format!("{address}: {source}"), fix), false)
+        }
+        Err(error) => (Finding::broken("socket", format!("{address}: {error}"), "see the hub's log"), false),
+    }
+}
+
+fn client(address: &BusAddress, secret: &Secret) -> Client {
+    Client::new(ClientOptions { secret: secret.clone(), ..ClientOptions::probing(vec![address.clone()]) })
 }
 
 /// Existence and rights; whether somebody answers.
@@ -223,8 +258,8 @@ fn join_group(gid: u32) -> String {
 }
 
 /// Whether the hub speaks, and is of this version.
-fn hub(socket: &Path) -> (Finding, Option<Value>) {
-    match Client::new(ClientOptions::new(socket)).query::<Value>(&BusQuery::Status) {
+fn hub(address: &BusAddress, secret: &Secret) -> (Finding, Option<Value>) {
+    match client(address, secret).query::<Value>(&BusQuery::Status) {
         Ok(status) => {
             let (version, own) = (status["version"].as_str().unwrap_or("unknown"), env!("CARGO_PKG_VERSION"));
             let text = format!("version {version}, process {}", status["pid"]);
@@ -342,7 +377,7 @@ fn own_descriptor_limit() -> Option<u64> {
 }
 
 /// Whether PHP on the command line has the extension, and would find the hub.
-fn php(program: &Path, socket: Option<&Path>) -> Finding {
+fn php(program: &Path, sockets: &[BusAddress]) -> Finding {
     const SCRIPT: &str = "echo json_encode([PHP_VERSION, phpversion('realtime'), ini_get('realtime.mode'), ini_get('realtime.socket')]);";
     let run = Command::new(program).args(["-r", SCRIPT]).stdin(Stdio::null()).output();
     let output = match run {
@@ -373,10 +408,12 @@ fn php(program: &Path, socket: Option<&Path>) -> Finding {
             "install both from the same release",
         );
     }
-    match (mode, values[3].as_str().filter(|path| !path.is_empty()), socket) {
+    let its = values[3].as_str().filter(|text| !text.is_empty());
+    let elsewhere = |its: &str| BusAddress::list(its).is_ok_and(|its| !its.iter().any(|address| sockets.contains(address)));
+    match (mode, its, sockets.first()) {
         ("" | "off" | "0", ..) => Finding::doubtful("php", text, "broadcast() sends nothing; realtime.mode=auto in php.ini"),
-        (_, Some(its), Some(socket)) if Path::new(its) != socket => {
-            let fix = format!("realtime.socket={} in php.ini, if that is the hub you mean", socket.display());
+        (_, Some(its), Some(socket)) if elsewhere(its) => {
+            let fix = format!("realtime.socket={socket} in php.ini, if that is the hub you mean");
             Finding::doubtful("php", format!("{text}, realtime.socket={its}"), fix)
         }
         _ => Finding::fine("php", text),

@@ -6,6 +6,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
+use realtime_core::bus::address::BusAddress;
 use realtime_core::bus::socket::BusSocket;
 use realtime_core::config::LogFormat;
 use realtime_core::{Config, Hub, HubBuilder};
@@ -67,7 +68,8 @@ pub(crate) fn run(args: &ServeArgs) -> Result<(), Failure> {
 /// Starts the hub and says so.
 fn start(args: &ServeArgs, config: Config) -> Result<(Hub, Option<Followed>), Failure> {
     let handed = systemd::listeners()?;
-    let configured = config.socket.as_deref().filter(|socket| !socket.is_empty()).map(PathBuf::from);
+    let addresses = BusAddress::list(config.socket.as_deref().unwrap_or_default()).unwrap_or_default();
+    let configured = addresses.iter().find_map(|address| address.path().map(PathBuf::from));
     let format = config.log_format;
     let mut builder = HubBuilder::new(config);
     if let Some(listener) = handed.clients {
@@ -100,10 +102,12 @@ fn start(args: &ServeArgs, config: Config) -> Result<(Hub, Option<Followed>), Fa
 
 /// One line that says where clients and processes find the hub.
 fn announce(hub: &Hub, bus: Option<PathBuf>, format: LogFormat) {
-    let bus = bus.map(|path| path.display().to_string());
+    let tcp = hub.bus_addr().map(|address| BusAddress::Tcp(address.to_string()).to_string());
+    let bus: Vec<String> = bus.map(|path| path.display().to_string()).into_iter().chain(tcp).collect();
+    let bus = (!bus.is_empty()).then(|| bus.join(" and "));
     match format {
         LogFormat::Text => {
-            let bus = bus.map_or("no bus".into(), |path| format!("bus {path}"));
+            let bus = bus.map_or("no bus".into(), |places| format!("bus {places}"));
             eprintln!("realtime {} listens on {}, {bus}", env!("CARGO_PKG_VERSION"), hub.url());
         }
         LogFormat::Json => tracing::info!(version = env!("CARGO_PKG_VERSION"), url = hub.url(), bus, "listening"),

@@ -11,7 +11,7 @@ pub(crate) fn run(args: &TailArgs) -> Result<(), Failure> {
     let (mut client, socket) = ask::connect(&args.hub)?;
     let mut left = args.count;
     let mut written = Ok(());
-    let began = || eprintln!("watching {} at {}; Ctrl-C ends", output::printable(&args.pattern), socket.display());
+    let began = || eprintln!("watching {} at {}; Ctrl-C ends", output::printable(&args.pattern), socket);
     if left == Some(0) {
         return Ok(());
     }

@@ -157,6 +157,41 @@ fn a_doctor_finds_nothing_wrong_with_a_hub_that_is_well() {
 }
 
 #[test]
+fn a_hub_on_another_host_is_asked_with_the_secret() {
+    const SECRET: &str = "0123456789abcdef0123456789abcdef";
+    let place = Place::new();
+    let serve = ["serve", "--listen", "127.0.0.1:0", "--socket", "tcp://127.0.0.1:0"];
+    let mut lines = Lines::of_stderr(place.command(&serve).env("REALTIME_SECRET", SECRET));
+    let said = lines.next();
+    let address = said.trim().rsplit_once("bus ").map(|(_, address)| address.to_owned()).unwrap();
+    assert!(address.starts_with("tcp://127.0.0.1:"), "{said}");
+    let run = |arguments: &[&str], secret: &str| {
+        let mut command = place.command(arguments);
+        command.arg("--socket").arg(&address).env("REALTIME_SECRET", secret).output().unwrap()
+    };
+    assert!(printed(&run(&["publish", "c", "x"], SECRET)).contains("offset=1"));
+    assert!(printed(&run(&["status"], SECRET)).contains(&address));
+    let php = php(&place, &format!(r#"["8.2.1","{}","auto","{address}"]"#, env!("CARGO_PKG_VERSION")));
+    let report = stdout(&run(&["doctor", "--php", &php], SECRET));
+    assert!(about(&report, "socket").contains("answers and knows the secret"), "{report}");
+    assert!(about(&report, "hub").starts_with("ok"), "{report}");
+    let wrong = SECRET.replace('0', "1");
+    for (secret, text) in [(wrong.as_str(), "it does not know the secret"), ("", "needs a secret"), (&SECRET[1..], "has 31 bytes")] {
+        let output = run(&["status"], secret);
+        assert!(!output.status.success());
+        assert!(String::from_utf8_lossy(&output.stderr).contains(text), "{output:?}");
+    }
+    let report = stdout(&run(&["doctor", "--php", &php], &wrong));
+    let line = about(&report, "socket");
+    assert!(line.starts_with("FAIL") && line.contains("does not know the secret; fix: the same `secret` on both sides"), "{line}");
+    // Not even who asks for all settings sees it.
+    let shown = printed(&place.command(&["config"]).env("REALTIME_SECRET", SECRET).output().unwrap());
+    assert!(shown.contains("secret = \"***\"") && !shown.contains(SECRET), "{shown}");
+    lines.signal(rustix::process::Signal::TERM);
+    assert!(lines.wait().success());
+}
+
+#[test]
 fn a_doctor_names_what_is_broken_and_what_mends_it() {
     let place = Place::new();
     let php = php(&place, r#"["8.2.1",false,false,false]"#);

@@ -386,7 +386,8 @@ impl Client {
 
     /// Connects once more if the reason for `error` is that there is no hub, and one could be brought up.
     fn connect_after_rescue(&mut self, error: ClientError) -> Result<(), ClientError> {
-        let ClientError::Connect { socket, source } = &error else { return Err(error) };
+        let ClientError::Connect { address, source } = &error else { return Err(error) };
+        let Some(socket) = address.path() else { return Err(error) };
         if !matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) {
             return Err(error);
         }
@@ -397,7 +398,7 @@ impl Client {
             if is_timeout(&source) {
                 self.paused_until = Some(Instant::now() + PAUSE);
             }
-            return Err(ClientError::Connect { socket: socket.clone(), source });
+            return Err(ClientError::Connect { address: address.clone(), source });
         }
         self.connect()
     }

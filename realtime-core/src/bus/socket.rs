@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use socket2::{Domain, SockAddr, Socket, Type};
 
+use super::address::BusAddress;
 use crate::descriptors;
 
 /// The system service's socket.
@@ -252,6 +253,11 @@ pub fn default_paths() -> Vec<PathBuf> {
     paths.extend(runtime.map(|directory| directory.join("realtime/realtime.sock")));
     paths.push(PathBuf::from(format!("/tmp/realtime-{uid}/realtime.sock")));
     paths
+}
+
+/// The same as addresses.
+pub fn default_addresses() -> Vec<BusAddress> {
+    default_paths().into_iter().map(BusAddress::Unix).collect()
 }
 
 /// The path that a hub serves when none is configured: the system's for root, else the user's.

@@ -13,7 +13,7 @@ const START = "echo Realtime\\start()->url;";
 test('INI settings have their defaults and belong to the system', function () {
     $settings = ini_get_all('realtime');
     same(
-        ['realtime.app' => '', 'realtime.config' => '', 'realtime.global_functions' => '1', 'realtime.listen' => null, 'realtime.mode' => 'auto', 'realtime.on_error' => 'log', 'realtime.socket' => null],
+        ['realtime.app' => '', 'realtime.config' => '', 'realtime.global_functions' => '1', 'realtime.listen' => null, 'realtime.mode' => 'auto', 'realtime.on_error' => 'log', 'realtime.secret' => null, 'realtime.socket' => null],
         array_map(fn ($setting) => $setting['global_value'], $settings),
     );
     same([INI_SYSTEM], array_values(array_unique(array_column($settings, 'access'))));
