@@ -1,12 +1,12 @@
 //! A hub in another process of this machine, over its local socket.
 
 use std::ffi::c_char;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use parking_lot::Mutex;
 use realtime_core::bus::client::{Client, ClientOptions};
 use realtime_core::bus::frame::BusQuery;
-use realtime_core::bus::socket::default_paths;
+use realtime_core::bus::socket::default_addresses;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
@@ -68,7 +68,7 @@ pub unsafe extern "C" fn rt_client_new(socket: *const c_char, out: *mut *mut rt_
         if out.is_null() {
             return Err(Failure::null("out"));
         }
-        let sockets: Vec<PathBuf> = socket.map_or_else(default_paths, |socket| vec![Path::new(socket).to_owned()]);
+        let sockets = socket.map_or_else(default_addresses, |socket| vec![Path::new(socket).into()]);
         fork::watch();
         let client = rt_client { inner: Mutex::new((Client::new(ClientOptions::probing(sockets)), fork::count())) };
         // SAFETY: not NULL, and the caller's promise.
