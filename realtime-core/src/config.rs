@@ -50,6 +50,9 @@ pub struct Config {
     /// Apps whose channels and users do not meet. The one called `default` is meant where none is
     /// named, and is there without an entry.
     pub apps: Vec<AppConfig>,
+    /// How long a user whose last connection to a channel broke still counts as present there, so
+    /// that a page's reload makes no noise. Default 3,000; 0: not at all. A policy may say otherwise.
+    pub presence_grace_ms: u64,
     /// Policies by channel name, the first match wins.
     pub channels: Vec<ChannelPolicy>,
     /// How long a hub that follows a process (`realtime serve --follow`) stays for its connections after that process has
@@ -174,6 +177,10 @@ pub struct Limits {
     /// Bytes of memory of all kept publications, in the memory broker. Default 64 MiB; past it
     /// those of the channels that were silent longest go first.
     pub history_bytes: usize,
+    /// Bytes of the ids and infos of the users who are present on one channel, which every newcomer
+    /// is sent at once. Default 256 KiB, at most a quarter of `outbox_bytes`; past it a further user
+    /// is refused.
+    pub presence_bytes: usize,
 }
 
 /// An app: a site, or whatever else has channels of its own.
@@ -267,6 +274,16 @@ pub struct ChannelPolicy {
     /// Whether who subscribes gets the newest publication at once. Default false.
     #[serde(default)]
     pub last_value: bool,
+    /// Whether subscribers are told who else is here. Default false; channels whose names begin
+    /// with `presence-` always tell.
+    #[serde(default)]
+    pub presence: bool,
+    /// Connections that may be subscribed at once. Default 0: no limit.
+    #[serde(default)]
+    pub max_members: usize,
+    /// See [`Config::presence_grace_ms`], which is the default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub presence_grace_ms: Option<u64>,
 }
 
 /// What is kept of a channel; what passes one of the bounds goes, oldest first.
@@ -315,6 +332,19 @@ impl ChannelPolicy {
     }
 }
 
+/// What is special about a channel that counts who is on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct RoomRules {
+    /// Whether subscribers see each other.
+    pub(crate) shows: bool,
+    /// Connections at once; 0: no limit.
+    pub(crate) max_members: usize,
+    /// How long a user whose last connection broke stays.
+    pub(crate) grace: Duration,
+}
+
+/// An hour.
+const MAX_PRESENCE_GRACE_MS: u64 = 3_600_000;
 /// Apps in one hub.
 const MAX_APPS: usize = 1_000;
 /// Longest name of an app, in bytes.
@@ -335,6 +365,7 @@ impl Default for Config {
             publish_timeout_ms: 1_000,
             drain_timeout_ms: 5_000,
             apps: Vec::new(),
+            presence_grace_ms: 3_000,
             channels: Vec::new(),
             linger_ms: 30_000,
             log: None,
@@ -370,6 +401,7 @@ impl Default for Limits {
             idle_channels: 100_000,
             idempotency_keys: 100_000,
             history_bytes: 64 << 20,
+            presence_bytes: 256 << 10,
         }
     }
 }
@@ -416,6 +448,13 @@ impl Config {
                 "limits.ingress_bytes",
                 format!("{} is less than four times limits.publication_bytes ({})", limits.ingress_bytes, limits.publication_bytes),
             );
+        }
+        for (key, value) in [("presence_grace_ms".to_owned(), Some(self.presence_grace_ms))].into_iter().chain(
+            self.channels.iter().enumerate().map(|(at, policy)| (format!("channels[{at}].presence_grace_ms"), policy.presence_grace_ms)),
+        ) {
+            if let Some(value) = value.filter(|value| *value > MAX_PRESENCE_GRACE_MS) {
+                return invalid(&key, format!("{value} is more than {MAX_PRESENCE_GRACE_MS}"));
+            }
         }
         if limits.max_header_bytes < 8 << 10 {
             return invalid("limits.max_header_bytes", format!("{} is less than 8192", limits.max_header_bytes));
@@ -488,6 +527,20 @@ impl Config {
         }
         let default = if self.authenticates() { Access::Authenticated } else { Access::Public };
         self.channel_policy(channel).and_then(|policy| policy.access).unwrap_or(default)
+    }
+
+    /// How a channel counts who is on it; `None`: not at all. The name is without its app.
+    pub(crate) fn room(&self, channel: &str) -> Option<RoomRules> {
+        let policy = self.channel_policy(channel);
+        let shows = policy.is_some_and(|policy| policy.presence) || channel.starts_with("presence-");
+        let max_members = policy.map_or(0, |policy| policy.max_members);
+        let grace = policy.and_then(|policy| policy.presence_grace_ms).unwrap_or(self.presence_grace_ms);
+        (shows || max_members > 0).then_some(RoomRules { shows, max_members, grace: Duration::from_millis(grace) })
+    }
+
+    /// Bytes that the users of one channel may have together.
+    pub(crate) fn presence_bytes(&self) -> usize {
+        self.limits.presence_bytes.min(self.limits.outbox_bytes / 4)
     }
 
     /// Where the bus is to be served: a Unix socket, an address over TCP, both or neither.

@@ -123,6 +123,9 @@ pub enum QueryError {
         /// 123: RFC 6455 section 5.5.
         limit: usize,
     },
+    /// What keeps the users did not answer.
+    #[error("presence: {0}")]
+    Presence(#[source] BrokerError),
     /// A shard did not answer within the deadline.
     #[error("no answer within {} ms", waited.as_millis())]
     Timeout {

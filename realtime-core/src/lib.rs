@@ -6,6 +6,7 @@
 //! | [`protocol`] | bytes to commands, publications to bytes; no I/O |
 //! | [`transport`] | listener, upgrade, framing; knows no channel |
 //! | [`broker`] | where publications get their order |
+//! | [`presence`] | who is on which channel |
 //! | [`bus`] | how other processes of the host reach the hub |
 //! | [`apps`] | names of channels and users that do not meet |
 //! | [`history`] | what is kept of a channel |
@@ -36,6 +37,7 @@ pub mod error;
 pub mod history;
 pub mod hub;
 pub mod message;
+pub mod presence;
 pub mod protocol;
 mod session;
 pub mod transport;

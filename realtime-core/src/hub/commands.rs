@@ -5,10 +5,11 @@ use crate::auth::signature;
 use crate::broker::Reply;
 use crate::config::Access;
 use crate::error::PublishError;
-use crate::message::{InvalidChannel, MAX_EVENT_BYTES, Payload, Publish, find_control, validate_channel};
+use crate::message::{InvalidChannel, MAX_EVENT_BYTES, Payload, Publish, User, find_control, validate_channel};
 use crate::protocol::{Command, Credentials, ProtocolError, Push, Recover, RelayBody, RequestId};
 
 use super::fanout::{ConnectionKey, JoinRequest};
+use super::roster::Seat;
 use super::shard::{Job, Shard};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -32,6 +33,7 @@ impl Shard {
                 self.relay(key, &body);
                 Ok(())
             }
+            Command::Presence { id, channel } => self.tell_presence(key, id.as_ref(), &channel).map_err(|error| error.with_id(id)),
             Command::Ping { id } => {
                 self.push(key, &Push::Pong { id: id.as_ref() });
                 Ok(())
@@ -51,7 +53,8 @@ impl Shard {
         credentials: Option<&Credentials>,
     ) -> Result<(), ProtocolError> {
         check_channel(channel)?;
-        self.authorize(key, channel, credentials)?;
+        let signed = self.authorize(key, channel, credentials)?;
+        let rules = self.node.config.room(channel);
         let node = self.node.clone();
         let Some(connection) = self.connection(key) else { return Ok(()) };
         let channel = node.apps.scope(connection.session.app, channel);
@@ -68,28 +71,67 @@ impl Shard {
         if (session.subscriptions.len() + session.joining as usize).saturating_sub(own) >= limit {
             return Err(ProtocolError::refusal("too_many_subscriptions", format!("a connection may have {limit} subscriptions")));
         }
-        self.join(key, &channel, JoinRequest::Client { id, recover });
+        let request = JoinRequest::Client { id, recover };
+        match rules {
+            None => self.join(key, &channel, request),
+            Some(rules) => self.enter(key, &channel, rules, signed, request),
+        }
         Ok(())
     }
 
-    /// Whether a connection may hear a channel.
-    fn authorize(&mut self, key: ConnectionKey, channel: &str, credentials: Option<&Credentials>) -> Result<(), ProtocolError> {
+    /// Whether a connection may hear a channel; gives the user that the application has signed for it.
+    fn authorize(&mut self, key: ConnectionKey, channel: &str, credentials: Option<&Credentials>) -> Result<Option<User>, ProtocolError> {
         let node = self.node.clone();
-        let Some(connection) = self.connection(key) else { return Ok(()) };
+        let Some(connection) = self.connection(key) else { return Ok(None) };
         let session = &connection.session;
         let allowed = match node.config.access(channel) {
-            Access::Public => Ok(()),
-            Access::Authenticated if session.user.is_some() => Ok(()),
+            Access::Public => Ok(None),
+            Access::Authenticated if session.user.is_some() => Ok(None),
             Access::Authenticated => Err("this channel is for users, and the connection is nobody's".to_owned()),
             Access::Signed => {
                 let (auth, data) = credentials.map_or((None, None), |given| (Some(&*given.auth), given.channel_data.as_deref()));
-                signature::check(&node.apps, session.app, session.socket_id, channel, data, auth).map_err(|error| error.to_string())
+                signature::check(&node.apps, session.app, session.socket_id, channel, data, auth)
+                    .map_err(|error| error.to_string())
+                    .and_then(|()| match data.map(signed_user).transpose() {
+                        // Only where it is shown must it be somebody.
+                        Err(_) if !node.config.room(channel).is_some_and(|rules| rules.shows) => Ok(None),
+                        signed => signed,
+                    })
             }
         };
-        allowed.map_err(|reason| {
+        let must_show = channel.starts_with("presence-") && session.user.is_none();
+        let allowed = allowed.and_then(|signed| match signed {
+            None if must_show => Err("this channel shows who is there: `channel_data` must name a `user_id`".to_owned()),
+            signed => Ok(signed),
+        });
+        let signed = allowed.map_err(|reason| {
             tracing::info!(socket = %session.socket_id, channel = %channel.escape_debug(), reason, "subscription refused");
             ProtocolError::refusal("unauthorized", reason)
-        })
+        })?;
+        // The application has said whose connection this is; it may have said so before.
+        if session.user.is_none() && signed.is_some() {
+            self.set_user(key, signed.clone());
+        }
+        Ok(signed)
+    }
+
+    fn tell_presence(&mut self, key: ConnectionKey, id: Option<&RequestId>, channel: &str) -> Result<(), ProtocolError> {
+        check_channel(channel)?;
+        let node = self.node.clone();
+        let Some(connection) = self.connection(key) else { return Ok(()) };
+        let scoped = node.apps.scope(connection.session.app, channel);
+        let index = self
+            .find_channel(node.channel_ref(&scoped))
+            .filter(|index| self.connections[key.index as usize].session.subscriptions.find(*index as u32).is_some());
+        let Some(index) = index else {
+            return Err(ProtocolError::refusal("not_subscribed", "who is on a channel is told to its subscribers"));
+        };
+        let users = self.channels[index].roster.as_ref().and_then(|roster| roster.users_for(key.index));
+        let Some(users) = users else {
+            return Err(ProtocolError::refusal("presence_disabled", "this channel does not tell who is on it"));
+        };
+        self.push(key, &Push::Presence { id, channel, users: &users });
+        Ok(())
     }
 
     fn unsubscribe(&mut self, key: ConnectionKey, id: Option<&RequestId>, channel: &str) -> Result<(), ProtocolError> {
@@ -102,7 +144,7 @@ impl Shard {
         let index = self.find_channel(name).ok_or_else(not_subscribed)?;
         let subscribed = self.connection(key).and_then(|connection| connection.session.subscriptions.find(index as u32));
         match subscribed {
-            Some(at) => self.leave(key, at),
+            Some(at) => self.leave(key, at, true),
             None => {
                 // It may still wait for the broker.
                 if !self.stop_waiting(key, index) {
@@ -136,12 +178,14 @@ impl Shard {
         let Some(connection) = self.connection(key) else { return Ok(()) };
         let scoped = node.apps.scope(connection.session.app, channel);
         let index = self.find_channel(node.channel_ref(&scoped));
-        let member = self
-            .connection(key)
-            .is_some_and(|connection| index.is_some_and(|index| connection.session.subscriptions.find(index as u32).is_some()));
-        if !member {
+        let index = index.filter(|index| {
+            self.connections
+                .get(key.index as usize)
+                .is_some_and(|connection| connection.session.subscriptions.find(*index as u32).is_some())
+        });
+        let Some(index) = index else {
             return Err(ProtocolError::refusal("not_subscribed", "publishing needs a subscription to the channel"));
-        }
+        };
         let event = if event.starts_with(CLIENT_PREFIX) { event.to_owned() } else { format!("{CLIENT_PREFIX}{event}") };
         if event.len() > MAX_EVENT_BYTES || event.len() == CLIENT_PREFIX.len() || find_control(&event).is_some() {
             return Err(ProtocolError::new(
@@ -149,28 +193,30 @@ impl Shard {
                 format!("event names have 1–{} bytes and no control characters", MAX_EVENT_BYTES - CLIENT_PREFIX.len()),
             ));
         }
-        self.publish_for(key, id, channel, &event, Payload::Json(data))
+        self.publish_for(key, id, index, &event, Payload::Json(data))
     }
 
     /// Hands a raw client's message to the other subscribers of its channels.
     fn relay(&mut self, key: ConnectionKey, body: &RelayBody) {
         let Some(connection) = self.connection(key) else { return };
         let joined: Vec<u32> = connection.session.subscriptions.iter().map(|subscription| subscription.channel).collect();
-        let names: Vec<_> = joined
-            .iter()
-            .filter_map(|index| self.channels.get(*index as usize))
-            .map(|channel| channel.channel.clone())
-            .filter(|channel| self.node.config.channel_policy(channel.name()).is_some_and(|policy| policy.client_events))
+        let allowed: Vec<usize> = joined
+            .into_iter()
+            .map(|index| index as usize)
+            .filter(|index| {
+                let channel = &self.channels[*index].channel;
+                self.node.config.channel_policy(channel.name()).is_some_and(|policy| policy.client_events)
+            })
             .collect();
-        if names.is_empty() {
+        if allowed.is_empty() {
             self.counters().relays_refused.fetch_add(1, Relaxed);
         }
         let payload = match body {
             RelayBody::Text(text) => Payload::Text(text),
             RelayBody::Binary(bytes) => Payload::Binary(bytes),
         };
-        for name in names {
-            if let Err(error) = self.publish_for(key, None, name.name(), RELAY_EVENT, payload) {
+        for index in allowed {
+            if let Err(error) = self.publish_for(key, None, index, RELAY_EVENT, payload) {
                 self.protocol_error(key, &error);
             }
         }
@@ -181,7 +227,7 @@ impl Shard {
         &mut self,
         key: ConnectionKey,
         id: Option<&RequestId>,
-        channel: &str,
+        index: usize,
         event: &str,
         payload: Payload<'_>,
     ) -> Result<(), ProtocolError> {
@@ -189,8 +235,15 @@ impl Shard {
         let Some(connection) = self.connection(key) else { return Ok(()) };
         let except = [connection.session.socket_id];
         let app = (connection.session.app != AppId::DEFAULT).then(|| node.apps.of(connection.session.app).name());
-        let user_id: Option<Arc<str>> = connection.session.user.as_deref().map(crate::message::User::shared_id);
-        let publish = Publish { app, except: &except, user_id: user_id.as_ref(), ..Publish::new(channel, event, payload) };
+        let mut user_id: Option<Arc<str>> = connection.session.user.as_deref().map(User::shared_id);
+        // Where the channel shows a user for this connection, it is that one who speaks.
+        if let Some(roster) = &self.channels[index].roster
+            && let Some(user) = roster.seat(key.index).and_then(Seat::user)
+        {
+            user_id = Some(user.shared_id());
+        }
+        let channel = self.channels[index].channel.clone();
+        let publish = Publish { app, except: &except, user_id: user_id.as_ref(), ..Publish::new(channel.name(), event, payload) };
         match node.try_publish(&publish) {
             Ok(Reply::Now(Ok(_))) => Ok(()),
             Ok(Reply::Now(Err(error))) => Err(ProtocolError::refusal("unavailable", format!("not published: broker {error}"))),
@@ -209,6 +262,23 @@ impl Shard {
             Err(error) => Err(ProtocolError::refusal("unavailable", error.to_string())),
         }
     }
+}
+
+/// Who it is, as the application writes it: `{"user_id": …, "user_info": …}`.
+fn signed_user(data: &str) -> Result<User, String> {
+    #[derive(serde::Deserialize)]
+    struct ChannelData<'a> {
+        user_id: serde_json::Value,
+        #[serde(borrow)]
+        user_info: Option<&'a serde_json::value::RawValue>,
+    }
+    let data: ChannelData<'_> = serde_json::from_str(data).map_err(|error| format!("`channel_data`: {error}"))?;
+    let id = match data.user_id {
+        serde_json::Value::String(id) => id,
+        serde_json::Value::Number(id) => id.to_string(),
+        _ => return Err("`channel_data`: `user_id` must be a string or a number".into()),
+    };
+    User::new(&id, data.user_info.map(serde_json::value::RawValue::get)).map_err(|error| format!("`channel_data`: {error}"))
 }
 
 fn check_channel(name: &str) -> Result<(), ProtocolError> {

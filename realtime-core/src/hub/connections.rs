@@ -307,7 +307,8 @@ impl Shard {
         if let Some(connection) = self.connections.get_mut(key.index as usize) {
             note_crowding(connection, &mut self.crowded, limit);
         }
-        self.leave_all(key);
+        // Who is thrown out does not come back to a place.
+        self.leave_all(key, matches!(reason, CloseReason::Application { .. }));
         match written {
             Written::Broken => self.remove(key, reason),
             Written::All => self.finish_closing(key),
@@ -321,7 +322,7 @@ impl Shard {
         if connection.phase == Phase::Open {
             self.counters().count_close(reason);
         }
-        self.leave_all(key);
+        self.leave_all(key, false);
         let Some(mut connection) = self.connections.try_remove(key.index as usize) else { return };
         self.crowded -= usize::from(connection.crowded);
         self.by_socket.remove(&connection.session.socket_id);
@@ -338,7 +339,7 @@ impl Shard {
 
     /// Takes a connection out without ending it: it goes on elsewhere.
     pub(crate) fn take_out(&mut self, key: ConnectionKey) -> Option<Box<Connection>> {
-        self.leave_all(key);
+        self.leave_all(key, false);
         let mut connection = self.connections.try_remove(key.index as usize)?;
         self.crowded -= usize::from(connection.crowded);
         self.by_socket.remove(&connection.session.socket_id);

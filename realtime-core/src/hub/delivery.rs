@@ -7,8 +7,9 @@ use parking_lot::Mutex;
 
 use super::ingress::{ChannelLoad, Ingress};
 use super::interest::Entry;
-use crate::message::{EventName, Position, Publication, Publish};
-use crate::protocol::{Format, FormatKey, MessageKind};
+use crate::message::{Body, Epoch, EventName, Payload, Position, Publication, Publish};
+use crate::presence::{self, Notice};
+use crate::protocol::{Format, FormatKey, MessageKind, ProtocolState};
 
 /// What a queued publication costs beside its body: the record, its frame, the queue's slot.
 const OVERHEAD: usize = 256;
@@ -17,6 +18,8 @@ const OVERHEAD: usize = 256;
 /// room in the ingress queue back.
 pub(crate) struct Delivery {
     pub(crate) publication: Publication,
+    /// What it tells instead of the publication, which is empty then.
+    notice: Option<Box<Notice>>,
     frames: Frames,
     /// What it holds of the ingress queue; 0 once that has been given back.
     charge: usize,
@@ -87,11 +90,45 @@ impl Delivery {
         }
         Arc::new(Delivery {
             publication: Publication::on(heard.channel.clone(), publish, position),
+            notice: None,
             frames: Frames::default(),
             charge,
             load: heard.load.clone(),
             ingress: ingress.clone(),
         })
+    }
+
+    /// A change of the channel's users on its way to subscribers.
+    pub(crate) fn of_notice(notice: Notice, heard: &Entry, ingress: &Arc<Ingress>) -> Arc<Self> {
+        let charge = presence::user_bytes(&notice.user) + OVERHEAD;
+        ingress.charge(&heard.load, charge);
+        Arc::new(Delivery {
+            publication: Publication {
+                channel: heard.channel.clone(),
+                event: EventName::from(""),
+                body: Body::from(Payload::Text("")),
+                except: Vec::new(),
+                user_id: None,
+                position: Position { epoch: Epoch(0), offset: 0 },
+            },
+            notice: Some(Box::new(notice)),
+            frames: Frames::default(),
+            charge,
+            load: heard.load.clone(),
+            ingress: ingress.clone(),
+        })
+    }
+
+    pub(crate) fn notice(&self) -> Option<&Notice> {
+        self.notice.as_deref()
+    }
+
+    /// Bytes of what it tells.
+    pub(crate) fn size(&self) -> usize {
+        match &self.notice {
+            None => self.publication.body.as_payload().len(),
+            Some(notice) => presence::user_bytes(&notice.user),
+        }
     }
 
     /// Gives up a batch of one channel. What this shard was the last to hold leaves the ingress
@@ -106,7 +143,7 @@ impl Delivery {
                 freed += std::mem::take(&mut delivery.charge);
                 account.get_or_insert_with(|| (delivery.ingress.clone(), delivery.load.clone()));
                 let size = delivery.publication.body.capacity() + delivery.frames.capacity();
-                (size <= Pool::KEPT_BYTES).then_some(shared)
+                (size <= Pool::KEPT_BYTES && delivery.notice.is_none()).then_some(shared)
             })
             .collect();
         if !spent.is_empty() {
@@ -117,7 +154,8 @@ impl Delivery {
         }
     }
 
-    /// The frame for a format, encoded by whichever shard asks first.
+    /// The frame for a format, encoded by whichever shard asks first. Empty where the protocol has
+    /// no words for a notice.
     pub(crate) fn frame(&self, formats: &[Format], key: FormatKey, scratch: &mut Scratch) -> &[u8] {
         let mut frames = &self.frames;
         loop {
@@ -125,8 +163,16 @@ impl Delivery {
                 let mut frame = std::mem::take(&mut *frames.spare.lock());
                 let format = &formats[usize::from(key.format)];
                 scratch.payload.clear();
-                let kind = format.protocol.encode(&self.publication, key.variant, &mut scratch.payload);
-                format.framing.seal(kind, &scratch.payload, &mut frame);
+                let kind = match &self.notice {
+                    None => Some(format.protocol.encode(&self.publication, key.variant, &mut scratch.payload)),
+                    Some(notice) => {
+                        let state = ProtocolState { variant: key.variant, ..ProtocolState::default() };
+                        format.protocol.push(&state, &notice.push(self.publication.channel.name()), &mut scratch.payload)
+                    }
+                };
+                if let Some(kind) = kind {
+                    format.framing.seal(kind, &scratch.payload, &mut frame);
+                }
                 scratch.payload.shrink_to(Scratch::KEPT);
                 (key, frame)
             });

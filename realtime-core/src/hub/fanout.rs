@@ -12,6 +12,8 @@ use bytes::Bytes;
 
 use super::delivery::{Delivery, Pool, Scratch};
 use super::ingress::ChannelLoad;
+use super::query::Reached;
+use super::roster::{Roster, Seat};
 use crate::message::{Channel, Position, SocketId};
 use crate::protocol::{Format, FormatKey, Recover, RequestId};
 use crate::session::Subscription;
@@ -49,6 +51,17 @@ impl Subscriber {
 pub(crate) struct Joining {
     pub(crate) connection: ConnectionKey,
     pub(crate) request: JoinRequest,
+    pub(crate) place: Place,
+}
+
+/// Whether a place on the channel is needed, and taken.
+pub(crate) enum Place {
+    /// The channel does not count.
+    Free,
+    /// Asked for.
+    Awaited,
+    /// See [`Seat`].
+    Taken(Seat),
 }
 
 /// What to say when a subscription becomes live.
@@ -76,6 +89,8 @@ pub(crate) struct LocalChannel {
     /// Those who wait for that.
     pub(crate) joining: Vec<Joining>,
     pub(crate) subscribers: Vec<Subscriber>,
+    /// Who of them is who, where the channel counts.
+    pub(crate) roster: Option<Box<Roster>>,
     /// Entries of `subscribers` whose connection left during the batch.
     gone: usize,
     /// Publications after `position`.
@@ -124,6 +139,7 @@ impl LocalChannel {
             position: None,
             joining: Vec::new(),
             subscribers: Vec::new(),
+            roster: None,
             gone: 0,
             pending: VecDeque::new(),
             batch: None,
@@ -133,6 +149,12 @@ impl LocalChannel {
             pins: 0,
             retained: Vec::new(),
         }
+    }
+
+    /// How far its subscribers have been served; `None` until it is live.
+    pub(crate) fn reached(&self) -> Option<Reached> {
+        let version = self.roster.as_ref().map_or(0, |roster| roster.version());
+        self.position.map(|position| Reached { offset: position.offset, version })
     }
 
     /// Subscribers without those that left during the batch.
@@ -189,12 +211,21 @@ impl LocalChannel {
         self.pending.push_back(delivery);
     }
 
+    /// Queues a change of its users, unless they are known to be so.
+    pub(crate) fn queue_notice(&mut self, delivery: Arc<Delivery>) {
+        if let (Some(roster), Some(notice)) = (&self.roster, delivery.notice())
+            && roster.is_news(notice)
+        {
+            self.pending.push_back(delivery);
+        }
+    }
+
     /// The broker has said where the channel is: what was queued before that is not for anybody.
     pub(crate) fn start_at(&mut self, position: Position) {
         self.position = Some(position);
         self.pending.retain(|delivery| {
             let at = delivery.publication.position;
-            at.epoch != position.epoch || at.offset > position.offset
+            delivery.notice().is_some() || at.epoch != position.epoch || at.offset > position.offset
         });
     }
 
@@ -215,13 +246,19 @@ impl LocalChannel {
         let mut bytes = 0;
         while deliveries.len() < BATCH_PUBLICATIONS && bytes < max_bytes {
             let Some(delivery) = self.pending.pop_front() else { break };
-            bytes += delivery.publication.body.as_payload().len();
+            bytes += delivery.size();
             for socket in &delivery.publication.except {
                 if let Some(connection) = find(socket) {
                     excepted.push((connection, deliveries.len()));
                 }
             }
-            self.position = Some(delivery.publication.position);
+            match (delivery.notice(), &mut self.roster) {
+                (None, _) => self.position = Some(delivery.publication.position),
+                (Some(notice), Some(roster)) if roster.is_news(notice) => {
+                    excepted.extend(roster.apply(notice).into_iter().map(|connection| (connection, deliveries.len())));
+                }
+                (Some(_), _) => continue,
+            }
             if self.pins > 0 {
                 self.retained.push(delivery.clone());
             }
@@ -257,10 +294,14 @@ impl LocalChannel {
             let Some(key) = format_of(connection) else { continue };
             written += 1;
             if !batch.excepted.is_empty() && batch.excepted.iter().any(|(excepted, _)| *excepted == connection) {
+                let mut frames = Vec::new();
                 for (index, delivery) in batch.deliveries.iter().enumerate() {
                     if !batch.excepted.contains(&(connection, index)) {
-                        write(connection, &Bytes::copy_from_slice(delivery.frame(formats, key, scratch)));
+                        frames.extend_from_slice(delivery.frame(formats, key, scratch));
                     }
+                }
+                if !frames.is_empty() {
+                    write(connection, &Bytes::from(frames));
                 }
                 continue;
             }
@@ -272,7 +313,11 @@ impl LocalChannel {
                     batch.encoded.len() - 1
                 }
             };
-            write(connection, &batch.encoded[at].1);
+            let frame = &batch.encoded[at].1;
+            // Protocols without words for joins and leaves.
+            if !frame.is_empty() {
+                write(connection, frame);
+            }
         }
         batch.cursor = end;
         written

@@ -11,7 +11,8 @@ mod fanout;
 mod inbox;
 mod ingress;
 mod interest;
-mod query;
+pub(crate) mod query;
+mod roster;
 mod routes;
 mod shard;
 mod slices;
@@ -31,7 +32,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use tokio::sync::mpsc as mpsc_async;
+use tokio::sync::{Notify, mpsc as mpsc_async};
 
 use crate::apps::{AppId, Apps, UnknownApp};
 use crate::broker::memory::Memory;
@@ -45,6 +46,7 @@ use crate::error::{PublishError, QueryError, StartError};
 use crate::message::{
     Channel, ChannelInfo, ChannelRef, ChannelUser, Payload, Position, Publish, Receipt, SocketId, User, channel_hash, validate_channel,
 };
+use crate::presence::{self, Presence};
 use crate::protocol::native::Native;
 use crate::protocol::{Command, Format, Opening, Protocol};
 use crate::transport::link::{Link, SinkLink};
@@ -53,6 +55,7 @@ use crate::transport::{FrameSink, Framing, http};
 use inbox::Inbox;
 use ingress::{ChannelLoad, Full};
 use query::Query;
+use roster::Attendance;
 use routes::Routes;
 use shard::{Accepted, Job, Poller, Shard};
 use stats::ShardCounters;
@@ -78,6 +81,7 @@ pub(crate) struct Node {
     pub(crate) formats: Vec<Format>,
     pub(crate) shards: Vec<ShardHandle>,
     broker: Arc<dyn Broker>,
+    pub(crate) attendance: Arc<Attendance>,
     pub(crate) routes: Arc<Routes>,
     /// Whether any channel has a history: else no publication looks for its policy.
     keeps_history: bool,
@@ -132,6 +136,7 @@ impl Node {
         let _serial = self.membership(channel.hash()).lock();
         if self.routes.interest.remove(channel, shard) {
             self.broker.unsubscribe(channel.scoped());
+            self.attendance.presence.unwatch(channel.scoped());
         }
     }
 
@@ -216,6 +221,7 @@ impl Node {
 pub struct HubBuilder {
     config: Config,
     broker: Option<Arc<dyn Broker>>,
+    presence: Option<Arc<dyn Presence>>,
     formats: Vec<Format>,
     listener: Option<TcpListener>,
     bus_listener: Option<UnixListener>,
@@ -226,8 +232,16 @@ pub struct HubBuilder {
 impl HubBuilder {
     /// The native protocol and the memory broker.
     pub fn new(config: Config) -> Self {
-        let builder =
-            HubBuilder { config, broker: None, formats: Vec::new(), listener: None, bus_listener: None, bus_socket: None, follow: None };
+        let builder = HubBuilder {
+            config,
+            broker: None,
+            presence: None,
+            formats: Vec::new(),
+            listener: None,
+            bus_listener: None,
+            bus_socket: None,
+            follow: None,
+        };
         builder.protocol(Native, WebSocket)
     }
 
@@ -241,6 +255,12 @@ impl HubBuilder {
     /// Replaces the memory broker.
     pub fn broker(mut self, broker: Arc<dyn Broker>) -> Self {
         self.broker = Some(broker);
+        self
+    }
+
+    /// Replaces the presence of this process alone.
+    pub fn presence(mut self, presence: Arc<dyn Presence>) -> Self {
+        self.presence = Some(presence);
         self
     }
 
@@ -279,7 +299,7 @@ impl HubBuilder {
     /// Threads inherit the caller's signal mask: a host with signal handlers blocks all signals
     /// around this call.
     pub fn start(self) -> Result<Hub, StartError> {
-        let HubBuilder { mut config, broker, formats, listener, bus_listener, bus_socket, follow } = self;
+        let HubBuilder { mut config, broker, presence, formats, listener, bus_listener, bus_socket, follow } = self;
         if let Some(listener) = &listener {
             config.listen = listener.local_addr()?.to_string();
         }
@@ -309,6 +329,7 @@ impl HubBuilder {
             Some(broker) => broker,
             None => Arc::new(Memory::new(config.limits.idle_channels, config.limits.idempotency_keys, config.limits.history_bytes)?),
         };
+        let presence = presence.unwrap_or_else(|| Arc::new(presence::memory::Memory::default()));
         let count = match config.shards {
             0 => thread::available_parallelism().map_or(1, |cores| cores.get().min(64)),
             count => count,
@@ -331,6 +352,7 @@ impl HubBuilder {
             shards,
             broker,
             keeps_history: config.channels.iter().any(|policy| policy.retention().is_some()),
+            attendance: Arc::new(Attendance { presence, alarm: Notify::new() }),
             membership: (0..64).map(|_| Mutex::default()).collect(),
             started: Instant::now(),
             connections: AtomicUsize::new(0),
@@ -348,6 +370,7 @@ impl HubBuilder {
             config,
         });
         node.broker.start(node.routes.clone())?;
+        node.attendance.presence.start(node.routes.clone())?;
         match start_threads(&node, pollers, listener, arriving, bus_listeners) {
             Ok(running) => Ok(Hub(Arc::new(HubInner { node, running: Mutex::new(Some(running)) }))),
             Err(error) => {
@@ -499,6 +522,16 @@ impl Hub {
     /// The users who are subscribed to a channel, ordered by id. Waits at most a second.
     pub fn channel_users(&self, channel: &str) -> Result<Vec<ChannelUser>, QueryError> {
         self.default_app().channel_users(channel)
+    }
+
+    /// How many users are subscribed to a channel. Waits at most a second.
+    pub fn count_users(&self, channel: &str) -> Result<usize, QueryError> {
+        self.default_app().count_users(channel)
+    }
+
+    /// One of the users who are subscribed to a channel. Waits at most a second.
+    pub fn channel_user(&self, channel: &str, id: &str) -> Result<Option<ChannelUser>, QueryError> {
+        self.default_app().channel_user(channel, id)
     }
 
     /// Closes all connections of a user with a code of the application's choice; says how many.
@@ -661,6 +694,16 @@ impl App<'_> {
         self.hub.0.node.channel_users(self.id, channel)
     }
 
+    /// See [`Hub::count_users`].
+    pub fn count_users(&self, channel: &str) -> Result<usize, QueryError> {
+        self.hub.0.node.count_users(self.id, channel)
+    }
+
+    /// See [`Hub::channel_user`].
+    pub fn channel_user(&self, channel: &str, id: &str) -> Result<Option<ChannelUser>, QueryError> {
+        self.hub.0.node.channel_user(self.id, channel, id)
+    }
+
     /// See [`Hub::disconnect_user`].
     pub fn disconnect_user(&self, user_id: &str, code: u16, reason: &str) -> Result<usize, QueryError> {
         self.hub.0.node.disconnect_user(self.id, user_id, code, reason)
@@ -688,6 +731,9 @@ impl Node {
     /// The users who are subscribed to a channel, ordered by id. Waits at most a second.
     pub(crate) fn channel_users(&self, app: AppId, channel: &str) -> Result<Vec<ChannelUser>, QueryError> {
         validate_channel(channel)?;
+        if self.shows(channel) {
+            return self.presence_answer(self.attendance.presence.users(&self.apps.scope(app, channel)));
+        }
         let channel = self.apps.scope(app, channel);
         let mut users: HashMap<String, ChannelUser> = HashMap::new();
         for part in self.ask(|answer| Query::ChannelUsers { channel: channel.clone().into_owned(), answer })? {
@@ -698,6 +744,36 @@ impl Node {
         let mut users: Vec<_> = users.into_values().collect();
         users.sort_by(|a, b| a.user.id().cmp(b.user.id()));
         Ok(users)
+    }
+
+    fn shows(&self, channel: &str) -> bool {
+        self.config.room(channel).is_some_and(|rules| rules.shows)
+    }
+
+    /// How many users are subscribed to a channel. Waits at most a second.
+    pub(crate) fn count_users(&self, app: AppId, channel: &str) -> Result<usize, QueryError> {
+        validate_channel(channel)?;
+        if self.shows(channel) {
+            return self.presence_answer(self.attendance.presence.count(&self.apps.scope(app, channel)));
+        }
+        Ok(self.channel_users(app, channel)?.len())
+    }
+
+    /// One of the users who are subscribed to a channel. Waits at most a second.
+    pub(crate) fn channel_user(&self, app: AppId, channel: &str, id: &str) -> Result<Option<ChannelUser>, QueryError> {
+        validate_channel(channel)?;
+        if self.shows(channel) {
+            return self.presence_answer(self.attendance.presence.user(&self.apps.scope(app, channel), id));
+        }
+        Ok(self.channel_users(app, channel)?.into_iter().find(|found| found.user.id() == id))
+    }
+
+    fn presence_answer<T>(&self, reply: Reply<T>) -> Result<T, QueryError> {
+        let answer = match reply {
+            Reply::Now(answer) => answer,
+            Reply::Later(promise) => promise.wait(QUERY_TIMEOUT).ok_or(QueryError::Timeout { waited: QUERY_TIMEOUT })?,
+        };
+        answer.map_err(QueryError::Presence)
     }
 
     /// Closes all connections of a user with a code of the application's choice; says how many.
@@ -775,6 +851,17 @@ impl Node {
         self.broker.tick();
     }
 
+    /// Lets go of users whose grace has passed, as long as it is polled.
+    pub(crate) async fn keep_graces(&self) {
+        loop {
+            let alarm = self.attendance.alarm.notified();
+            match self.attendance.presence.expire(Instant::now()) {
+                None => alarm.await,
+                Some(next) => drop(tokio::time::timeout_at(next.into(), alarm).await),
+            }
+        }
+    }
+
     pub(crate) fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::Relaxed)
     }
@@ -783,6 +870,7 @@ impl Node {
         self.stopping.store(true, Ordering::Relaxed);
         control_stop.stop();
         self.broker.stop();
+        self.attendance.presence.stop();
         for shard in &self.shards {
             shard.inbox.push(Job::Drain { deadline });
         }

@@ -5,12 +5,15 @@ use std::sync::mpsc::{self, SendError, Sender};
 use std::time::Instant;
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 
 use crate::apps::AppId;
 
 use super::fanout::{ConnectionKey, JoinRequest};
+use super::roster::{Seat, SeatRequest};
 use super::shard::{Connection, Job, Phase, Shard};
 use crate::close::CloseReason;
+use crate::config::RoomRules;
 use crate::message::{ChannelUser, SocketId, User};
 use crate::session::heartbeat::Heartbeat;
 use crate::session::outbox::Outbox;
@@ -33,12 +36,27 @@ pub(crate) enum Query {
     Describe { socket: SocketId, answer: Sender<Option<Vec<String>>> },
     /// Takes a connection out, once all of `reached` has been handed to it; past the deadline it
     /// stays, and `None` is the answer.
-    Freeze { socket: SocketId, reached: Vec<(String, u64)>, deadline: Instant, answer: Sender<Option<Frozen>> },
+    Freeze { socket: SocketId, reached: Vec<(String, Reached)>, deadline: Instant, answer: Sender<Option<Frozen>> },
     /// Where the expected channels stand; answered once all are live, or not at all past the
     /// deadline.
-    Positions { channels: Vec<String>, deadline: Instant, answer: Sender<Vec<(String, u64)>> },
+    Positions { channels: Vec<String>, deadline: Instant, answer: Sender<Vec<(String, Reached)>> },
     /// Takes a connection in, once this shard is as far as the connection.
     Thaw { frozen: Box<Frozen>, expected: Vec<String>, answer: Sender<bool> },
+}
+
+/// How far a channel's subscribers on one shard have been served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Reached {
+    /// Offset of the newest publication.
+    pub(crate) offset: u64,
+    /// Version of the newest change of its users.
+    pub(crate) version: u64,
+}
+
+impl Reached {
+    fn covers(self, other: Reached) -> bool {
+        self.offset >= other.offset && self.version >= other.version
+    }
 }
 
 /// A connection between two shards.
@@ -46,6 +64,8 @@ pub(crate) struct Frozen {
     pub(crate) link: Box<dyn Link>,
     /// [`FrozenSession`], encoded.
     pub(crate) session: Vec<u8>,
+    /// Its places, by channel.
+    pub(crate) seats: Vec<(String, Seat)>,
 }
 
 impl Shard {
@@ -78,7 +98,7 @@ impl Shard {
                 tell(&answer, names);
             }
             Query::Positions { channels, deadline, answer } => {
-                let positions: Option<Vec<_>> = channels.iter().map(|channel| Some((channel.clone(), self.offset_of(channel)?))).collect();
+                let positions: Option<Vec<_>> = channels.iter().map(|channel| Some((channel.clone(), self.reached(channel)?))).collect();
                 match positions {
                     Some(positions) => tell(&answer, positions),
                     // Dropped past the deadline: the asker is gone, or learns that it was in vain.
@@ -91,7 +111,7 @@ impl Shard {
         }
     }
 
-    fn set_user(&mut self, key: ConnectionKey, user: Option<User>) {
+    pub(crate) fn set_user(&mut self, key: ConnectionKey, user: Option<User>) {
         let node = self.node.clone();
         let Some(connection) = self.connection(key) else { return };
         let app = connection.session.app;
@@ -100,7 +120,7 @@ impl Shard {
             let index = self.find_channel(node.channel_ref(&node.apps.scope(app, &channel)));
             if let Some(index) = index {
                 match self.connection(key).and_then(|connection| connection.session.subscriptions.find(index as u32)) {
-                    Some(at) => self.leave(key, at),
+                    Some(at) => self.leave(key, at, true),
                     // What the previous user is sent must not come to the next one.
                     None => drop(self.stop_waiting(key, index)),
                 }
@@ -111,6 +131,23 @@ impl Shard {
             if let Some(connection) = self.connection(key).filter(|connection| connection.phase == Phase::Open) {
                 connection.session.user = Some(Box::new(user));
                 self.join(key, &node.apps.scope(app, &channel), JoinRequest::Silent);
+            }
+        }
+        self.show_user(key);
+    }
+
+    /// Shows the connection's user where its subscriptions show it.
+    fn show_user(&mut self, key: ConnectionKey) {
+        let Some(connection) = self.connection(key) else { return };
+        let user = connection.session.user.as_deref().cloned();
+        let joined: Vec<u32> = connection.session.subscriptions.iter().map(|subscription| subscription.channel).collect();
+        for index in joined {
+            let Some(channel) = self.channels.get(index as usize) else { continue };
+            let Some(roster) = &channel.roster else { continue };
+            if roster.seat(key.index).is_some_and(|seat| seat.follows() && seat.user() != user.as_ref()) {
+                // It has a place already; the new one stands for the same connection.
+                let rules = RoomRules { max_members: 0, ..roster.rules };
+                self.request_seat(key, SeatRequest { channel: channel.channel.clone(), user: user.clone(), rules, follows: true });
             }
         }
     }
@@ -145,9 +182,9 @@ impl Shard {
     // as far; what came in between was retained for it.
 
     /// How far a channel's subscribers here have been served; `None` until it is live.
-    fn offset_of(&self, channel: &str) -> Option<u64> {
+    fn reached(&self, channel: &str) -> Option<Reached> {
         let index = self.find_channel(self.node.channel_ref(channel))?;
-        self.channels[index].position.map(|position| position.offset)
+        self.channels[index].reached()
     }
 
     fn pin(&mut self, channels: &[String]) {
@@ -171,16 +208,19 @@ impl Shard {
         }
     }
 
-    fn freeze(&mut self, socket: SocketId, reached: Vec<(String, u64)>, deadline: Instant, answer: Sender<Option<Frozen>>) {
+    fn freeze(&mut self, socket: SocketId, reached: Vec<(String, Reached)>, deadline: Instant, answer: Sender<Option<Frozen>>) {
         let Some(key) = self.by_socket.get(&socket).and_then(|index| self.key(*index as usize)) else {
             tell(&answer, None);
             return;
         };
         let ready = |shard: &Self| {
-            reached.iter().all(|(name, offset)| {
+            reached.iter().all(|(name, expected)| {
                 shard.find_channel(shard.node.channel_ref(name)).is_none_or(|index| {
                     let channel = &shard.channels[index];
-                    channel.is_between_batches() && channel.position.is_some_and(|position| position.offset >= *offset)
+                    channel.is_between_batches()
+                        && channel.reached().is_some_and(|reached| reached.covers(*expected))
+                        // What it was told ahead of the others has reached them.
+                        && channel.roster.as_ref().is_none_or(|roster| !roster.is_ahead(key.index))
                 })
             })
         };
@@ -208,18 +248,20 @@ impl Shard {
             }
             return;
         }
-        let subscriptions: Vec<(String, u64)> = self.connections[key.index as usize]
+        let subscriptions: Vec<(String, Reached)> = self.connections[key.index as usize]
             .session
             .subscriptions
             .iter()
             .map(|subscription| {
                 let channel = &self.channels[subscription.channel as usize];
-                (channel.channel.scoped().to_owned(), channel.position.map_or(0, |position| position.offset))
+                (channel.channel.scoped().to_owned(), channel.reached().unwrap_or(Reached { offset: 0, version: 0 }))
             })
             .collect();
         // Its channels stay until somebody has it.
         let names: Vec<String> = subscriptions.iter().map(|(name, _)| name.clone()).collect();
         self.pin(&names);
+        // They go with it: nobody sees it leave.
+        let seats = self.seats_of(key);
         let Some(connection) = self.take_out(key) else {
             self.unpin(&names);
             return;
@@ -239,12 +281,25 @@ impl Shard {
             subscriptions,
             protocol_errors: session.protocol_errors,
         };
-        let frozen = postcard::to_stdvec(&frozen).ok().map(|session| Frozen { link, session });
+        let frozen = postcard::to_stdvec(&frozen).ok().map(|session| Frozen { link, session, seats });
         match answer.send(frozen) {
             // The asker has given up by now: the connection goes on here.
             Err(SendError(Some(frozen))) => self.thaw(Box::new(frozen), names, mpsc::channel().0),
             _ => self.unpin(&names),
         }
+    }
+
+    fn seats_of(&mut self, key: ConnectionKey) -> Vec<(String, Seat)> {
+        let Some(connection) = self.connection(key) else { return Vec::new() };
+        let joined: Vec<u32> = connection.session.subscriptions.iter().map(|subscription| subscription.channel).collect();
+        let mut seats = Vec::new();
+        for index in joined {
+            let channel = &mut self.channels[index as usize];
+            if let Some(seat) = channel.roster.as_mut().and_then(|roster| roster.stand_up(key.index)) {
+                seats.push((channel.channel.scoped().to_owned(), seat));
+            }
+        }
+        seats
     }
 
     fn thaw(&mut self, frozen: Box<Frozen>, expected: Vec<String>, answer: Sender<bool>) {
@@ -261,11 +316,11 @@ impl Shard {
             tell(&answer, false);
             return;
         };
-        let behind = session.subscriptions.iter().any(|(name, offset)| {
+        let behind = session.subscriptions.iter().any(|(name, reached)| {
             let index = self.find_channel(self.node.channel_ref(name));
             index.is_none_or(|index| {
                 let channel = &self.channels[index];
-                !channel.is_between_batches() || channel.position.is_none_or(|position| position.offset < *offset)
+                !channel.is_between_batches() || channel.reached().is_none_or(|here| !here.covers(*reached))
             })
         });
         if behind {
@@ -280,13 +335,22 @@ impl Shard {
         state.heartbeat = Heartbeat::new(self.now_ms);
         let arrived = self.insert(frozen.link, state);
         if let Some(key) = arrived {
-            for (name, offset) in &session.subscriptions {
+            let mut seats = frozen.seats;
+            for (name, reached) in &session.subscriptions {
                 let Some(index) = self.find_channel(self.node.channel_ref(name)) else { continue };
                 self.add_subscriber(key, index);
+                if let Some(at) = seats.iter().position(|(channel, _)| channel == name)
+                    && let Some(roster) = &mut self.channels[index].roster
+                {
+                    roster.sit_down(key.index, seats.swap_remove(at).1, true);
+                }
                 let missed: Vec<_> = self.channels[index]
                     .retained
                     .iter()
-                    .filter(|delivery| delivery.publication.position.offset > *offset)
+                    .filter(|delivery| match delivery.notice() {
+                        None => delivery.publication.position.offset > reached.offset,
+                        Some(notice) => notice.version > reached.version,
+                    })
                     .cloned()
                     .collect();
                 for delivery in missed {
@@ -297,7 +361,9 @@ impl Shard {
                     }
                     let format = connection.session.format_key();
                     let frame = Bytes::copy_from_slice(delivery.frame(&node.formats, format, &mut self.scratch));
-                    self.write(key, &frame);
+                    if !frame.is_empty() {
+                        self.write(key, &frame);
+                    }
                 }
             }
         }

@@ -13,6 +13,7 @@ use super::shard::Job;
 use super::tap::Taps;
 use crate::broker::Deliver;
 use crate::message::{ChannelRef, Position, Publish};
+use crate::presence::{Notice, Notify};
 
 /// See the module's documentation.
 pub(crate) struct Routes {
@@ -79,17 +80,29 @@ impl Routes {
             let matched = heard.load.subscribers.load(Ordering::Relaxed);
             (matched, heard.shards, Delivery::new(publish, heard, position, &self.ingress, &self.pool))
         });
-        let Some((matched, mut shards, delivery)) = found else { return 0 };
+        let Some((matched, shards, delivery)) = found else { return 0 };
+        self.hand_out(shards, || Job::Deliver(delivery.clone()));
+        matched
+    }
+
+    fn hand_out(&self, mut shards: u64, job: impl Fn() -> Job) {
         let mut sleepers = 0;
         while shards != 0 {
             let shard = shards.trailing_zeros() as usize;
             shards &= shards - 1;
-            if self.inboxes[shard].push_quietly(Job::Deliver(delivery.clone())) == Pushed::Asleep {
+            if self.inboxes[shard].push_quietly(job()) == Pushed::Asleep {
                 sleepers |= 1 << shard;
             }
         }
         self.wake(sleepers);
-        matched
+    }
+}
+
+impl Notify for Routes {
+    fn notify(&self, channel: &str, notice: Notice) {
+        let found = self.interest.with(ChannelRef::new(channel), |heard| (heard.shards, Delivery::of_notice(notice, heard, &self.ingress)));
+        let Some((shards, delivery)) = found else { return };
+        self.hand_out(shards, || Job::Notice(delivery.clone()));
     }
 }
 

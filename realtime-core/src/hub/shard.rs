@@ -19,11 +19,13 @@ use super::delivery::{Delivery, Scratch};
 use super::fanout::{ConnectionKey, LocalChannel};
 use super::inbox::Inbox;
 use super::query::Query;
+use super::roster::Seat;
 use super::stats::ShardCounters;
 use crate::close::CloseReason;
 use crate::descriptors;
 use crate::error::BrokerError;
 use crate::message::{Channel, ChannelMap, Position, SocketId};
+use crate::presence::Present;
 use crate::protocol::{Command, Opening, ProtocolError, Push};
 use crate::session::SessionState;
 use crate::session::heartbeat::Verdict;
@@ -50,6 +52,12 @@ pub(crate) enum Job {
     Accept(Box<Accepted>),
     /// The broker's answer to a subscription.
     Subscribed { channel: Channel, opening: u64, result: Result<Position, BrokerError> },
+    /// A change of a channel's users.
+    Notice(Arc<Delivery>),
+    /// Who is on a channel that the shard has begun to hear.
+    Watched { channel: Channel, opening: u64, result: Result<Present, BrokerError> },
+    /// A place on a channel, or why there is none.
+    Entered { connection: ConnectionKey, channel: Channel, seat: Result<Seat, ProtocolError> },
     /// A client's publication was refused by the broker.
     Refused { connection: ConnectionKey, error: ProtocolError },
     /// A question, or an operation on connections.
@@ -254,6 +262,14 @@ impl Shard {
             Job::Wake(shards) => self.node.routes.wake_both_halves(shards),
             Job::Accept(accepted) => self.accept(*accepted),
             Job::Subscribed { channel, opening, result } => self.on_subscribed(&channel, opening, result),
+            Job::Notice(delivery) => {
+                if let Some(&index) = self.by_channel.get(&delivery.publication.channel) {
+                    self.channels[index].queue_notice(delivery);
+                    self.enqueue(index);
+                }
+            }
+            Job::Watched { channel, opening, result } => self.on_watched(&channel, opening, result),
+            Job::Entered { connection, channel, seat } => self.on_entered(connection, &channel, seat),
             Job::Refused { connection, error } => self.push(connection, &Push::Error(&error)),
             Job::Query(query) => self.answer(query),
             Job::Drain { deadline } => self.draining = Some(deadline),

@@ -5,11 +5,14 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use slab::Slab;
 
-use super::fanout::{ConnectionKey, JoinRequest, Joining, LocalChannel, subscription};
+use super::fanout::{ConnectionKey, JoinRequest, Joining, LocalChannel, Place, subscription};
+use super::roster::{Roster, Seat, SeatRequest};
 use super::shard::{Job, Phase, Shard};
 use crate::broker::Reply;
+use crate::config::RoomRules;
 use crate::error::BrokerError;
-use crate::message::{Channel, ChannelMap, ChannelRef, Position};
+use crate::message::{Channel, ChannelMap, ChannelRef, Position, User};
+use crate::presence::{Entered, Entry, Present};
 use crate::protocol::{ProtocolError, Push};
 
 impl Shard {
@@ -23,11 +26,97 @@ impl Shard {
         };
         let Some(connection) = self.connections.get_mut(key.index as usize) else { return };
         connection.session.joining += 1;
-        self.channels[index].joining.push(Joining { connection: key, request });
+        self.channels[index].joining.push(Joining { connection: key, request, place: Place::Free });
         if self.channels[index].position.is_some() {
             self.admit(index);
             self.close_channel_if_unused(index);
         }
+    }
+
+    /// The same on a channel that counts who is there: the connection needs a place first.
+    /// `signed` is the user that the application has signed for this channel.
+    pub(crate) fn enter(&mut self, key: ConnectionKey, name: &str, rules: RoomRules, signed: Option<User>, request: JoinRequest) {
+        let node = self.node.clone();
+        let name = node.channel_ref(name);
+        let index = match self.find_channel(name) {
+            Some(index) => index,
+            None => self.open_channel(name),
+        };
+        let Some(connection) = self.connections.get_mut(key.index as usize) else { return };
+        connection.session.joining += 1;
+        let follows = signed.is_none();
+        let user = signed.or_else(|| connection.session.user.as_deref().cloned());
+        self.channels[index].joining.push(Joining { connection: key, request, place: Place::Awaited });
+        let channel = self.channels[index].channel.clone();
+        self.request_seat(key, SeatRequest { channel, user, rules, follows });
+    }
+
+    /// Asks for a place; [`Shard::on_entered`] gets the answer, now or later.
+    pub(crate) fn request_seat(&mut self, key: ConnectionKey, request: SeatRequest) {
+        let node = self.node.clone();
+        let reply = node.attendance.presence.enter(&Entry {
+            channel: request.channel.scoped(),
+            user: request.user.as_ref(),
+            max_members: request.rules.max_members,
+            max_user_bytes: node.config.presence_bytes(),
+        });
+        let (channel, attendance) = (request.channel.clone(), node.attendance.clone());
+        // A place that was given is a seat from here on, so that none is lost on the way.
+        let seat = move |entered: Result<Entered, BrokerError>| match entered {
+            Ok(Entered::In { version }) => Ok(Seat::new(attendance, request, version)),
+            Ok(Entered::Full { limit }) => {
+                Err(ProtocolError::refusal("channel_full", format!("{limit} connections may be on this channel, and are")))
+            }
+            Ok(Entered::TooManyUsers { limit }) => {
+                Err(ProtocolError::refusal("channel_full", format!("the list of this channel's users would pass {limit} bytes")))
+            }
+            Err(error) => Err(ProtocolError::refusal("unavailable", format!("cannot subscribe now: presence {error}"))),
+        };
+        match reply {
+            Reply::Now(entered) => self.on_entered(key, &channel, seat(entered)),
+            Reply::Later(promise) => {
+                let (weak, shard) = (Arc::downgrade(&node), self.index);
+                promise.then(move |entered| {
+                    let seat = seat(entered);
+                    if let Some(node) = weak.upgrade() {
+                        node.shards[shard].inbox.push(Job::Entered { connection: key, channel, seat });
+                    }
+                });
+            }
+        }
+    }
+
+    /// A connection has a place, or is refused one.
+    pub(super) fn on_entered(&mut self, key: ConnectionKey, channel: &Channel, seat: Result<Seat, ProtocolError>) {
+        let Some(&index) = self.by_channel.get(channel) else { return };
+        let waits = |joining: &Joining| joining.connection == key && matches!(joining.place, Place::Awaited);
+        match (self.channels[index].joining.iter().position(waits), seat) {
+            (Some(at), Ok(seat)) => {
+                self.channels[index].joining[at].place = Place::Taken(seat);
+                if self.channels[index].position.is_some() {
+                    self.admit(index);
+                }
+            }
+            (Some(at), Err(error)) => {
+                let joining = self.channels[index].joining.remove(at);
+                if let Some(connection) = self.connection(key) {
+                    connection.session.joining -= 1;
+                }
+                if let JoinRequest::Client { id, .. } = joining.request {
+                    self.push(key, &Push::Error(&error.with_id(id)));
+                }
+            }
+            // Of a subscriber whose user has changed. Who is refused keeps the seat of before.
+            (None, Ok(seat)) => {
+                let subscribed =
+                    self.connection(key).is_some_and(|connection| connection.session.subscriptions.find(index as u32).is_some());
+                if let Some(roster) = self.channels[index].roster.as_mut().filter(|_| subscribed) {
+                    roster.sit_down(key.index, seat, false);
+                }
+            }
+            (None, Err(_)) => {}
+        }
+        self.close_channel_if_unused(index);
     }
 
     pub(crate) fn find_channel(&self, name: ChannelRef<'_>) -> Option<usize> {
@@ -42,8 +131,16 @@ impl Shard {
         let opening = self.openings;
         let index = self.channels.insert(LocalChannel::new(channel.clone(), load, opening));
         self.by_channel.insert(channel.clone(), index);
+        if !channel.is_internal()
+            && let Some(rules) = node.config.room(channel.name())
+        {
+            self.channels[index].roster = Some(Box::new(Roster::new(rules)));
+            if rules.shows {
+                self.watch(index);
+            }
+        }
         match reply {
-            Reply::Now(Ok(position)) => self.channels[index].start_at(position),
+            Reply::Now(Ok(position)) => self.start_channel(index, position),
             Reply::Now(Err(error)) => {
                 // As if it came later: the caller has yet to add who joins.
                 node.shards[self.index].inbox.push(Job::Subscribed { channel, opening, result: Err(error) });
@@ -61,6 +158,71 @@ impl Shard {
         index
     }
 
+    /// Asks who is on a channel. Its interest is known already, so that no change falls between.
+    fn watch(&mut self, index: usize) {
+        let node = self.node.clone();
+        let (channel, opening) = (self.channels[index].channel.clone(), self.channels[index].opening);
+        match node.attendance.presence.watch(channel.scoped()) {
+            Reply::Now(Ok(present)) => {
+                if let Some(roster) = &mut self.channels[index].roster {
+                    roster.begin(present);
+                }
+            }
+            Reply::Now(Err(error)) => {
+                node.shards[self.index].inbox.push(Job::Watched { channel, opening, result: Err(error) });
+            }
+            Reply::Later(promise) => {
+                let (weak, shard) = (Arc::downgrade(&node), self.index);
+                promise.then(move |result| {
+                    if let Some(node) = weak.upgrade() {
+                        node.shards[shard].inbox.push(Job::Watched { channel, opening, result });
+                    }
+                });
+            }
+        }
+    }
+
+    pub(super) fn on_watched(&mut self, channel: &Channel, opening: u64, result: Result<Present, BrokerError>) {
+        let Some(&index) = self.by_channel.get(channel) else { return };
+        let local = &mut self.channels[index];
+        let Some(roster) = local.roster.as_mut().filter(|roster| local.opening == opening && !roster.is_ready()) else { return };
+        match result {
+            Ok(present) => {
+                if let Some(position) = roster.begin(present) {
+                    local.start_at(position);
+                    self.admit(index);
+                    self.enqueue(index);
+                }
+            }
+            Err(error) => self.refuse_joining(index, &format!("presence {error}")),
+        }
+        self.close_channel_if_unused(index);
+    }
+
+    /// The broker has said where a channel is; it begins once its users are known too.
+    fn start_channel(&mut self, index: usize, position: Position) {
+        let local = &mut self.channels[index];
+        let position = match &mut local.roster {
+            Some(roster) => roster.hold_back(position),
+            None => Some(position),
+        };
+        if let Some(position) = position {
+            local.start_at(position);
+        }
+    }
+
+    fn refuse_joining(&mut self, index: usize, reason: &str) {
+        for joining in std::mem::take(&mut self.channels[index].joining) {
+            if let Some(connection) = self.connection(joining.connection) {
+                connection.session.joining -= 1;
+            }
+            if let JoinRequest::Client { id, .. } = joining.request {
+                let error = ProtocolError::refusal("unavailable", format!("cannot subscribe now: {reason}")).with_id(id);
+                self.push(joining.connection, &Push::Error(&error));
+            }
+        }
+    }
+
     pub(super) fn on_subscribed(&mut self, channel: &Channel, opening: u64, result: Result<Position, BrokerError>) {
         let Some(&index) = self.by_channel.get(channel) else { return };
         // An answer from before the channel was left and joined again does not know what was
@@ -70,21 +232,13 @@ impl Shard {
         }
         match result {
             Ok(position) => {
-                self.channels[index].start_at(position);
-                self.admit(index);
-                self.enqueue(index);
-            }
-            Err(error) => {
-                for joining in std::mem::take(&mut self.channels[index].joining) {
-                    if let Some(connection) = self.connection(joining.connection) {
-                        connection.session.joining -= 1;
-                    }
-                    if let JoinRequest::Client { id, .. } = joining.request {
-                        let error = ProtocolError::refusal("unavailable", format!("cannot subscribe now: broker {error}")).with_id(id);
-                        self.push(joining.connection, &Push::Error(&error));
-                    }
+                self.start_channel(index, position);
+                if self.channels[index].position.is_some() {
+                    self.admit(index);
+                    self.enqueue(index);
                 }
             }
+            Err(error) => self.refuse_joining(index, &format!("broker {error}")),
         }
         self.close_channel_if_unused(index);
     }
@@ -94,7 +248,11 @@ impl Shard {
         // An answer can end the connection that it goes to, and with it the channel's last
         // subscriber: the channel stays until all have been answered.
         self.channels[index].pins += 1;
-        for Joining { connection: key, request } in std::mem::take(&mut self.channels[index].joining) {
+        for Joining { connection: key, request, place } in std::mem::take(&mut self.channels[index].joining) {
+            if matches!(place, Place::Awaited) {
+                self.channels[index].joining.push(Joining { connection: key, request, place });
+                continue;
+            }
             let Some(connection) = self.connection(key) else { continue };
             connection.session.joining -= 1;
             if connection.phase != Phase::Open {
@@ -102,6 +260,9 @@ impl Shard {
             }
             if connection.session.subscriptions.find(index as u32).is_none() {
                 self.add_subscriber(key, index);
+                if let (Place::Taken(seat), Some(roster)) = (place, &mut self.channels[index].roster) {
+                    roster.sit_down(key.index, seat, true);
+                }
             }
             if let JoinRequest::Client { id, recover } = request {
                 self.push_subscribed(key, index, id.as_ref(), recover.is_some());
@@ -115,7 +276,8 @@ impl Shard {
         let Some(position) = self.channels[index].position else { return };
         // Nothing is kept to recover from yet, so a client that asks is told so.
         let recovered = recover.then_some(false);
-        self.push(key, &Push::Subscribed { id, channel: channel.name(), position, recovered });
+        let users = self.channels[index].roster.as_ref().and_then(|roster| roster.users_for(key.index));
+        self.push(key, &Push::Subscribed { id, channel: channel.name(), position, recovered, users: users.as_deref() });
     }
 
     pub(crate) fn add_subscriber(&mut self, key: ConnectionKey, index: usize) {
@@ -126,8 +288,8 @@ impl Shard {
         self.counters().subscriptions.fetch_add(1, Relaxed);
     }
 
-    /// Ends one subscription.
-    pub(crate) fn leave(&mut self, key: ConnectionKey, at: usize) {
+    /// Ends one subscription; the user's place there goes `at_once`, or after its grace.
+    pub(crate) fn leave(&mut self, key: ConnectionKey, at: usize, at_once: bool) {
         let Some(connection) = self.connections.get_mut(key.index as usize) else { return };
         let (subscription, moved) = connection.session.subscriptions.remove(at);
         if let Some(moved) = moved
@@ -136,6 +298,12 @@ impl Shard {
             subscriber.at = at as u32;
         }
         let index = subscription.channel as usize;
+        if let Some(roster) = &mut self.channels[index].roster
+            && let Some(seat) = roster.stand_up(key.index)
+            && at_once
+        {
+            seat.give_up();
+        }
         if let Some(other) = self.channels[index].remove(subscription.slot)
             && let Some(connection) = self.connections.get_mut(other.connection as usize)
         {
@@ -145,9 +313,9 @@ impl Shard {
         self.close_channel_if_unused(index);
     }
 
-    pub(super) fn leave_all(&mut self, key: ConnectionKey) {
+    pub(super) fn leave_all(&mut self, key: ConnectionKey, at_once: bool) {
         while let Some(last) = self.connection(key).and_then(|connection| connection.session.subscriptions.len().checked_sub(1)) {
-            self.leave(key, last);
+            self.leave(key, last, at_once);
         }
     }
 

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::apps::{AppId, Apps};
 use crate::close::{CloseCode, CloseReason};
-use crate::message::{Epoch, Position, Publication, SocketId};
+use crate::message::{Epoch, Position, Publication, SocketId, User};
 
 /// A wire protocol.
 ///
@@ -144,6 +144,13 @@ pub enum Command {
         /// The message.
         body: RelayBody,
     },
+    /// Who is on a channel that the connection is subscribed to.
+    Presence {
+        /// Echoed in the answer.
+        id: Option<RequestId>,
+        /// Name as given.
+        channel: String,
+    },
     /// Application-level ping.
     Ping {
         /// Echoed in the answer.
@@ -220,6 +227,33 @@ pub enum Push<'a> {
         position: Position,
         /// Whether what the client asked to recover follows; `None` when it did not ask.
         recovered: Option<bool>,
+        /// Who is here, the connection's own user included; [`Push::Joined`] and [`Push::Left`] tell
+        /// what changes after it. `None` where the channel does not tell.
+        users: Option<&'a [User]>,
+    },
+    /// A user has come onto a channel. Sent to all subscribers alike but those who have the user in
+    /// their [`Push::Subscribed`] already; the state that comes with it has the variant and no data.
+    Joined {
+        /// The channel.
+        channel: &'a str,
+        /// Who.
+        user: &'a User,
+    },
+    /// A user has left a channel. Sent like [`Push::Joined`].
+    Left {
+        /// The channel.
+        channel: &'a str,
+        /// Who.
+        user: &'a User,
+    },
+    /// Answer to [`Command::Presence`].
+    Presence {
+        /// From the request.
+        id: Option<&'a RequestId>,
+        /// The channel.
+        channel: &'a str,
+        /// Who is here.
+        users: &'a [User],
     },
     /// A subscription has ended.
     Unsubscribed {

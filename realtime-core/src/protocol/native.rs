@@ -7,7 +7,7 @@ use super::{
     Command, Credentials, Inbound, MessageKind, OpenRequest, Opening, Protocol, ProtocolError, ProtocolState, Push, Recover, Refusal,
     RelayBody, RequestId,
 };
-use crate::message::{Body, Publication};
+use crate::message::{Body, Publication, User};
 
 /// JSON objects with `type`.
 const ENVELOPE_JSON: u16 = 0;
@@ -168,7 +168,7 @@ fn write_push(push: &Push<'_>, out: &mut Vec<u8>) {
                 object.text("user_id", user_id);
             }
         }
-        Push::Subscribed { id, channel, position, recovered } => {
+        Push::Subscribed { id, channel, position, recovered, users } => {
             object.text("type", "subscribed");
             object.text("channel", channel);
             object.id(*id);
@@ -177,6 +177,27 @@ fn write_push(push: &Push<'_>, out: &mut Vec<u8>) {
             if let Some(recovered) = recovered {
                 object.raw("recovered", if *recovered { "true" } else { "false" });
             }
+            if let Some(users) = users {
+                object.users(users);
+            }
+        }
+        Push::Joined { channel, user } => {
+            object.text("type", "joined");
+            object.text("channel", channel);
+            object.key("user");
+            write_user(user, object.out);
+        }
+        Push::Left { channel, user } => {
+            object.text("type", "left");
+            object.text("channel", channel);
+            object.key("user");
+            write_user(user, object.out);
+        }
+        Push::Presence { id, channel, users } => {
+            object.text("type", "presence");
+            object.text("channel", channel);
+            object.id(*id);
+            object.users(users);
         }
         Push::Unsubscribed { id, channel } => {
             object.text("type", "unsubscribed");
@@ -238,9 +259,30 @@ impl<'a> Object<'a> {
         }
     }
 
+    fn users(&mut self, users: &[User]) {
+        self.key("users");
+        self.out.push(b'[');
+        for (at, user) in users.iter().enumerate() {
+            if at > 0 {
+                self.out.push(b',');
+            }
+            write_user(user, self.out);
+        }
+        self.out.push(b']');
+    }
+
     fn end(self) {
         self.out.push(b'}');
     }
+}
+
+fn write_user(user: &User, out: &mut Vec<u8>) {
+    let mut object = Object::new(out);
+    object.text("id", user.id());
+    if let Some(info) = user.info() {
+        object.raw("info", info);
+    }
+    object.end();
 }
 
 fn write_string(text: &str, out: &mut Vec<u8>) {
@@ -300,7 +342,7 @@ fn decode_request(text: &str) -> Result<Command, ProtocolError> {
             Ok(Command::Publish { id: id.clone(), channel, event, data: data.to_string() })
         }),
         "ping" => Ok(Command::Ping { id: id.clone() }),
-        "presence" => Ok(Command::Unavailable { id: id.clone(), what: "presence" }),
+        "presence" => take_channel(&mut object).map(|channel| Command::Presence { id: id.clone(), channel }),
         "history" => Ok(Command::Unavailable { id: id.clone(), what: "history" }),
         "auth" => Ok(Command::Unavailable { id: id.clone(), what: "authentication" }),
         "message" => Ok(Command::Unavailable { id: id.clone(), what: "a handler for messages" }),

@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use serde::{Deserialize, Serialize};
 
 use crate::apps::AppId;
+use crate::hub::query::Reached;
 use crate::message::{SocketId, User};
 use crate::protocol::{FormatKey, ProtocolState};
 use crate::transport::InboundState;
@@ -15,7 +16,7 @@ use heartbeat::Heartbeat;
 use outbox::Outbox;
 
 /// Raised when [`FrozenSession`] changes its meaning.
-pub(crate) const FROZEN_VERSION: u16 = 2;
+pub(crate) const FROZEN_VERSION: u16 = 3;
 
 /// Everything that a connection is, besides its link.
 pub(crate) struct SessionState {
@@ -81,8 +82,8 @@ pub(crate) struct FrozenSession {
     pub(crate) outbox: Vec<u8>,
     /// How many of them finish what has been begun on the wire.
     pub(crate) outbox_begun: usize,
-    /// Channels with their app, and the offset of the newest publication that was sent or is in `outbox`.
-    pub(crate) subscriptions: Vec<(String, u64)>,
+    /// Channels with their app, and the newest of each that was sent or is in `outbox`.
+    pub(crate) subscriptions: Vec<(String, Reached)>,
     pub(crate) protocol_errors: u8,
 }
 

@@ -98,7 +98,8 @@ impl Control {
                 Ok(listener) => tokio::select! {
                     () = stop.notified() => {}
                     () = ticking => {}
-                    () = accept(node, listener, arriving) => {}
+                    () = node.keep_graces() => {}
+                    () = accept(node.clone(), listener, arriving) => {}
                 },
                 Err(error) => tracing::error!(%error, "cannot listen"),
             }
