@@ -100,7 +100,7 @@ check-demo-page:
 		$(if $(UPDATE_SCREENSHOT),--seconds=50) -- $(run_php) $(demo)/poller.php
 	@$(if $(UPDATE_SCREENSHOT),cp $(target)/demo.png docs/demo.png)
 
-test: ## Run every test; ONLY="rust php" runs some (fmt lint docs rust build php server packaging install websocket demo)
+test: ## Run every test; ONLY="rust php" runs some (fmt lint docs rust build php server packaging install capi examples websocket demo)
 	@scripts/setup build demo test
 	@$(with_php) MAKE='$(MAKE)' scripts/test $(ONLY)
 
