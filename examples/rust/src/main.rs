@@ -26,10 +26,7 @@ async fn main() -> Result<(), AnyError> {
     let hub = Hub::start(Config { listen: "127.0.0.1:0".into(), ..Config::default() })?;
     let html = include_str!("../../page.html").replace("${location.host}", &hub.local_addr().to_string());
 
-    let app = Router::new()
-        .route("/", get(|| async { Html(html) }))
-        .route("/sensors/{name}", post(publish))
-        .with_state(hub.clone());
+    let app = Router::new().route("/", get(|| async { Html(html) })).route("/sensors/{name}", post(publish)).with_state(hub.clone());
     println!("page     http://{page}/\nreadings curl -d 71.5 http://{page}/sensors/NAME");
     axum::serve(listener, app).with_graceful_shutdown(asked_to_stop()).await?;
     // Waits for clients to take what is queued: not on a thread of the runtime.
