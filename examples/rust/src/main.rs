@@ -6,6 +6,8 @@
 //! curl -d 71.5 http://127.0.0.1:PORT/sensors/boiler-1
 //! ```
 
+#![expect(clippy::print_stdout, reason = "a program that talks to people")]
+
 use std::time::Duration;
 
 use axum::Router;
