@@ -10,6 +10,7 @@
 //! | [`pipes`] | a second wire protocol |
 //! | [`netstring`] | a second framing |
 //! | [`delayed`] | a broker that answers later, from a thread of its own |
+//! | [`mutation`] | bytes that are almost right |
 //! | [`conformance`] | the suite that every broker runs |
 
 #![expect(clippy::unwrap_used, reason = "a test's helper fails by panicking")]
@@ -19,6 +20,7 @@ pub mod conformance;
 pub mod crowd;
 pub mod delayed;
 pub mod hub;
+pub mod mutation;
 pub mod netstring;
 pub mod pipes;
 pub mod raw;
