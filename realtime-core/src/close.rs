@@ -20,6 +20,8 @@ pub enum CloseReason {
     TooLarge,
     /// Too many protocol errors on one connection.
     TooManyErrors,
+    /// The app has as many connections as it may have.
+    OverQuota,
     /// The application asked for it.
     Application {
         /// Close code that the application chose, 1000 or 3000–4999.
@@ -52,6 +54,7 @@ impl CloseReason {
             CloseReason::InvalidUtf8 => (1007, "text is not UTF-8"),
             CloseReason::TooLarge => (1009, "message too large"),
             CloseReason::TooManyErrors => (4000, "too many errors"),
+            CloseReason::OverQuota => (4004, "app is over its connection quota"),
             CloseReason::Application { code } => (code, ""),
             CloseReason::Internal => (1011, "internal error"),
         };

@@ -5,6 +5,7 @@
 //! | [`hub`] | a hub on a free port, and what its process holds |
 //! | [`wait`] | waiting for a state, with a deadline |
 //! | [`client`] | a well-behaved WebSocket client |
+//! | [`pusher`] | a client of the Pusher protocol, and the application that signs for it |
 //! | [`raw`] | a client that writes its bytes by hand, for everything that is not well-behaved |
 //! | [`crowd`] | many subscribers that read as fast as they can |
 //! | [`pipes`] | a second wire protocol |
@@ -23,6 +24,7 @@ pub mod hub;
 pub mod mutation;
 pub mod netstring;
 pub mod pipes;
+pub mod pusher;
 pub mod raw;
 pub mod wait;
 
@@ -32,5 +34,6 @@ pub use delayed::Delayed;
 pub use hub::{config, start};
 pub use netstring::Netstring;
 pub use pipes::Pipes;
+pub use pusher::PusherClient;
 pub use raw::RawClient;
 pub use wait::{DEADLINE, eventually, on_time};

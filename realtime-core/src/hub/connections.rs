@@ -65,6 +65,19 @@ impl Shard {
         };
         let session = SessionState::new(socket_id, opening.app, format, opening.state, self.now_ms);
         let Some(key) = self.insert(link, session) else { return };
+        if let Some(refused) = opening.refused {
+            self.guard(key, |shard| shard.turn_away(key, refused.code, &refused.message));
+            return;
+        }
+        let app = self.node.clone();
+        let app = app.apps.of(opening.app);
+        if !app.admit() {
+            let code = self.node.formats[usize::from(format)].protocol.close_code(CloseReason::OverQuota);
+            let message = format!("the app may have {} connections on this hub", app.config().max_connections);
+            self.guard(key, |shard| shard.turn_away(key, code, &message));
+            return;
+        }
+        self.connections[key.index as usize].admitted = true;
         self.guard(key, |shard| {
             let ping_interval_ms = shard.node.config.heartbeat.ping_interval_ms;
             shard.push(key, &Push::Connected { socket_id, ping_interval_ms, user_id: None });
@@ -75,6 +88,14 @@ impl Shard {
                 shard.consume(key, &mut early.to_vec());
             }
         });
+    }
+
+    /// Says why a connection is not wanted, and closes it.
+    fn turn_away(&mut self, key: ConnectionKey, code: CloseCode, message: &str) {
+        tracing::info!(code = code.code, message = %message.escape_debug(), "connection refused");
+        self.node.refused.fetch_add(1, Relaxed);
+        self.push(key, &Push::Refused { code, message });
+        self.close_as(key, CloseReason::Application { code: code.code }, code, code.reason);
     }
 
     /// Takes a connection in and polls it.
@@ -101,6 +122,7 @@ impl Shard {
             phase: Phase::Open,
             lagging: false,
             crowded: false,
+            admitted: false,
         }));
         Some(key)
     }
@@ -327,6 +349,9 @@ impl Shard {
         self.crowded -= usize::from(connection.crowded);
         self.by_socket.remove(&connection.session.socket_id);
         connection.link.deregister(self.poll.registry());
+        if connection.admitted {
+            self.node.apps.of(connection.session.app).leave();
+        }
         drop(connection);
         self.counters().connections.fetch_sub(1, Relaxed);
         self.node.connections.fetch_sub(1, Relaxed);
@@ -344,6 +369,9 @@ impl Shard {
         self.crowded -= usize::from(connection.crowded);
         self.by_socket.remove(&connection.session.socket_id);
         connection.link.deregister(self.poll.registry());
+        if connection.admitted {
+            self.node.apps.of(connection.session.app).leave();
+        }
         Some(connection)
     }
 

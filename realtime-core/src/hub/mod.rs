@@ -48,6 +48,7 @@ use crate::message::{
 };
 use crate::presence::{self, Presence};
 use crate::protocol::native::Native;
+use crate::protocol::pusher::Pusher;
 use crate::protocol::{Command, Format, Opening, Protocol};
 use crate::transport::link::{Link, SinkLink};
 use crate::transport::websocket::WebSocket;
@@ -230,8 +231,9 @@ pub struct HubBuilder {
 }
 
 impl HubBuilder {
-    /// The native protocol and the memory broker.
+    /// The protocols of this crate and the memory broker.
     pub fn new(config: Config) -> Self {
+        let pusher = Pusher::new(config.heartbeat.activity_timeout_ms);
         let builder = HubBuilder {
             config,
             broker: None,
@@ -242,7 +244,7 @@ impl HubBuilder {
             bus_socket: None,
             follow: None,
         };
-        builder.protocol(Native, WebSocket)
+        builder.protocol(Native, WebSocket).protocol(pusher, WebSocket)
     }
 
     /// Adds a protocol that is spoken over a framing. Requests are offered to protocols in the

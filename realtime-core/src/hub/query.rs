@@ -335,6 +335,8 @@ impl Shard {
         state.heartbeat = Heartbeat::new(self.now_ms);
         let arrived = self.insert(frozen.link, state);
         if let Some(key) = arrived {
+            self.connections[key.index as usize].admitted = true;
+            self.node.apps.of(app).arrive();
             let mut seats = frozen.seats;
             for (name, reached) in &session.subscriptions {
                 let Some(index) = self.find_channel(self.node.channel_ref(name)) else { continue };

@@ -85,6 +85,8 @@ pub(crate) struct Connection {
     pub(super) lagging: bool,
     /// Counted in the shard's number of connections that are more than half full.
     pub(super) crowded: bool,
+    /// Counted among its app's connections.
+    pub(super) admitted: bool,
 }
 
 /// Where a connection is in its life.

@@ -103,7 +103,8 @@ impl Shard {
                     connection.session.joining -= 1;
                 }
                 if let JoinRequest::Client { id, .. } = joining.request {
-                    self.push(key, &Push::Error(&error.with_id(id)));
+                    let error = self.subscription_refused(key, channel.name(), error.with_id(id));
+                    self.push(key, &Push::Error(&error));
                 }
             }
             // Of a subscriber whose user has changed. Who is refused keeps the seat of before.
@@ -212,12 +213,14 @@ impl Shard {
     }
 
     fn refuse_joining(&mut self, index: usize, reason: &str) {
+        let channel = self.channels[index].channel.clone();
         for joining in std::mem::take(&mut self.channels[index].joining) {
             if let Some(connection) = self.connection(joining.connection) {
                 connection.session.joining -= 1;
             }
             if let JoinRequest::Client { id, .. } = joining.request {
                 let error = ProtocolError::refusal("unavailable", format!("cannot subscribe now: {reason}")).with_id(id);
+                let error = self.subscription_refused(joining.connection, channel.name(), error);
                 self.push(joining.connection, &Push::Error(&error));
             }
         }

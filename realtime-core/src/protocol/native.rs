@@ -3,6 +3,7 @@
 use percent_encoding::percent_decode_str;
 use serde_json::{Map, Value};
 
+use super::json::{Object, write_number, write_string};
 use super::{
     Command, Credentials, Inbound, MessageKind, OpenRequest, Opening, Protocol, ProtocolError, ProtocolState, Push, Recover, Refusal,
     RelayBody, RequestId,
@@ -50,8 +51,7 @@ impl Protocol for Native {
         if state.variant == ENVELOPE_RAW {
             return None;
         }
-        write_push(push, out);
-        Some(MessageKind::Text)
+        write_push(push, out).then_some(MessageKind::Text)
     }
 
     fn decode(&self, state: &mut ProtocolState, message: Inbound<'_>, commands: &mut Vec<Command>) -> Result<(), ProtocolError> {
@@ -157,7 +157,11 @@ fn encode_json(publication: &Publication, out: &mut Vec<u8>) -> MessageKind {
     }
 }
 
-fn write_push(push: &Push<'_>, out: &mut Vec<u8>) {
+/// False: there are no words for it.
+fn write_push(push: &Push<'_>, out: &mut Vec<u8>) -> bool {
+    if matches!(push, Push::Refused { .. } | Push::SubscriptionRefused { .. } | Push::SignedIn { .. }) {
+        return false;
+    }
     let mut object = Object::new(out);
     match push {
         Push::Connected { socket_id, ping_interval_ms, user_id } => {
@@ -171,109 +175,69 @@ fn write_push(push: &Push<'_>, out: &mut Vec<u8>) {
         Push::Subscribed { id, channel, position, recovered, users } => {
             object.text("type", "subscribed");
             object.text("channel", channel);
-            object.id(*id);
+            write_id(&mut object, *id);
             object.text("epoch", &position.epoch.to_string());
             object.number("offset", position.offset);
             if let Some(recovered) = recovered {
                 object.raw("recovered", if *recovered { "true" } else { "false" });
             }
             if let Some(users) = users {
-                object.users(users);
+                write_users(users, object.value("users"));
             }
         }
         Push::Joined { channel, user } => {
             object.text("type", "joined");
             object.text("channel", channel);
-            object.key("user");
-            write_user(user, object.out);
+            write_user(user, object.value("user"));
         }
         Push::Left { channel, user } => {
             object.text("type", "left");
             object.text("channel", channel);
-            object.key("user");
-            write_user(user, object.out);
+            write_user(user, object.value("user"));
         }
         Push::Presence { id, channel, users } => {
             object.text("type", "presence");
             object.text("channel", channel);
-            object.id(*id);
-            object.users(users);
+            write_id(&mut object, *id);
+            write_users(users, object.value("users"));
         }
         Push::Unsubscribed { id, channel } => {
             object.text("type", "unsubscribed");
             object.text("channel", channel);
-            object.id(*id);
+            write_id(&mut object, *id);
         }
         Push::Pong { id } => {
             object.text("type", "pong");
-            object.id(*id);
+            write_id(&mut object, *id);
         }
         Push::Error(error) => {
             object.text("type", "error");
             object.text("code", error.code);
             object.text("message", &error.message);
-            object.id(error.id.as_ref());
+            write_id(&mut object, error.id.as_ref());
         }
+        // See above.
+        Push::Refused { .. } | Push::SubscriptionRefused { .. } | Push::SignedIn { .. } => {}
     }
     object.end();
+    true
 }
 
-/// Writes one flat JSON object.
-struct Object<'a> {
-    out: &'a mut Vec<u8>,
-    first: bool,
+fn write_id(object: &mut Object<'_>, id: Option<&RequestId>) {
+    if let Some(RequestId(json)) = id {
+        object.raw("id", json);
+    }
 }
 
-impl<'a> Object<'a> {
-    fn new(out: &'a mut Vec<u8>) -> Self {
-        out.push(b'{');
-        Object { out, first: true }
-    }
-
-    fn key(&mut self, key: &str) {
-        if !std::mem::take(&mut self.first) {
-            self.out.push(b',');
+fn write_users(users: &[User], out: &mut Vec<u8>) {
+    out.push(b'[');
+    for (at, user) in users.iter().enumerate() {
+        if at > 0 {
+            out.push(b',');
         }
-        write_string(key, self.out);
-        self.out.push(b':');
+        write_user(user, out);
     }
-
-    fn text(&mut self, key: &str, value: &str) {
-        self.key(key);
-        write_string(value, self.out);
-    }
-
-    fn number(&mut self, key: &str, value: u64) {
-        self.key(key);
-        write_number(value, self.out);
-    }
-
-    fn raw(&mut self, key: &str, value: &str) {
-        self.key(key);
-        self.out.extend_from_slice(value.as_bytes());
-    }
-
-    fn id(&mut self, id: Option<&RequestId>) {
-        if let Some(RequestId(json)) = id {
-            self.raw("id", json);
-        }
-    }
-
-    fn users(&mut self, users: &[User]) {
-        self.key("users");
-        self.out.push(b'[');
-        for (at, user) in users.iter().enumerate() {
-            if at > 0 {
-                self.out.push(b',');
-            }
-            write_user(user, self.out);
-        }
-        self.out.push(b']');
-    }
-
-    fn end(self) {
-        self.out.push(b'}');
-    }
+    out.push(b']');
 }
 
 fn write_user(user: &User, out: &mut Vec<u8>) {
@@ -283,17 +247,6 @@ fn write_user(user: &User, out: &mut Vec<u8>) {
         object.raw("info", info);
     }
     object.end();
-}
-
-fn write_string(text: &str, out: &mut Vec<u8>) {
-    // Writing JSON of a &str into a Vec cannot fail.
-    let written = serde_json::to_writer(&mut *out, text);
-    debug_assert!(written.is_ok(), "writing a string into memory failed");
-}
-
-fn write_number(number: u64, out: &mut Vec<u8>) {
-    let written = serde_json::to_writer(&mut *out, &number);
-    debug_assert!(written.is_ok(), "writing a number into memory failed");
 }
 
 /// Whether a raw client's message is an object with a known action.
