@@ -2,7 +2,6 @@
 
 pub(crate) mod heartbeat;
 pub(crate) mod outbox;
-pub(crate) mod rate;
 
 use std::collections::HashMap;
 
@@ -15,7 +14,6 @@ use crate::protocol::{FormatKey, ProtocolState};
 use crate::transport::InboundState;
 use heartbeat::Heartbeat;
 use outbox::Outbox;
-use rate::Rate;
 
 /// Raised when [`FrozenSession`] changes its meaning.
 pub(crate) const FROZEN_VERSION: u16 = 3;
@@ -44,8 +42,6 @@ pub(crate) struct SessionState {
     pub(crate) protocol_errors: u8,
     /// When it was last heard.
     pub(crate) heartbeat: Heartbeat,
-    /// How fast it sends client events.
-    pub(crate) client_events: Rate,
 }
 
 impl SessionState {
@@ -62,7 +58,6 @@ impl SessionState {
             joining: 0,
             protocol_errors: 0,
             heartbeat: Heartbeat::new(now_ms),
-            client_events: Rate::default(),
         }
     }
 
