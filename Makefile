@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup build build-extension build-server demo demo-check check-demo-page test fmt lint install uninstall bench clean
+.PHONY: help setup build build-extension build-server demo demo-check check-demo-page test fmt lint install uninstall bench fuzz clean
 .PHONY: build-capi header header-check install-capi
 
 # Where rustup puts cargo, for shells that do not have it on their PATH. Never twice: a changed PATH makes cargo build
@@ -113,8 +113,11 @@ lint: ## Check format and lints, warnings as errors
 
 bench: ## Compare with the floor and the alternatives; writes benches/results/
 	@scripts/setup build bench
-	@$(MAKE) --no-print-directory build-extension
+	@$(MAKE) --no-print-directory build-extension build-capi
 	@$(with_php) benches/run
+
+fuzz: ## Feed parsers with bytes that are almost right; SECONDS for each (60)
+	@cargo run $(locked) --release -p realtime-fuzz --bin mutations -- $(or $(SECONDS),60)
 
 clean: ## Remove everything that was built
 	@rm -rf build $(target)

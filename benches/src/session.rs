@@ -28,6 +28,8 @@ pub(crate) struct Options {
     pub(crate) extension: PathBuf,
     /// The extension of `benches/php-floor`.
     pub(crate) floor_extension: PathBuf,
+    /// The program from `c/publish.c`.
+    pub(crate) publish: PathBuf,
 }
 
 impl Options {

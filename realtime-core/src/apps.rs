@@ -5,6 +5,8 @@
 
 use std::borrow::Cow;
 
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
 use crate::config::{AppConfig, nearest};
 use crate::message::APP_SEPARATOR;
 
@@ -20,6 +22,8 @@ pub struct Apps(Vec<App>);
 pub struct App {
     name: String,
     config: AppConfig,
+    /// Open connections.
+    connections: AtomicUsize,
 }
 
 /// Which app; only good for the hub that gave it.
@@ -42,6 +46,10 @@ pub struct UnknownApp {
 }
 
 impl App {
+    fn new(name: &str, config: AppConfig) -> Self {
+        App { name: name.to_owned(), config, connections: AtomicUsize::new(0) }
+    }
+
     /// What hosts call it.
     pub fn name(&self) -> &str {
         &self.name
@@ -51,14 +59,38 @@ impl App {
     pub fn config(&self) -> &AppConfig {
         &self.config
     }
+
+    /// Open connections on this hub.
+    pub fn connections(&self) -> usize {
+        self.connections.load(Relaxed)
+    }
+
+    /// Counts a connection, unless the app has as many as it may have.
+    pub(crate) fn admit(&self) -> bool {
+        let limit = match self.config.max_connections {
+            0 => usize::MAX,
+            limit => limit,
+        };
+        self.connections.fetch_update(Relaxed, Relaxed, |open| (open < limit).then_some(open + 1)).is_ok()
+    }
+
+    /// Counts one that has been admitted and moved here.
+    pub(crate) fn arrive(&self) {
+        self.connections.fetch_add(1, Relaxed);
+    }
+
+    /// One of them is gone.
+    pub(crate) fn leave(&self) {
+        self.connections.fetch_sub(1, Relaxed);
+    }
 }
 
 impl Apps {
     /// Of a validated configuration.
     pub(crate) fn new(configured: &[AppConfig]) -> Self {
-        let mut apps = vec![App { name: DEFAULT_APP.into(), config: AppConfig::default() }];
+        let mut apps = vec![App::new(DEFAULT_APP, AppConfig::default())];
         for config in configured {
-            let app = App { name: config.name().to_owned(), config: config.clone() };
+            let app = App::new(config.name(), config.clone());
             if app.name == DEFAULT_APP {
                 apps[0] = app;
             } else {

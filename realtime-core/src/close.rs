@@ -20,14 +20,13 @@ pub enum CloseReason {
     TooLarge,
     /// Too many protocol errors on one connection.
     TooManyErrors,
+    /// The app has as many connections as it may have.
+    OverQuota,
     /// The application asked for it.
     Application {
         /// Close code that the application chose, 1000 or 3000–4999.
         code: u16,
     },
-    /// Publications of a channel with a history were missed, and the protocol has no words to end
-    /// one subscription.
-    Interrupted,
     /// A fault of the hub itself; it was logged.
     Internal,
 }
@@ -55,8 +54,8 @@ impl CloseReason {
             CloseReason::InvalidUtf8 => (1007, "text is not UTF-8"),
             CloseReason::TooLarge => (1009, "message too large"),
             CloseReason::TooManyErrors => (4000, "too many errors"),
+            CloseReason::OverQuota => (4004, "app is over its connection quota"),
             CloseReason::Application { code } => (code, ""),
-            CloseReason::Interrupted => (4202, "publications were missed"),
             CloseReason::Internal => (1011, "internal error"),
         };
         CloseCode { code, reason }

@@ -131,6 +131,9 @@ pub struct HeartbeatConfig {
     pub ping_interval_ms: u64,
     /// A pinged connection that stays silent this long is closed. Default 10,000. The shortest is 50.
     pub pong_timeout_ms: u64,
+    /// What Pusher clients are told: after so long without a message they ping by themselves. Default
+    /// 30,000; counted in whole seconds, rounded up.
+    pub activity_timeout_ms: u64,
 }
 
 /// What a peer may make the hub hold or do.
@@ -184,7 +187,7 @@ pub struct Limits {
 }
 
 /// An app: a site, or whatever else has channels of its own.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct AppConfig {
     /// What hosts call it (`realtime.app`, the option `app`). Default: its id.
@@ -195,6 +198,34 @@ pub struct AppConfig {
     pub key: String,
     /// Signs who may subscribe and who may call the HTTP API.
     pub secret: Secret,
+    /// Turns connections and requests of the Pusher protocol away. Default false.
+    pub disabled: bool,
+    /// Connections of this app on this hub. Default 0: as many as the hub takes. Past it new ones are
+    /// closed with 4004, which tells them to stay away.
+    pub max_connections: usize,
+    /// Whether members of `private-` and `presence-` channels may send each other client events in the
+    /// Pusher protocol. Default true. A channel's policy can allow it where this does not.
+    pub client_events: bool,
+    /// Client events a second of one connection of the Pusher protocol. Default 10, Pusher's own; 0 is no limit.
+    pub client_events_per_second: u32,
+    /// Bytes of an event's data, from Pusher clients and through the HTTP API. Default 10 KiB, Pusher's own.
+    pub event_bytes: usize,
+}
+
+impl Default for AppConfig {
+    fn default() -> Self {
+        AppConfig {
+            name: String::new(),
+            id: String::new(),
+            key: String::new(),
+            secret: Secret::default(),
+            disabled: false,
+            max_connections: 0,
+            client_events: true,
+            client_events_per_second: 10,
+            event_bytes: 10 << 10,
+        }
+    }
 }
 
 impl AppConfig {
@@ -377,7 +408,7 @@ impl Default for Config {
 
 impl Default for HeartbeatConfig {
     fn default() -> Self {
-        HeartbeatConfig { ping_interval_ms: 25_000, pong_timeout_ms: 10_000 }
+        HeartbeatConfig { ping_interval_ms: 25_000, pong_timeout_ms: 10_000, activity_timeout_ms: 30_000 }
     }
 }
 

@@ -23,7 +23,7 @@ fn health_answers_and_unknown_paths_do_not_exist() {
         assert_eq!((response.status, body["status"].as_str(), body["connections"].as_u64()), (200, Some("ok"), Some(0)));
         assert_eq!(response.header("cache-control"), Some("no-store"));
     }
-    for path in ["/", "/healthz", "/wsx", "/app/key", "/ws%2Fnews"] {
+    for path in ["/", "/healthz", "/wsx", "/application/key", "/ws%2Fnews"] {
         let mut client = RawClient::tcp(hub.local_addr());
         client.write(format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes());
         let response = client.response();

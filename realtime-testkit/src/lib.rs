@@ -5,11 +5,13 @@
 //! | [`hub`] | a hub on a free port, and what its process holds |
 //! | [`wait`] | waiting for a state, with a deadline |
 //! | [`client`] | a well-behaved WebSocket client |
+//! | [`pusher`] | a client of the Pusher protocol, and the application that signs for it |
 //! | [`raw`] | a client that writes its bytes by hand, for everything that is not well-behaved |
 //! | [`crowd`] | many subscribers that read as fast as they can |
 //! | [`pipes`] | a second wire protocol |
 //! | [`netstring`] | a second framing |
 //! | [`delayed`] | a broker that answers later, from a thread of its own |
+//! | [`mutation`] | bytes that are almost right |
 //! | [`conformance`] | the suite that every broker runs |
 
 #![expect(clippy::unwrap_used, reason = "a test's helper fails by panicking")]
@@ -19,8 +21,10 @@ pub mod conformance;
 pub mod crowd;
 pub mod delayed;
 pub mod hub;
+pub mod mutation;
 pub mod netstring;
 pub mod pipes;
+pub mod pusher;
 pub mod raw;
 pub mod wait;
 
@@ -30,5 +34,6 @@ pub use delayed::Delayed;
 pub use hub::{config, start};
 pub use netstring::Netstring;
 pub use pipes::Pipes;
+pub use pusher::PusherClient;
 pub use raw::RawClient;
 pub use wait::{DEADLINE, eventually, on_time};

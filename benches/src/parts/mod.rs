@@ -1,6 +1,7 @@
 //! The parts of the benchmark, each a question with a table for an answer.
 
 pub(crate) mod beside;
+pub(crate) mod capi;
 pub(crate) mod channels;
 pub(crate) mod idle;
 pub(crate) mod latency;

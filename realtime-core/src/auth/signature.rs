@@ -30,7 +30,7 @@ pub enum SignatureError {
     #[error("the signature was made with another app's key")]
     OtherKey,
     /// The data that it signs is too long.
-    #[error("channel_data has {bytes} bytes, the limit is {limit}")]
+    #[error("the signed data has {bytes} bytes, the limit is {limit}")]
     TooLong {
         /// Its length.
         bytes: usize,
@@ -61,6 +61,24 @@ pub fn check(
     channel_data: Option<&str>,
     auth: Option<&str>,
 ) -> Result<(), SignatureError> {
+    check_text(apps, app, channel_data, auth, || match channel_data {
+        Some(data) => format!("{socket}:{channel}:{data}"),
+        None => format!("{socket}:{channel}"),
+    })
+}
+
+/// Checks what a client gives to say whose connection it is.
+pub fn check_user(apps: &Apps, app: AppId, socket: SocketId, user_data: &str, auth: &str) -> Result<(), SignatureError> {
+    check_text(apps, app, Some(user_data), Some(auth), || format!("{socket}::user::{user_data}"))
+}
+
+fn check_text(
+    apps: &Apps,
+    app: AppId,
+    data: Option<&str>,
+    auth: Option<&str>,
+    text: impl FnOnce() -> String,
+) -> Result<(), SignatureError> {
     let config = apps.of(app).config();
     if config.secret.is_empty() {
         return Err(SignatureError::NoSecret);
@@ -70,15 +88,11 @@ pub fn check(
     if key != config.key {
         return Err(SignatureError::OtherKey);
     }
-    let bytes = channel_data.map_or(0, str::len);
+    let bytes = data.map_or(0, str::len);
     if bytes > MAX_CHANNEL_DATA_BYTES {
         return Err(SignatureError::TooLong { bytes, limit: MAX_CHANNEL_DATA_BYTES });
     }
-    let text = match channel_data {
-        Some(data) => format!("{socket}:{channel}:{data}"),
-        None => format!("{socket}:{channel}"),
-    };
-    if verify(config.secret.expose(), &text, signature) { Ok(()) } else { Err(SignatureError::Wrong) }
+    if verify(config.secret.expose(), &text(), signature) { Ok(()) } else { Err(SignatureError::Wrong) }
 }
 
 fn mac(secret: &str, text: &str) -> Hmac<Sha256> {
@@ -137,6 +151,16 @@ mod tests {
         assert_eq!(check(&apps, AppId::DEFAULT, socket, "private-a", None, None), Err(SignatureError::Missing));
         let open = apps.by_name("open").expect("exists");
         assert_eq!(try_it(open, "private-a", None, ":"), Err(SignatureError::NoSecret));
+    }
+
+    #[test]
+    fn a_sign_in_has_the_documented_signature() {
+        let (apps, socket) = (apps(), SocketId::from_parts(1234, 1234));
+        let data = r#"{"id":"12345"}"#;
+        let auth = format!("{KEY}:4708d583dada6a56435fb8bc611c77c359a31eebde13337c16ab43aa6de336ba");
+        assert_eq!(check_user(&apps, AppId::DEFAULT, socket, data, &auth), Ok(()));
+        assert_eq!(check_user(&apps, AppId::DEFAULT, socket, r#"{"id":"12346"}"#, &auth), Err(SignatureError::Wrong));
+        assert_eq!(check_user(&apps, AppId::DEFAULT, SocketId::from_parts(1234, 1235), data, &auth), Err(SignatureError::Wrong));
     }
 
     #[test]

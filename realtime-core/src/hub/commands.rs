@@ -1,11 +1,10 @@
 //! What clients ask for, carried out on their shard.
 
 use crate::apps::AppId;
-use crate::auth::signature;
+use crate::auth::{signature, user_data};
 use crate::broker::Reply;
 use crate::config::Access;
-use crate::error::{BrokerError, PublishError, QueryError};
-use crate::history::{self, Page};
+use crate::error::PublishError;
 use crate::message::{InvalidChannel, MAX_EVENT_BYTES, Payload, Publish, User, find_control, validate_channel};
 use crate::protocol::{Command, Credentials, ProtocolError, Push, Recover, RelayBody, RequestId};
 
@@ -20,31 +19,29 @@ const CLIENT_PREFIX: &str = "client-";
 /// The event under which raw messages reach clients that see events.
 const RELAY_EVENT: &str = "client-message";
 
-/// A client's question for a history, while the broker thinks.
-pub(crate) struct HistoryAnswer {
-    connection: ConnectionKey,
-    id: Option<RequestId>,
-    /// Without its app.
-    channel: String,
-    query: history::Query,
-}
-
 impl Shard {
     pub(crate) fn apply(&mut self, key: ConnectionKey, command: Command) -> Result<(), ProtocolError> {
         match command {
             Command::Subscribe { id, channel, recover, credentials } => {
-                self.subscribe(key, id.clone(), &channel, recover, credentials.as_deref()).map_err(|error| error.with_id(id))
+                let outcome = self.subscribe(key, id.clone(), &channel, recover, credentials.as_deref());
+                outcome.map_err(|error| self.subscription_refused(key, &channel, error.with_id(id)))
             }
             Command::Unsubscribe { id, channel } => self.unsubscribe(key, id.as_ref(), &channel).map_err(|error| error.with_id(id)),
             Command::Publish { id, channel, event, data } => {
                 self.publish(key, id.as_ref(), &channel, &event, &data).map_err(|error| error.with_id(id))
             }
+            Command::ClientEvent { channel, event, data } => self.client_event(key, &channel, &event, &data),
+            Command::SignIn { auth, user_data } => self.sign_in(key, &auth, &user_data),
+            Command::SubscribeUser { user } => {
+                let channel = User::channel_name(&user);
+                self.subscribe_user(key, &user, &channel).map_err(|error| self.subscription_refused(key, &channel, error))
+            }
+            Command::Refused { channel, error } => Err(self.subscription_refused(key, &channel, error)),
             Command::Relay { body } => {
                 self.relay(key, &body);
                 Ok(())
             }
             Command::Presence { id, channel } => self.tell_presence(key, id.as_ref(), &channel).map_err(|error| error.with_id(id)),
-            Command::History { id, channel, query } => self.history(key, id.as_ref(), &channel, &query).map_err(|error| error.with_id(id)),
             Command::Ping { id } => {
                 self.push(key, &Push::Pong { id: id.as_ref() });
                 Ok(())
@@ -73,13 +70,8 @@ impl Shard {
         let limit = node.config.limits.max_subscriptions;
         let Some(connection) = self.connection(key) else { return Ok(()) };
         let session = &connection.session;
-        if let Some((index, at)) = index.and_then(|index| Some((index, session.subscriptions.find(index as u32)?))) {
-            if recover.is_none() || !self.channels[index].is_recoverable {
-                self.push_subscribed(key, index, id.as_ref(), recover.is_some());
-                return Ok(());
-            }
-            // It begins anew, in the past.
-            self.join_again(key, index, at, JoinRequest::Client { id, recover });
+        if let Some(index) = index.filter(|index| session.subscriptions.find(*index as u32).is_some()) {
+            self.push_subscribed(key, index, id.as_ref(), recover.is_some());
             return Ok(());
         }
         let own = usize::from(session.user.is_some());
@@ -92,6 +84,41 @@ impl Shard {
             None => self.join(key, &channel, request),
             Some(rules) => self.enter(key, &channel, rules, signed, request),
         }
+        Ok(())
+    }
+
+    /// Says which subscription failed, for protocols that have words for that.
+    pub(super) fn subscription_refused(&mut self, key: ConnectionKey, channel: &str, error: ProtocolError) -> ProtocolError {
+        self.push(key, &Push::SubscriptionRefused { channel, error: &error });
+        error
+    }
+
+    /// Makes a connection a signed-in user's.
+    fn sign_in(&mut self, key: ConnectionKey, auth: &str, user_data: &str) -> Result<(), ProtocolError> {
+        let node = self.node.clone();
+        let Some(connection) = self.connection(key) else { return Ok(()) };
+        let session = &connection.session;
+        signature::check_user(&node.apps, session.app, session.socket_id, user_data, auth)
+            .map_err(|error| ProtocolError::refusal("unauthorized", error.to_string()))?;
+        let user = user_data::parse(user_data).map_err(|reason| ProtocolError::refusal("unauthorized", reason))?;
+        match &session.user {
+            Some(known) if known.id() == user.id() => {}
+            Some(_) => return Err(ProtocolError::refusal("unauthorized", "this connection is another user's already")),
+            None => self.set_user(key, Some(user)),
+        }
+        self.push(key, &Push::SignedIn { user_data });
+        Ok(())
+    }
+
+    /// A connection asks to hear what is sent to its user. It does already, so this is only said.
+    fn subscribe_user(&mut self, key: ConnectionKey, user: &str, channel: &str) -> Result<(), ProtocolError> {
+        let node = self.node.clone();
+        let Some(connection) = self.connection(key) else { return Ok(()) };
+        if connection.session.user.as_deref().is_none_or(|own| own.id() != user) {
+            return Err(ProtocolError::refusal("unauthorized", "the connection is not signed in as this user"));
+        }
+        let scoped = node.apps.scope(connection.session.app, channel);
+        self.join(key, &scoped, JoinRequest::Client { id: None, recover: None });
         Ok(())
     }
 
@@ -133,13 +160,7 @@ impl Shard {
 
     fn tell_presence(&mut self, key: ConnectionKey, id: Option<&RequestId>, channel: &str) -> Result<(), ProtocolError> {
         check_channel(channel)?;
-        let node = self.node.clone();
-        let Some(connection) = self.connection(key) else { return Ok(()) };
-        let scoped = node.apps.scope(connection.session.app, channel);
-        let index = self
-            .find_channel(node.channel_ref(&scoped))
-            .filter(|index| self.connections[key.index as usize].session.subscriptions.find(*index as u32).is_some());
-        let Some(index) = index else {
+        let Some(index) = self.subscribed_channel(key, channel) else {
             return Err(ProtocolError::refusal("not_subscribed", "who is on a channel is told to its subscribers"));
         };
         let users = self.channels[index].roster.as_ref().and_then(|roster| roster.users_for(key.index));
@@ -172,52 +193,6 @@ impl Shard {
         Ok(())
     }
 
-    fn history(&mut self, key: ConnectionKey, id: Option<&RequestId>, channel: &str, query: &history::Query) -> Result<(), ProtocolError> {
-        check_channel(channel)?;
-        let node = self.node.clone();
-        let Some(connection) = self.connection(key) else { return Ok(()) };
-        let app = connection.session.app;
-        let index = self.find_channel(node.channel_ref(&node.apps.scope(app, channel)));
-        let member = index.is_some_and(|index| {
-            self.connection(key).is_some_and(|connection| connection.session.subscriptions.find(index as u32).is_some())
-        });
-        if !member {
-            return Err(ProtocolError::refusal("not_subscribed", "a history needs a subscription to the channel"));
-        }
-        let reply = node.history(app, channel, query).map_err(|error| match error {
-            QueryError::Limit { .. } => ProtocolError::new("invalid_limit", error.to_string()),
-            QueryError::NoHistory { .. } => ProtocolError::refusal("no_history", error.to_string()),
-            error => ProtocolError::refusal("unavailable", error.to_string()),
-        })?;
-        let answer = HistoryAnswer { connection: key, id: id.cloned(), channel: channel.to_owned(), query: *query };
-        match reply {
-            Reply::Now(result) => self.on_history(&answer, result),
-            Reply::Later(promise) => {
-                let (weak, shard) = (Arc::downgrade(&node), self.index);
-                promise.then(move |result| {
-                    if let Some(node) = weak.upgrade() {
-                        node.shards[shard].inbox.push(Job::History { answer: Box::new(answer), result });
-                    }
-                });
-            }
-        }
-        Ok(())
-    }
-
-    pub(super) fn on_history(&mut self, answer: &HistoryAnswer, result: Result<Page, BrokerError>) {
-        let id = answer.id.as_ref();
-        match result {
-            Ok(page) => {
-                let history = answer.query.answer(page);
-                self.push(answer.connection, &Push::History { id, channel: &answer.channel, history: &history });
-            }
-            Err(error) => {
-                let error = ProtocolError::refusal("unavailable", format!("cannot read the history now: broker {error}"));
-                self.push(answer.connection, &Push::Error(&error.with_id(id.cloned())));
-            }
-        }
-    }
-
     /// Takes back what a connection asked for and the broker has not answered; false: nothing.
     pub(crate) fn stop_waiting(&mut self, key: ConnectionKey, index: usize) -> bool {
         let waiting = &mut self.channels[index].joining;
@@ -227,9 +202,8 @@ impl Shard {
         if let Some(connection) = self.connection(key) {
             connection.session.joining -= gone as u32;
         }
-        let gone = gone > 0 || self.drop_cursor(key, index, true);
         self.close_channel_if_unused(index);
-        gone
+        gone > 0
     }
 
     fn publish(&mut self, key: ConnectionKey, id: Option<&RequestId>, channel: &str, event: &str, data: &str) -> Result<(), ProtocolError> {
@@ -237,26 +211,47 @@ impl Shard {
         if !self.node.config.channel_policy(channel).is_some_and(|policy| policy.client_events) {
             return Err(ProtocolError::refusal("client_events_disabled", "clients may not publish to this channel"));
         }
-        let node = self.node.clone();
-        let Some(connection) = self.connection(key) else { return Ok(()) };
-        let scoped = node.apps.scope(connection.session.app, channel);
-        let index = self.find_channel(node.channel_ref(&scoped));
-        let index = index.filter(|index| {
-            self.connections
-                .get(key.index as usize)
-                .is_some_and(|connection| connection.session.subscriptions.find(*index as u32).is_some())
-        });
-        let Some(index) = index else {
+        let Some(index) = self.subscribed_channel(key, channel) else {
             return Err(ProtocolError::refusal("not_subscribed", "publishing needs a subscription to the channel"));
         };
         let event = if event.starts_with(CLIENT_PREFIX) { event.to_owned() } else { format!("{CLIENT_PREFIX}{event}") };
-        if event.len() > MAX_EVENT_BYTES || event.len() == CLIENT_PREFIX.len() || find_control(&event).is_some() {
-            return Err(ProtocolError::new(
-                "invalid_event",
-                format!("event names have 1–{} bytes and no control characters", MAX_EVENT_BYTES - CLIENT_PREFIX.len()),
-            ));
-        }
+        check_client_event(&event)?;
         self.publish_for(key, id, index, &event, Payload::Json(data))
+    }
+
+    /// Publishes under Pusher's rules for client events. Who breaks one stays connected.
+    fn client_event(&mut self, key: ConnectionKey, channel: &str, event: &str, data: &str) -> Result<(), ProtocolError> {
+        let refuse = |reason: String| Err(ProtocolError::refusal("bad_client_event", reason));
+        let node = self.node.clone();
+        let now_ms = self.now_ms;
+        let Some(connection) = self.connection(key) else { return Ok(()) };
+        let app = node.apps.of(connection.session.app).config();
+        if !app.client_events && !node.config.channel_policy(channel).is_some_and(|policy| policy.client_events) {
+            return refuse("the app does not have client events enabled".into());
+        }
+        if !connection.session.client_events.take(now_ms, app.client_events_per_second) {
+            return refuse(format!("a connection may send {} client events a second", app.client_events_per_second));
+        }
+        if data.len() > app.event_bytes {
+            return refuse(format!("the event's data has {} bytes, the limit is {}", data.len(), app.event_bytes));
+        }
+        let Some(index) = self.subscribed_channel(key, channel) else {
+            return refuse("client events need a subscription to the channel".into());
+        };
+        check_client_event(event).and_then(|()| self.publish_for(key, None, index, event, Payload::Json(data))).map_err(|error| match error
+            .code
+        {
+            "invalid_event" | "message_too_large" => ProtocolError::refusal("bad_client_event", error.message),
+            _ => error,
+        })
+    }
+
+    /// The channel's index, if the connection is subscribed to it.
+    fn subscribed_channel(&mut self, key: ConnectionKey, channel: &str) -> Option<usize> {
+        let node = self.node.clone();
+        let app = self.connection(key)?.session.app;
+        let index = self.find_channel(node.channel_ref(&node.apps.scope(app, channel)))?;
+        self.connection(key)?.session.subscriptions.find(index as u32).map(|_| index)
     }
 
     /// Hands a raw client's message to the other subscribers of its channels.
@@ -342,6 +337,16 @@ fn signed_user(data: &str) -> Result<User, String> {
         _ => return Err("`channel_data`: `user_id` must be a string or a number".into()),
     };
     User::new(&id, data.user_info.map(serde_json::value::RawValue::get)).map_err(|error| format!("`channel_data`: {error}"))
+}
+
+fn check_client_event(event: &str) -> Result<(), ProtocolError> {
+    if event.len() > MAX_EVENT_BYTES || event.len() <= CLIENT_PREFIX.len() || find_control(event).is_some() {
+        return Err(ProtocolError::new(
+            "invalid_event",
+            format!("event names have 1–{} bytes and no control characters", MAX_EVENT_BYTES - CLIENT_PREFIX.len()),
+        ));
+    }
+    Ok(())
 }
 
 fn check_channel(name: &str) -> Result<(), ProtocolError> {

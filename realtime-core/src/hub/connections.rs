@@ -65,6 +65,19 @@ impl Shard {
         };
         let session = SessionState::new(socket_id, opening.app, format, opening.state, self.now_ms);
         let Some(key) = self.insert(link, session) else { return };
+        if let Some(refused) = opening.refused {
+            self.guard(key, |shard| shard.turn_away(key, refused.code, &refused.message));
+            return;
+        }
+        let app = self.node.clone();
+        let app = app.apps.of(opening.app);
+        if !app.admit() {
+            let code = self.node.formats[usize::from(format)].protocol.close_code(CloseReason::OverQuota);
+            let message = format!("the app may have {} connections on this hub", app.config().max_connections);
+            self.guard(key, |shard| shard.turn_away(key, code, &message));
+            return;
+        }
+        self.connections[key.index as usize].admitted = true;
         self.guard(key, |shard| {
             let ping_interval_ms = shard.node.config.heartbeat.ping_interval_ms;
             shard.push(key, &Push::Connected { socket_id, ping_interval_ms, user_id: None });
@@ -75,6 +88,14 @@ impl Shard {
                 shard.consume(key, &mut early.to_vec());
             }
         });
+    }
+
+    /// Says why a connection is not wanted, and closes it.
+    fn turn_away(&mut self, key: ConnectionKey, code: CloseCode, message: &str) {
+        tracing::info!(code = code.code, message = %message.escape_debug(), "connection refused");
+        self.node.refused.fetch_add(1, Relaxed);
+        self.push(key, &Push::Refused { code, message });
+        self.close_as(key, CloseReason::Application { code: code.code }, code, code.reason);
     }
 
     /// Takes a connection in and polls it.
@@ -101,6 +122,7 @@ impl Shard {
             phase: Phase::Open,
             lagging: false,
             crowded: false,
+            admitted: false,
         }));
         Some(key)
     }
@@ -193,7 +215,7 @@ impl Shard {
     }
 
     pub(super) fn on_writable(&mut self, key: ConnectionKey) {
-        let (now_ms, node_limit) = (self.now_ms, self.node.config.limits.outbox_bytes);
+        let now_ms = self.now_ms;
         let Some(connection) = self.connection(key) else { return };
         connection.session.outbox.unblock();
         if connection.session.outbox.is_empty() {
@@ -207,11 +229,7 @@ impl Shard {
             // Who takes bytes is alive, even if our ping is still behind them.
             connection.session.heartbeat.heard(now_ms);
         }
-        let may_go_on = connection.session.outbox.bytes() <= node_limit / 4;
         self.settle(key, written);
-        if may_go_on && !self.cursors.is_empty() {
-            self.resume_cursors(key);
-        }
     }
 
     /// Sends a frame to one connection, or queues it.
@@ -249,11 +267,6 @@ impl Shard {
 
     /// Tells one connection something in its protocol's words.
     pub(crate) fn push(&mut self, key: ConnectionKey, push: &Push<'_>) {
-        self.push_if_known(key, push);
-    }
-
-    /// The same; false: the protocol has no words for it.
-    pub(super) fn push_if_known(&mut self, key: ConnectionKey, push: &Push<'_>) -> bool {
         let node = self.node.clone();
         let mut scratch = std::mem::take(&mut self.scratch);
         let frame = self.connection(key).filter(|connection| connection.phase == Phase::Open).and_then(|connection| {
@@ -261,10 +274,9 @@ impl Shard {
             scratch.seal(format, |out| format.protocol.push(&connection.session.protocol, push, out))
         });
         self.scratch = scratch;
-        if let Some(frame) = &frame {
-            self.write(key, frame);
+        if let Some(frame) = frame {
+            self.write(key, &frame);
         }
-        frame.is_some()
     }
 
     pub(crate) fn protocol_error(&mut self, key: ConnectionKey, error: &ProtocolError) {
@@ -337,6 +349,9 @@ impl Shard {
         self.crowded -= usize::from(connection.crowded);
         self.by_socket.remove(&connection.session.socket_id);
         connection.link.deregister(self.poll.registry());
+        if connection.admitted {
+            self.node.apps.of(connection.session.app).leave();
+        }
         drop(connection);
         self.counters().connections.fetch_sub(1, Relaxed);
         self.node.connections.fetch_sub(1, Relaxed);
@@ -354,6 +369,9 @@ impl Shard {
         self.crowded -= usize::from(connection.crowded);
         self.by_socket.remove(&connection.session.socket_id);
         connection.link.deregister(self.poll.registry());
+        if connection.admitted {
+            self.node.apps.of(connection.session.app).leave();
+        }
         Some(connection)
     }
 

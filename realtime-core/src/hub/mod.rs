@@ -12,7 +12,6 @@ mod inbox;
 mod ingress;
 mod interest;
 pub(crate) mod query;
-mod recovery;
 mod roster;
 mod routes;
 mod shard;
@@ -44,12 +43,12 @@ use crate::bus::socket::BusSocket;
 use crate::close::is_application_code;
 use crate::config::Config;
 use crate::error::{PublishError, QueryError, StartError};
-use crate::history::{self, History, Page, Range};
 use crate::message::{
     Channel, ChannelInfo, ChannelRef, ChannelUser, Payload, Position, Publish, Receipt, SocketId, User, channel_hash, validate_channel,
 };
 use crate::presence::{self, Presence};
 use crate::protocol::native::Native;
+use crate::protocol::pusher::Pusher;
 use crate::protocol::{Command, Format, Opening, Protocol};
 use crate::transport::link::{Link, SinkLink};
 use crate::transport::websocket::WebSocket;
@@ -232,8 +231,9 @@ pub struct HubBuilder {
 }
 
 impl HubBuilder {
-    /// The native protocol and the memory broker.
+    /// The protocols of this crate and the memory broker.
     pub fn new(config: Config) -> Self {
+        let pusher = Pusher::new(config.heartbeat.activity_timeout_ms);
         let builder = HubBuilder {
             config,
             broker: None,
@@ -244,7 +244,7 @@ impl HubBuilder {
             bus_socket: None,
             follow: None,
         };
-        builder.protocol(Native, WebSocket)
+        builder.protocol(Native, WebSocket).protocol(pusher, WebSocket)
     }
 
     /// Adds a protocol that is spoken over a framing. Requests are offered to protocols in the
@@ -536,11 +536,6 @@ impl Hub {
         self.default_app().channel_user(channel, id)
     }
 
-    /// What is kept of a channel whose policy has `history` or `last_value`. Waits at most a second.
-    pub fn history(&self, channel: &str, query: &history::Query) -> Result<History, QueryError> {
-        self.default_app().history(channel, query)
-    }
-
     /// Closes all connections of a user with a code of the application's choice; says how many.
     pub fn disconnect_user(&self, user_id: &str, code: u16, reason: &str) -> Result<usize, QueryError> {
         self.default_app().disconnect_user(user_id, code, reason)
@@ -711,11 +706,6 @@ impl App<'_> {
         self.hub.0.node.channel_user(self.id, channel, id)
     }
 
-    /// See [`Hub::history`].
-    pub fn history(&self, channel: &str, query: &history::Query) -> Result<History, QueryError> {
-        self.hub.0.node.read_history(self.id, channel, query)
-    }
-
     /// See [`Hub::disconnect_user`].
     pub fn disconnect_user(&self, user_id: &str, code: u16, reason: &str) -> Result<usize, QueryError> {
         self.hub.0.node.disconnect_user(self.id, user_id, code, reason)
@@ -844,7 +834,6 @@ impl Node {
             published: self.published.load(Ordering::Relaxed),
             queue_full: self.queue_full.load(Ordering::Relaxed),
             ingress_bytes: self.routes.ingress.queued() as u64,
-            history_bytes: self.broker.history_bytes() as u64,
             refused: self.refused.load(Ordering::Relaxed),
             bus_errors: self.bus_errors.load(Ordering::Relaxed),
             bus_refused: self.bus_refused.load(Ordering::Relaxed),
@@ -858,37 +847,6 @@ impl Node {
             stats.add(&shard.counters);
         }
         stats
-    }
-
-    /// Asks for what is kept of a channel.
-    pub(crate) fn history(&self, app: AppId, channel: &str, query: &history::Query) -> Result<Reply<Page>, QueryError> {
-        validate_channel(channel)?;
-        if self.config.retention(channel).is_none() {
-            return Err(QueryError::NoHistory { channel: channel.to_owned() });
-        }
-        if !(1..=history::MAX_LIMIT).contains(&query.limit) {
-            return Err(QueryError::Limit { limit: query.limit, max: history::MAX_LIMIT });
-        }
-        // Written as JSON, escapes included, the answer still fits into an outbox.
-        let bytes = self.config.limits.outbox_bytes / 8;
-        Ok(self.read(&self.apps.scope(app, channel), &query.range(bytes)))
-    }
-
-    /// The same, with the answer. Waits at most a second.
-    pub(crate) fn read_history(&self, app: AppId, channel: &str, query: &history::Query) -> Result<History, QueryError> {
-        let page = match self.history(app, channel, query)? {
-            Reply::Now(page) => page,
-            Reply::Later(promise) => promise.wait(QUERY_TIMEOUT).ok_or(QueryError::Timeout { waited: QUERY_TIMEOUT })?,
-        };
-        page.map(|page| query.answer(page)).map_err(|error| match error {
-            crate::error::BrokerError::Stopped => QueryError::Stopped,
-            error => QueryError::Broker(error),
-        })
-    }
-
-    /// Reads what is kept of a channel.
-    pub(crate) fn read(&self, channel: &str, range: &Range) -> Reply<Page> {
-        self.broker.read(channel, range)
     }
 
     pub(crate) fn tick(&self) {

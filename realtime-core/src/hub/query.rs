@@ -140,8 +140,7 @@ impl Shard {
     fn show_user(&mut self, key: ConnectionKey) {
         let Some(connection) = self.connection(key) else { return };
         let user = connection.session.user.as_deref().cloned();
-        let mut joined: Vec<u32> = connection.session.subscriptions.iter().map(|subscription| subscription.channel).collect();
-        joined.extend(self.cursor_channels(key));
+        let joined: Vec<u32> = connection.session.subscriptions.iter().map(|subscription| subscription.channel).collect();
         for index in joined {
             let Some(channel) = self.channels.get(index as usize) else { continue };
             let Some(roster) = &channel.roster else { continue };
@@ -336,6 +335,8 @@ impl Shard {
         state.heartbeat = Heartbeat::new(self.now_ms);
         let arrived = self.insert(frozen.link, state);
         if let Some(key) = arrived {
+            self.connections[key.index as usize].admitted = true;
+            self.node.apps.of(app).arrive();
             let mut seats = frozen.seats;
             for (name, reached) in &session.subscriptions {
                 let Some(index) = self.find_channel(self.node.channel_ref(name)) else { continue };

@@ -3,7 +3,9 @@
 //! Nothing here does I/O, knows a socket or takes a lock. A protocol is one folder or file here and
 //! one line in [`crate::hub::HubBuilder`]; the shard never learns its name.
 
+mod json;
 pub mod native;
+pub mod pusher;
 
 use std::sync::Arc;
 
@@ -11,7 +13,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::apps::{AppId, Apps};
 use crate::close::{CloseCode, CloseReason};
-use crate::history::{self, History};
 use crate::message::{Epoch, Position, Publication, SocketId, User};
 
 /// A wire protocol.
@@ -26,6 +27,19 @@ pub trait Protocol: Send + Sync + 'static {
     /// Whether this protocol serves the request, and what a new connection starts with. `None`:
     /// not mine, ask the next protocol.
     fn open(&self, request: &OpenRequest<'_>) -> Option<Result<Opening, Refusal>>;
+
+    /// Whether only pages of the hub's own host may connect where `allowed_origins` is empty: so it has
+    /// to be where a browser may add a credential by itself.
+    fn needs_same_host(&self) -> bool {
+        true
+    }
+
+    /// How a refused client is told why, where its kind cannot read an HTTP answer to an upgrade: the
+    /// upgrade is completed, and the connection gets [`Push::Refused`] and this code. `None`: over HTTP.
+    fn refuse(&self, refusal: &Refusal) -> Option<CloseCode> {
+        let _ = refusal;
+        None
+    }
 
     /// Writes the message that subscribers with this `variant` get for a publication.
     ///
@@ -76,6 +90,17 @@ pub struct Opening {
     pub state: ProtocolState,
     /// Carried out as if the client had sent them.
     pub commands: Vec<Command>,
+    /// It is told this and closed, and that is all.
+    pub refused: Option<Box<Refused>>,
+}
+
+/// What a refused connection is told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refused {
+    /// How it is closed.
+    pub code: CloseCode,
+    /// For people.
+    pub message: String,
 }
 
 /// Why a request on a protocol's own path is refused, as an HTTP answer.
@@ -140,6 +165,35 @@ pub enum Command {
         /// JSON text of the data.
         data: String,
     },
+    /// Publish to a private or presence channel's other subscribers under the rules of Pusher's client
+    /// events: the app may forbid them, bounds their size and their rate.
+    ClientEvent {
+        /// Name as given.
+        channel: String,
+        /// Event's name as given, with its prefix.
+        event: String,
+        /// JSON text of the data.
+        data: String,
+    },
+    /// Say whose connection it is, with what the application has signed for that.
+    SignIn {
+        /// `KEY:SIGNATURE`.
+        auth: String,
+        /// Who it is, as JSON text.
+        user_data: String,
+    },
+    /// Hear what is sent to a user: the connection's own, nobody else's.
+    SubscribeUser {
+        /// The user's id.
+        user: String,
+    },
+    /// A subscription that the protocol itself refuses.
+    Refused {
+        /// Name as given.
+        channel: String,
+        /// Why.
+        error: ProtocolError,
+    },
     /// Relay a message as it is to the other subscribers of the channels of this connection.
     Relay {
         /// The message.
@@ -151,15 +205,6 @@ pub enum Command {
         id: Option<RequestId>,
         /// Name as given.
         channel: String,
-    },
-    /// Tell what is kept of a channel that the connection is subscribed to.
-    History {
-        /// Echoed in the answer.
-        id: Option<RequestId>,
-        /// Name as given.
-        channel: String,
-        /// What to tell.
-        query: history::Query,
     },
     /// Application-level ping.
     Ping {
@@ -272,26 +317,29 @@ pub enum Push<'a> {
         /// The channel.
         channel: &'a str,
     },
-    /// A subscription to a channel with a history has ended because something was missed on the way
-    /// here. Whoever subscribes again with its position gets it, or learns that it is gone. A
-    /// connection whose protocol has no words for this is closed.
-    Interrupted {
-        /// The channel.
-        channel: &'a str,
-    },
-    /// Answer to [`Command::History`].
-    History {
-        /// From the request.
-        id: Option<&'a RequestId>,
-        /// The channel.
-        channel: &'a str,
-        /// What is kept of it.
-        history: &'a History,
-    },
     /// Answer to [`Command::Ping`].
     Pong {
         /// From the request.
         id: Option<&'a RequestId>,
+    },
+    /// Alone on a connection that is refused.
+    Refused {
+        /// How it is closed.
+        code: CloseCode,
+        /// For people.
+        message: &'a str,
+    },
+    /// A request to subscribe failed. [`Push::Error`] follows, for protocols that have one word for all.
+    SubscriptionRefused {
+        /// The channel.
+        channel: &'a str,
+        /// Why.
+        error: &'a ProtocolError,
+    },
+    /// The connection is somebody's now.
+    SignedIn {
+        /// From the request.
+        user_data: &'a str,
     },
     /// A request failed.
     Error(&'a ProtocolError),

@@ -3,12 +3,12 @@
 use percent_encoding::percent_decode_str;
 use serde_json::{Map, Value};
 
+use super::json::{Object, write_number, write_string};
 use super::{
     Command, Credentials, Inbound, MessageKind, OpenRequest, Opening, Protocol, ProtocolError, ProtocolState, Push, Recover, Refusal,
     RelayBody, RequestId,
 };
-use crate::history::{self, DEFAULT_LIMIT};
-use crate::message::{Body, NO_EPOCH, Position, Publication, User};
+use crate::message::{Body, Publication, User};
 
 /// JSON objects with `type`.
 const ENVELOPE_JSON: u16 = 0;
@@ -51,8 +51,7 @@ impl Protocol for Native {
         if state.variant == ENVELOPE_RAW {
             return None;
         }
-        write_push(push, out);
-        Some(MessageKind::Text)
+        write_push(push, out).then_some(MessageKind::Text)
     }
 
     fn decode(&self, state: &mut ProtocolState, message: Inbound<'_>, commands: &mut Vec<Command>) -> Result<(), ProtocolError> {
@@ -158,7 +157,11 @@ fn encode_json(publication: &Publication, out: &mut Vec<u8>) -> MessageKind {
     }
 }
 
-fn write_push(push: &Push<'_>, out: &mut Vec<u8>) {
+/// False: there are no words for it.
+fn write_push(push: &Push<'_>, out: &mut Vec<u8>) -> bool {
+    if matches!(push, Push::Refused { .. } | Push::SubscriptionRefused { .. } | Push::SignedIn { .. }) {
+        return false;
+    }
     let mut object = Object::new(out);
     match push {
         Push::Connected { socket_id, ping_interval_ms, user_id } => {
@@ -172,133 +175,69 @@ fn write_push(push: &Push<'_>, out: &mut Vec<u8>) {
         Push::Subscribed { id, channel, position, recovered, users } => {
             object.text("type", "subscribed");
             object.text("channel", channel);
-            object.id(*id);
+            write_id(&mut object, *id);
             object.text("epoch", &position.epoch.to_string());
             object.number("offset", position.offset);
             if let Some(recovered) = recovered {
                 object.raw("recovered", if *recovered { "true" } else { "false" });
             }
             if let Some(users) = users {
-                object.users(users);
+                write_users(users, object.value("users"));
             }
         }
         Push::Joined { channel, user } => {
             object.text("type", "joined");
             object.text("channel", channel);
-            object.key("user");
-            write_user(user, object.out);
+            write_user(user, object.value("user"));
         }
         Push::Left { channel, user } => {
             object.text("type", "left");
             object.text("channel", channel);
-            object.key("user");
-            write_user(user, object.out);
+            write_user(user, object.value("user"));
         }
         Push::Presence { id, channel, users } => {
             object.text("type", "presence");
             object.text("channel", channel);
-            object.id(*id);
-            object.users(users);
+            write_id(&mut object, *id);
+            write_users(users, object.value("users"));
         }
         Push::Unsubscribed { id, channel } => {
             object.text("type", "unsubscribed");
             object.text("channel", channel);
-            object.id(*id);
-        }
-        Push::Interrupted { channel } => {
-            object.text("type", "unsubscribed");
-            object.text("channel", channel);
-            object.text("code", "interrupted");
-        }
-        Push::History { id, channel, history } => {
-            object.text("type", "history");
-            object.text("channel", channel);
-            object.id(*id);
-            object.members(history);
+            write_id(&mut object, *id);
         }
         Push::Pong { id } => {
             object.text("type", "pong");
-            object.id(*id);
+            write_id(&mut object, *id);
         }
         Push::Error(error) => {
             object.text("type", "error");
             object.text("code", error.code);
             object.text("message", &error.message);
-            object.id(error.id.as_ref());
+            write_id(&mut object, error.id.as_ref());
         }
+        // See above.
+        Push::Refused { .. } | Push::SubscriptionRefused { .. } | Push::SignedIn { .. } => {}
     }
     object.end();
+    true
 }
 
-/// Writes one flat JSON object.
-struct Object<'a> {
-    out: &'a mut Vec<u8>,
-    first: bool,
+fn write_id(object: &mut Object<'_>, id: Option<&RequestId>) {
+    if let Some(RequestId(json)) = id {
+        object.raw("id", json);
+    }
 }
 
-impl<'a> Object<'a> {
-    fn new(out: &'a mut Vec<u8>) -> Self {
-        out.push(b'{');
-        Object { out, first: true }
-    }
-
-    fn key(&mut self, key: &str) {
-        if !std::mem::take(&mut self.first) {
-            self.out.push(b',');
+fn write_users(users: &[User], out: &mut Vec<u8>) {
+    out.push(b'[');
+    for (at, user) in users.iter().enumerate() {
+        if at > 0 {
+            out.push(b',');
         }
-        write_string(key, self.out);
-        self.out.push(b':');
+        write_user(user, out);
     }
-
-    fn text(&mut self, key: &str, value: &str) {
-        self.key(key);
-        write_string(value, self.out);
-    }
-
-    fn number(&mut self, key: &str, value: u64) {
-        self.key(key);
-        write_number(value, self.out);
-    }
-
-    fn raw(&mut self, key: &str, value: &str) {
-        self.key(key);
-        self.out.extend_from_slice(value.as_bytes());
-    }
-
-    /// Everything in an object that serde writes.
-    fn members(&mut self, value: &impl serde::Serialize) {
-        let json = serde_json::to_string(value).unwrap_or_default();
-        if let Some(members) = json.strip_prefix('{').and_then(|rest| rest.strip_suffix('}'))
-            && !members.is_empty()
-        {
-            if !std::mem::take(&mut self.first) {
-                self.out.push(b',');
-            }
-            self.out.extend_from_slice(members.as_bytes());
-        }
-    }
-
-    fn id(&mut self, id: Option<&RequestId>) {
-        if let Some(RequestId(json)) = id {
-            self.raw("id", json);
-        }
-    }
-
-    fn users(&mut self, users: &[User]) {
-        self.key("users");
-        self.out.push(b'[');
-        for (at, user) in users.iter().enumerate() {
-            if at > 0 {
-                self.out.push(b',');
-            }
-            write_user(user, self.out);
-        }
-        self.out.push(b']');
-    }
-
-    fn end(self) {
-        self.out.push(b'}');
-    }
+    out.push(b']');
 }
 
 fn write_user(user: &User, out: &mut Vec<u8>) {
@@ -308,17 +247,6 @@ fn write_user(user: &User, out: &mut Vec<u8>) {
         object.raw("info", info);
     }
     object.end();
-}
-
-fn write_string(text: &str, out: &mut Vec<u8>) {
-    // Writing JSON of a &str into a Vec cannot fail.
-    let written = serde_json::to_writer(&mut *out, text);
-    debug_assert!(written.is_ok(), "writing a string into memory failed");
-}
-
-fn write_number(number: u64, out: &mut Vec<u8>) {
-    let written = serde_json::to_writer(&mut *out, &number);
-    debug_assert!(written.is_ok(), "writing a number into memory failed");
 }
 
 /// Whether a raw client's message is an object with a known action.
@@ -368,28 +296,7 @@ fn decode_request(text: &str) -> Result<Command, ProtocolError> {
         }),
         "ping" => Ok(Command::Ping { id: id.clone() }),
         "presence" => take_channel(&mut object).map(|channel| Command::Presence { id: id.clone(), channel }),
-        "history" => take_channel(&mut object).and_then(|channel| {
-            let since = match object.remove("since") {
-                None | Some(Value::Null) => None,
-                Some(Value::Object(position)) => Some(read_position("since", &position)?),
-                Some(other) => return Err(wrong_type("since", "an object", &other)),
-            };
-            // A text that is no epoch is one that this hub does not have.
-            let since = since.map(|since| Position { epoch: since.epoch.unwrap_or(NO_EPOCH), offset: since.offset });
-            let limit = match object.remove("limit") {
-                None | Some(Value::Null) => DEFAULT_LIMIT,
-                Some(limit) => match limit.as_u64().and_then(|limit| usize::try_from(limit).ok()) {
-                    Some(limit) => limit,
-                    None => return Err(wrong_type("limit", "a whole number", &limit)),
-                },
-            };
-            let newest_first = match object.remove("reverse") {
-                None | Some(Value::Null) => false,
-                Some(Value::Bool(reverse)) => reverse,
-                Some(other) => return Err(wrong_type("reverse", "a boolean", &other)),
-            };
-            Ok(Command::History { id: id.clone(), channel, query: history::Query { since, limit, newest_first } })
-        }),
+        "history" => Ok(Command::Unavailable { id: id.clone(), what: "history" }),
         "auth" => Ok(Command::Unavailable { id: id.clone(), what: "authentication" }),
         "message" => Ok(Command::Unavailable { id: id.clone(), what: "a handler for messages" }),
         other => Err(unknown_action(other)),
@@ -499,7 +406,6 @@ mod tests {
 
     #[test]
     fn requests_become_commands() {
-        let history = |query| Command::History { id: None, channel: "c".into(), query };
         let subscribe = |id, recover| Command::Subscribe { id, channel: "news".into(), recover, credentials: None };
         for (text, expected) in [
             (r#"{"action":"subscribe","channel":"news"}"#, subscribe(None, None)),
@@ -527,11 +433,7 @@ mod tests {
                 Command::Publish { id: None, channel: "c".into(), event: "e".into(), data: r#"{"a":1}"#.into() },
             ),
             (r#"{"action":"ping","id":1}"#, Command::Ping { id: id("1") }),
-            (r#"{"action":"history","channel":"c"}"#, history(history::Query::default())),
-            (
-                r#"{"action":"history","channel":"c","since":{"epoch":"x","offset":1},"limit":7,"reverse":true}"#,
-                history(history::Query { since: Some(Position { epoch: NO_EPOCH, offset: 1 }), limit: 7, newest_first: true }),
-            ),
+            (r#"{"action":"history","channel":"c"}"#, Command::Unavailable { id: None, what: "history" }),
         ] {
             assert_eq!(decode(ENVELOPE_JSON, text), Ok(vec![expected]), "{text}");
         }
@@ -555,11 +457,6 @@ mod tests {
             (r#"{"id":1,"action":"subscribe","channel":"c","recover":{"offset":-1}}"#, "wrong_type", true),
             (r#"{"id":1,"action":"subscribe","channel":"c","recover":{}}"#, "missing_field", true),
             (r#"{"id":1,"action":"publish","channel":"c"}"#, "missing_field", true),
-            (r#"{"id":1,"action":"history"}"#, "missing_field", true),
-            (r#"{"id":1,"action":"history","channel":"c","limit":-1}"#, "wrong_type", true),
-            (r#"{"id":1,"action":"history","channel":"c","since":7}"#, "wrong_type", true),
-            (r#"{"id":1,"action":"history","channel":"c","since":{"epoch":1,"offset":1}}"#, "wrong_type", true),
-            (r#"{"id":1,"action":"history","channel":"c","reverse":1}"#, "wrong_type", true),
         ] {
             let error = decode(ENVELOPE_JSON, text).expect_err(text);
             assert_eq!((error.code, error.id.is_some()), (code, has_id), "{text}");

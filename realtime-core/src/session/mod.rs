@@ -2,6 +2,7 @@
 
 pub(crate) mod heartbeat;
 pub(crate) mod outbox;
+pub(crate) mod rate;
 
 use std::collections::HashMap;
 
@@ -14,6 +15,7 @@ use crate::protocol::{FormatKey, ProtocolState};
 use crate::transport::InboundState;
 use heartbeat::Heartbeat;
 use outbox::Outbox;
+use rate::Rate;
 
 /// Raised when [`FrozenSession`] changes its meaning.
 pub(crate) const FROZEN_VERSION: u16 = 3;
@@ -42,6 +44,8 @@ pub(crate) struct SessionState {
     pub(crate) protocol_errors: u8,
     /// When it was last heard.
     pub(crate) heartbeat: Heartbeat,
+    /// How fast it sends client events.
+    pub(crate) client_events: Rate,
 }
 
 impl SessionState {
@@ -58,6 +62,7 @@ impl SessionState {
             joining: 0,
             protocol_errors: 0,
             heartbeat: Heartbeat::new(now_ms),
+            client_events: Rate::default(),
         }
     }
 

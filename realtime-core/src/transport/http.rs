@@ -30,7 +30,7 @@ use super::link::TcpLink;
 use super::origin;
 use crate::descriptors;
 use crate::hub::Node;
-use crate::protocol::{OpenRequest, Opening, Refusal};
+use crate::protocol::{OpenRequest, Opening, Refusal, Refused};
 
 /// Connections that the kernel keeps while the control thread is busy.
 const BACKLOG: i32 = 4096;
@@ -295,10 +295,18 @@ fn upgrade(
     let headers = request.headers();
     let host = single(headers, header::HOST)?;
     let origin = single(headers, header::ORIGIN)?;
-    if !origin::is_allowed(origin, host, &node.config.allowed_origins) {
-        return Err(refusal(403, "origin_not_allowed", format!("origin {} may not connect", origin.unwrap_or_default())));
-    }
-    let opening = opening?;
+    let protocol = &node.formats[format].protocol;
+    let allowed = &node.config.allowed_origins;
+    let anywhere = allowed.is_empty() && !protocol.needs_same_host();
+    let opening = if anywhere || origin::is_allowed(origin, host, allowed) {
+        opening
+    } else {
+        Err(refusal(403, "origin_not_allowed", format!("origin {} may not connect", origin.unwrap_or_default())))
+    };
+    let opening = opening.or_else(|refusal| match protocol.refuse(&refusal) {
+        Some(code) => Ok(Opening { refused: Some(Box::new(Refused { code, message: refusal.message })), ..Opening::default() }),
+        None => Err(refusal),
+    })?;
     if node.is_stopping() {
         return Err(refusal(503, "stopping", "this hub is stopping"));
     }

@@ -1,0 +1,4 @@
+//! `cargo +nightly fuzz run --features libfuzzer bus_responses`
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| realtime_fuzz::bus_responses(bytes));
