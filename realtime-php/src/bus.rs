@@ -11,7 +11,7 @@ use realtime_core::bus::client::{Client, ClientError, ClientOptions};
 use crate::failure::Failure;
 use crate::globals::GLOBALS;
 use crate::settings::{self, BusSettings, Mode};
-use crate::{host, zend};
+use crate::{host, spawn, zend};
 
 /// What all calls of one web request may wait for the hub, together.
 const WAIT_OF_A_REQUEST: Duration = Duration::from_secs(1);
@@ -93,12 +93,18 @@ fn with_link<R>(run: impl FnOnce(&mut Link) -> Result<R, Failure>) -> Result<R, 
     }
     host::register_fork_handler();
     let settings = settings::bus()?;
+    let autospawn = settings::autospawn() && settings.sockets.iter().any(|address| address.path().is_some());
     let mut client = Client::new(ClientOptions {
         secret: settings.secret.clone(),
         // A name is looked up on a thread, which must not take PHP's signals.
         resolve: |address, timeout| host::with_signals_blocked(|| resolve(address, timeout)),
+        // A hub that was spawned lives as long as php-fpm's master, which is this worker's parent.
+        follow: autospawn.then(std::os::unix::process::parent_id),
         ..ClientOptions::probing(settings.sockets.clone())
     });
+    if autospawn {
+        client.on_unreachable(spawn::bring_up);
+    }
     client.allow_waiting(allowance());
     // The old connection's descriptor is closed here; in a forked child it was a copy.
     let link = slot.insert(Link { client, settings, origin: settings::Origin::now(), forks: host::forks() });

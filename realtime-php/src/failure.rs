@@ -82,6 +82,18 @@ impl Failure {
         }
     }
 
+    /// What the exception will say.
+    pub(crate) fn into_message(self) -> String {
+        match self {
+            Failure::Pending => String::new(),
+            Failure::Realtime(_, message)
+            | Failure::Caused(_, message, _)
+            | Failure::Type(message)
+            | Failure::Value(message)
+            | Failure::Error(message) => message,
+        }
+    }
+
     /// Leaves the exception pending in the engine. Keeps one that is pending already.
     pub(crate) fn throw(self) {
         if ExecutorGlobals::has_exception() {

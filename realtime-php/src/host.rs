@@ -17,7 +17,7 @@ use serde_json::{Map, Value};
 use crate::failure::Failure;
 use crate::globals::GLOBALS;
 use crate::settings::{self, Mode};
-use crate::zend;
+use crate::{logs, zend};
 
 /// How long the end of the process may wait for the hub's threads.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_millis(500);
@@ -103,6 +103,7 @@ pub(crate) fn start(code: Map<String, Value>) -> Result<Arc<Running>, Failure> {
     for warning in &effective.warnings {
         announce(&format!("warning: {warning}"));
     }
+    logs::start(&effective.config)?;
     register_fork_handler();
     let hub = with_signals_blocked(|| Hub::start(effective.config.clone()))?;
     let running = Arc::new(Running {

@@ -4,17 +4,24 @@ use ext_php_rs::zend::ModuleEntry;
 use ext_php_rs::{info_table_end, info_table_header, info_table_row, info_table_start};
 
 use crate::settings::{self, Mode};
-use crate::{bus, host, zend};
+use crate::{bus, host, spawn, zend};
 
 /// Prints version, role and state, then the INI table.
 pub(crate) fn print(module: *mut ModuleEntry) {
     let running = host::current();
+    let sapi = zend::sapi_name();
     let role = match (&running, settings::mode()) {
-        (Some(_), _) => "embedded hub",
-        (None, Ok(Mode::Off)) => "off",
-        (None, Ok(Mode::Auto | Mode::Bus)) => "client of another process' hub",
-        (None, Ok(Mode::Embedded)) => "none until Realtime\\start() or Realtime\\serve()",
-        (None, Err(_)) => "none: realtime.mode is not valid",
+        (Some(_), _) => "embedded hub".to_owned(),
+        (None, Ok(Mode::Off)) => "off: realtime.mode is off".to_owned(),
+        (None, Ok(Mode::Auto)) if host::shares_requests_among_processes() => {
+            format!("client of another process' hub: realtime.mode is auto, and {sapi} spreads requests over processes")
+        }
+        (None, Ok(Mode::Auto)) => {
+            format!("client of another process' hub: realtime.mode is auto, and no hub was started in this {sapi} process")
+        }
+        (None, Ok(Mode::Bus)) => "client of another process' hub: realtime.mode is bus".to_owned(),
+        (None, Ok(Mode::Embedded)) => "none until Realtime\\start() or Realtime\\serve(): realtime.mode is embedded".to_owned(),
+        (None, Err(_)) => "none: realtime.mode is not valid".to_owned(),
     };
     let listening = running.as_ref().map_or_else(|| "no".to_owned(), |running| running.hub.url());
     let stats = running.as_ref().map_or_else(Default::default, |running| running.hub.stats());
@@ -25,6 +32,7 @@ pub(crate) fn print(module: *mut ModuleEntry) {
     info_table_row!("Role of this process", role);
     info_table_row!("Listening", listening);
     info_table_row!("Bus socket", bus::describe());
+    info_table_row!("Spawns a hub", spawn::describe());
     info_table_row!("Connections", stats.connections.to_string());
     info_table_row!("Channels", stats.channels.to_string());
     info_table_row!("Global functions", if settings::global_functions() { "yes" } else { "no" });

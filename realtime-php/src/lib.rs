@@ -9,6 +9,8 @@
 //! | `settings` | INI, environment snapshot, and the layers of `Config` |
 //! | `host` | the hub of this process: owner, start, stop, fork |
 //! | `bus` | the connection to the hub of another process |
+//! | `spawn` | the hub that a php-fpm worker starts as a process of its own |
+//! | `logs` | where a hub in this process writes its log |
 //! | `message` | PHP values to channels, payloads and options |
 //! | `publishing` | one publication's way: to a hub, to a fake, or nowhere |
 //! | `batch` | publications that are sent together |
@@ -37,12 +39,14 @@ mod host;
 mod info;
 mod json;
 mod laravel;
+mod logs;
 mod message;
 mod objects;
 mod publishing;
 mod serve;
 mod settings;
 mod signature;
+mod spawn;
 mod testing;
 mod zend;
 
@@ -73,6 +77,7 @@ extern "C" fn module_startup(_type: i32, module_number: i32) -> i32 {
     phase(|| {
         settings::register(module_number);
         settings::snapshot_environment();
+        spawn::remember_library();
         failure::register_classes()?;
         objects::register_classes()?;
         testing::register_class()?;

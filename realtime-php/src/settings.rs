@@ -1,7 +1,7 @@
 //! Where settings come from: defaults < TOML file < INI < environment < the array given in code.
 
 use std::ffi::CStr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::RwLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -10,7 +10,7 @@ use ext_php_rs::zend::{IniEntryDef, IniEntryDefs};
 use realtime_core::bus::address::BusAddress;
 use realtime_core::bus::socket::default_addresses;
 use realtime_core::config::{Limits, Secret, check_secret};
-use realtime_core::{ConfigBuilder, EffectiveConfig, Source};
+use realtime_core::{Config, ConfigBuilder, EffectiveConfig, Source};
 use serde_json::{Map, Value};
 
 use crate::failure::Failure;
@@ -22,18 +22,26 @@ const ON_ERROR: Own = Own { ini: c"realtime.on_error", variable: "REALTIME_ON_ER
 const CONFIG: Own = Own { ini: c"realtime.config", variable: "REALTIME_CONFIG" };
 const APP: Own = Own { ini: c"realtime.app", variable: "REALTIME_APP" };
 const GLOBAL_FUNCTIONS: Own = Own { ini: c"realtime.global_functions", variable: "REALTIME_GLOBAL_FUNCTIONS" };
+const AUTOSPAWN: Own = Own { ini: c"realtime.autospawn", variable: "REALTIME_AUTOSPAWN" };
+const BINARY: Own = Own { ini: c"realtime.binary", variable: "REALTIME_BINARY" };
 
-const OWN: [Own; 5] = [MODE, ON_ERROR, CONFIG, APP, GLOBAL_FUNCTIONS];
+const OWN: [Own; 7] = [MODE, ON_ERROR, CONFIG, APP, GLOBAL_FUNCTIONS, AUTOSPAWN, BINARY];
 
 /// INI settings that are passed on to `Config` when they are set.
-const PASSED_ON: [(&CStr, &str); 3] = [(c"realtime.listen", "listen"), (c"realtime.socket", "socket"), (c"realtime.secret", "secret")];
+const PASSED_ON: [(&CStr, &str); 5] = [
+    (c"realtime.listen", "listen"),
+    (c"realtime.socket", "socket"),
+    (c"realtime.secret", "secret"),
+    (c"realtime.log", "log"),
+    (c"realtime.linger_ms", "linger_ms"),
+];
 
 struct Own {
     ini: &'static CStr,
     variable: &'static str,
 }
 
-static INI: IniEntryDefs<9> = IniEntryDefs::new([
+static INI: IniEntryDefs<13> = IniEntryDefs::new([
     IniEntryDef::new(MODE.ini, c"auto", IniEntryPermission::System),
     IniEntryDef::new(GLOBAL_FUNCTIONS.ini, c"1", IniEntryPermission::System),
     IniEntryDef::new(ON_ERROR.ini, c"log", IniEntryPermission::System),
@@ -41,6 +49,10 @@ static INI: IniEntryDefs<9> = IniEntryDefs::new([
     unset(c"realtime.listen"),
     unset(c"realtime.socket"),
     hidden(unset(c"realtime.secret")),
+    unset(c"realtime.log"),
+    unset(c"realtime.linger_ms"),
+    IniEntryDef::new(AUTOSPAWN.ini, c"0", IniEntryPermission::System),
+    IniEntryDef::new(BINARY.ini, c"", IniEntryPermission::System),
     IniEntryDef::new(APP.ini, c"", IniEntryPermission::System),
     IniEntryDef::end(),
 ]);
@@ -58,7 +70,10 @@ const fn hidden(mut entry: IniEntryDef) -> IniEntryDef {
     entry
 }
 
-/// `REALTIME_*` as MINIT saw them: php-fpm clears the environment of its workers.
+/// What a hub that is spawned gets of the environment, besides `REALTIME_*`.
+const GENERAL: [&str; 5] = ["PATH", "HOME", "LANG", "TZ", "XDG_RUNTIME_DIR"];
+
+/// `REALTIME_*` and [`GENERAL`] as MINIT saw them: php-fpm clears the environment of its workers.
 static ENVIRONMENT: RwLock<Vec<(String, String)>> = RwLock::new(Vec::new());
 
 /// `realtime.global_functions` as MINIT saw it.
@@ -75,10 +90,10 @@ pub(crate) fn unregister(module_number: i32) {
     unsafe { zend::zend_unregister_ini_entries(module_number) };
 }
 
-/// MINIT: remembers `REALTIME_*`.
+/// MINIT: remembers the environment.
 pub(crate) fn snapshot_environment() {
     let variables = std::env::vars_os().filter_map(|(name, value)| {
-        let name = name.into_string().ok().filter(|name| name.starts_with("REALTIME_"))?;
+        let name = name.into_string().ok().filter(|name| name.starts_with("REALTIME_") || GENERAL.contains(&name.as_str()))?;
         Some((name, value.to_string_lossy().into_owned()))
     });
     *ENVIRONMENT.write().unwrap_or_else(std::sync::PoisonError::into_inner) = variables.collect();
@@ -192,6 +207,48 @@ pub(crate) fn bus() -> Result<BusSettings, Failure> {
     Ok(BusSettings { sockets, secret, publication_bytes: limit.unwrap_or(Limits::default().publication_bytes) })
 }
 
+/// Whether a worker may spawn the hub that it does not find. Other processes than php-fpm's have nobody whose life the hub
+/// could share.
+pub(crate) fn autospawn() -> bool {
+    zend::sapi_name() == "fpm-fcgi" && is_true(&own(&AUTOSPAWN))
+}
+
+/// What a hub is spawned with.
+pub(crate) struct SpawnSettings {
+    /// `realtime.binary`; empty where it is not set.
+    pub(crate) binary: String,
+    /// `realtime.config`; empty where it is not set.
+    pub(crate) config: String,
+    /// Where it may serve the bus, the first preferred.
+    pub(crate) sockets: Vec<PathBuf>,
+    /// The rights of that socket.
+    pub(crate) socket_mode: u32,
+    /// Its environment: as MINIT saw this one, and what php.ini says where that says nothing. Not its arguments, which every
+    /// user of the machine can see.
+    pub(crate) environment: Vec<(String, String)>,
+}
+
+pub(crate) fn spawn() -> Result<SpawnSettings, Failure> {
+    let layers = layers()?;
+    let mode = match layers.value("socket_mode") {
+        None => Config::default().socket_mode,
+        Some(Value::String(mode)) => mode.clone(),
+        Some(other) => other.to_string(),
+    };
+    let socket_mode = u32::from_str_radix(&mode, 8).map_err(|_| Failure::config(format!("socket_mode `{mode}` is not three octal digits")))?;
+    let mut environment = environment();
+    for (name, key) in PASSED_ON {
+        let variable = format!("REALTIME_{}", key.to_ascii_uppercase());
+        if environment.iter().all(|(name, _)| *name != variable)
+            && let Some(value) = zend::ini(name)
+        {
+            environment.push((variable, value));
+        }
+    }
+    let sockets = bus()?.sockets.iter().filter_map(|address| address.path().map(PathBuf::from)).collect();
+    Ok(SpawnSettings { binary: own(&BINARY), config: own(&CONFIG), sockets, socket_mode, environment })
+}
+
 /// Where [`bus`] has its values from and what may differ between the requests of one process.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Origin {
@@ -199,11 +256,18 @@ pub(crate) struct Origin {
     socket: Option<String>,
     secret: Option<String>,
     app: String,
+    autospawn: bool,
 }
 
 impl Origin {
     /// As it is in this request.
     pub(crate) fn now() -> Self {
-        Origin { file: own(&CONFIG), socket: zend::ini(c"realtime.socket"), secret: zend::ini(c"realtime.secret"), app: own(&APP) }
+        Origin {
+            file: own(&CONFIG),
+            socket: zend::ini(c"realtime.socket"),
+            secret: zend::ini(c"realtime.secret"),
+            app: own(&APP),
+            autospawn: autospawn(),
+        }
     }
 }

@@ -49,12 +49,6 @@ impl Logs {
 
 /// The level is ours; of libraries only what warns is worth a line.
 fn targets(level: LogLevel) -> Targets {
-    let level = match level {
-        LogLevel::Error => LevelFilter::ERROR,
-        LogLevel::Warn => LevelFilter::WARN,
-        LogLevel::Info => LevelFilter::INFO,
-        LogLevel::Debug => LevelFilter::DEBUG,
-        LogLevel::Trace => LevelFilter::TRACE,
-    };
+    let level = level.filter();
     Targets::new().with_default(level.min(LevelFilter::WARN)).with_target("realtime", level)
 }

@@ -10,6 +10,7 @@
 use std::fmt;
 use std::io;
 use std::path::Path;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use serde::de::DeserializeOwned;
@@ -29,6 +30,8 @@ use crate::message::{Payload, Receipt};
 const PAUSE: Duration = Duration::from_secs(1);
 /// A call that took less has not waited: what it took is not counted against an allowance.
 const NOT_A_WAIT: Duration = Duration::from_millis(10);
+/// Between looks at a hub that somebody else brings up.
+const RESCUE_POLL: Duration = Duration::from_millis(1);
 /// Bytes read at once.
 const READ_BYTES: usize = 16 << 10;
 
@@ -150,8 +153,17 @@ pub struct Client {
     rescue: Option<Rescue>,
 }
 
-/// Brings a hub up at a path within a time.
-type BringUp = dyn FnMut(&Path, Duration) -> io::Result<()> + Send;
+/// Brings a hub up within a time.
+type BringUp = dyn FnMut(Duration) -> io::Result<Rescued> + Send;
+
+/// What came of an attempt to bring a hub up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rescued {
+    /// There is one now.
+    Up,
+    /// Somebody else is about to bring one up, or to take one down: look again in a moment.
+    Soon,
+}
 
 /// What a client does when no hub is reachable.
 struct Rescue(Box<BringUp>);
@@ -179,9 +191,9 @@ impl Client {
         }
     }
 
-    /// What to do when nobody serves a socket: it gets the path that stands for those that were tried, and what is left of
-    /// the call's time. After `Ok` the call goes on with another attempt to connect; an error is the call's.
-    pub fn on_unreachable(&mut self, rescue: impl FnMut(&Path, Duration) -> io::Result<()> + Send + 'static) {
+    /// What to do when nobody serves a socket. It gets what is left of the call's time. After `Ok` the call tries to connect
+    /// again; an error is the call's.
+    pub fn on_unreachable(&mut self, rescue: impl FnMut(Duration) -> io::Result<Rescued> + Send + 'static) {
         self.rescue = Some(Rescue(Box::new(rescue)));
     }
 
@@ -384,23 +396,32 @@ impl Client {
         ClientError::Timeout { waited: self.deadline.budget }
     }
 
-    /// Connects once more if the reason for `error` is that there is no hub, and one could be brought up.
-    fn connect_after_rescue(&mut self, error: ClientError) -> Result<(), ClientError> {
-        let ClientError::Connect { address, source } = &error else { return Err(error) };
-        let Some(socket) = address.path() else { return Err(error) };
-        if !matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) {
-            return Err(error);
-        }
+    /// Goes on trying if the reason for `error` is that there is no hub, and one can be brought up.
+    fn connect_after_rescue(&mut self, mut error: ClientError) -> Result<(), ClientError> {
         let Some(mut rescue) = self.rescue.take() else { return Err(error) };
-        let outcome = (rescue.0)(socket, self.deadline.left());
-        self.rescue = Some(rescue);
-        if let Err(source) = outcome {
-            if is_timeout(&source) {
-                self.paused_until = Some(Instant::now() + PAUSE);
+        let outcome = loop {
+            let ClientError::Connect { address, source } = &error else { break Err(error) };
+            // Of a hub elsewhere nobody here can bring up another.
+            if address.path().is_none() || !matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) {
+                break Err(error);
             }
-            return Err(ClientError::Connect { address: address.clone(), source });
-        }
-        self.connect()
+            let left = self.deadline.left();
+            if left.is_zero() {
+                self.paused_until = Some(Instant::now() + PAUSE);
+                break Err(error);
+            }
+            let rescued = match (rescue.0)(left) {
+                Ok(rescued) => rescued,
+                Err(source) => break Err(ClientError::Connect { address: address.clone(), source }),
+            };
+            error = match (self.connect(), rescued) {
+                (Err(error), Rescued::Soon) => error,
+                (outcome, _) => break outcome,
+            };
+            thread::sleep(RESCUE_POLL);
+        };
+        self.rescue = Some(rescue);
+        outcome
     }
 
     fn connect(&mut self) -> Result<(), ClientError> {

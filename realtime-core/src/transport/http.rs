@@ -198,6 +198,7 @@ impl AsyncWrite for Tracked {
 }
 
 async fn serve(node: Arc<Node>, stream: Tracked) {
+    let peer = stream.0.as_ref().and_then(|stream| stream.peer_addr().ok()).map_or("gone".to_owned(), |peer| peer.to_string());
     let limits = &node.config.limits;
     let mut builder = hyper::server::conn::http1::Builder::new();
     builder
@@ -206,20 +207,28 @@ async fn serve(node: Arc<Node>, stream: Tracked) {
         .max_buf_size(limits.max_header_bytes)
         .max_headers(limits.max_headers);
     let service = service_fn(|request| {
-        let node = node.clone();
-        async move { Ok::<_, Infallible>(respond(&node, request)) }
+        let (node, peer) = (node.clone(), &peer);
+        async move { Ok::<_, Infallible>(respond(&node, peer, request)) }
     });
     if let Err(error) = builder.serve_connection(TokioIo::new(stream), service).with_upgrades().await {
         node.refused.fetch_add(1, Ordering::Relaxed);
-        tracing::info!(%error, "request refused");
+        tracing::info!(peer, %error, "request refused");
     }
 }
 
-fn respond(node: &Arc<Node>, request: Request<Incoming>) -> Response<Full<Bytes>> {
+fn respond(node: &Arc<Node>, peer: &str, request: Request<Incoming>) -> Response<Full<Bytes>> {
+    let target = request.uri().clone();
     let answer = route(node, request);
     answer.unwrap_or_else(|refusal| {
         node.refused.fetch_add(1, Ordering::Relaxed);
-        tracing::info!(status = refusal.status, code = refusal.code, message = %refusal.message.escape_debug(), "request refused");
+        tracing::info!(
+            peer,
+            path = %target.path().escape_debug(),
+            status = refusal.status,
+            code = refusal.code,
+            reason = %refusal.message.escape_debug(),
+            "request refused"
+        );
         let mut response = json(
             StatusCode::from_u16(refusal.status).unwrap_or(StatusCode::BAD_REQUEST),
             &serde_json::json!({"error": {"code": refusal.code, "message": refusal.message}}),

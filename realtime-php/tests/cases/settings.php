@@ -13,7 +13,11 @@ const START = "echo Realtime\\start()->url;";
 test('INI settings have their defaults and belong to the system', function () {
     $settings = ini_get_all('realtime');
     same(
-        ['realtime.app' => '', 'realtime.config' => '', 'realtime.global_functions' => '1', 'realtime.listen' => null, 'realtime.mode' => 'auto', 'realtime.on_error' => 'log', 'realtime.secret' => null, 'realtime.socket' => null],
+        [
+            'realtime.app' => '', 'realtime.autospawn' => '0', 'realtime.binary' => '', 'realtime.config' => '', 'realtime.global_functions' => '1',
+            'realtime.linger_ms' => null, 'realtime.listen' => null, 'realtime.log' => null, 'realtime.mode' => 'auto', 'realtime.on_error' => 'log',
+            'realtime.secret' => null, 'realtime.socket' => null,
+        ],
         array_map(fn ($setting) => $setting['global_value'], $settings),
     );
     same([INI_SYSTEM], array_values(array_unique(array_column($settings, 'access'))));
@@ -106,6 +110,29 @@ test('settings that make no sense are errors, not guesses', function () {
     php("throws(Realtime\\Exception\\ConfigError::class, 'realtime.on_error', fn () => broadcast('a', 'x'));", ['-d', 'realtime.on_error=ignore'])->output();
     php("throws(Realtime\\Exception\\ConfigError::class, 'realtime.app', fn () => Realtime\\start());", ['-d', 'realtime.app=shop'])->output();
     php("Realtime\\start(['listen' => '127.0.0.1:0']);", ['-d', 'realtime.app=default'])->output();
+});
+
+test('realtime.log has what a hub in the process says, refusals with their reason too', function () {
+    $log = getenv('TEST_DIRECTORY') . '/hub.log';
+    $code = <<<'PHP'
+        $hub = Realtime\start(['listen' => '127.0.0.1:0']);
+        $client = new Tests\Client($hub->url);
+        $client->send(['action' => 'subscribe', 'channel' => 'private-x']);
+        $client->next('error');
+        $hub->stop();
+        // The process has one log.
+        throws(Realtime\Exception\ConfigError::class, 'a process has one log', fn () => Realtime\start(['listen' => '127.0.0.1:0', 'log' => '/nowhere']));
+        $hub = Realtime\start(['listen' => '127.0.0.1:0', 'log_level' => 'error']);
+        (new Tests\Client($hub->url, '/ws'))->send(['action' => 'subscribe', 'channel' => 'private-y']);
+        $hub->stop();
+        PHP;
+    php($code, ['-d', "realtime.log=$log"])->output();
+    $written = file_get_contents($log);
+    contains('subscription refused', $written);
+    contains('private-x', $written);
+    check(!str_contains($written, 'private-y'), 'the level is the hub\'s');
+    $code = "throws(Realtime\\Exception\\ConfigError::class, 'cannot open the log /nowhere/x', fn () => Realtime\\start(['listen' => '127.0.0.1:0']));";
+    php($code, ['-d', 'realtime.log=/nowhere/x'])->output();
 });
 
 test('global_functions=0 leaves the global functions to others', function () {

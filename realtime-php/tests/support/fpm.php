@@ -8,27 +8,53 @@ namespace Tests;
 final class Fpm
 {
     public readonly string $directory;
+    /** The master, or what has become the master where it is a daemon. */
     private Process $process;
+    private bool $stopped = false;
 
-    public function __construct(array $options = [], int $children = 2, string $pool = '')
+    /** As a daemon its master is nobody's child, and another process after each reload. */
+    public function __construct(array $options = [], int $children = 2, string $pool = '', private readonly bool $daemon = false)
     {
         $this->directory = sys_get_temp_dir() . '/realtime-fpm-' . getmypid() . '-' . bin2hex(random_bytes(4));
         mkdir($this->directory);
         $root = posix_geteuid() === 0;
         file_put_contents("$this->directory/fpm.conf", implode("\n", [
-            '[global]', "error_log = $this->directory/fpm.log", 'daemonize = no', '[www]', $root ? "user = root\ngroup = root" : '',
-            "listen = $this->directory/fpm.sock", 'pm = static', "pm.max_children = $children", 'catch_workers_output = yes', $pool, '',
+            '[global]', "error_log = $this->directory/fpm.log", "pid = $this->directory/fpm.pid", 'daemonize = ' . ($daemon ? 'yes' : 'no'),
+            '[www]', $root ? "user = root\ngroup = root" : '', "listen = $this->directory/fpm.sock", 'pm = static',
+            "pm.max_children = $children", 'catch_workers_output = yes', $pool, '',
         ]));
-        $this->process = new Process([self::binary(), ...php_options(), ...$options, ...($root ? ['-R'] : []), '-F', '-y', "$this->directory/fpm.conf"]);
-        eventually(fn () => $this->process->running() ? @stream_socket_client("unix://$this->directory/fpm.sock") : throw new Failed($this->log()), 'php-fpm listens');
+        $foreground = $daemon ? [] : ['-F'];
+        $this->process = new Process([self::binary(), ...php_options(), ...$options, ...($root ? ['-R'] : []), ...$foreground, '-y', "$this->directory/fpm.conf"]);
+        $daemon && $this->process->output();
+        eventually(
+            fn () => $daemon || $this->process->running() ? @stream_socket_client("unix://$this->directory/fpm.sock") : throw new Failed($this->log()),
+            'php-fpm listens',
+        );
     }
 
     public function __destruct()
     {
-        $this->process->signal(SIGTERM);
-        $this->process->wait();
+        $this->stop(SIGTERM);
         array_map('unlink', glob("$this->directory/*"));
         rmdir($this->directory);
+    }
+
+    /** The master's process. */
+    public function pid(): int
+    {
+        return $this->daemon ? (int) eventually(fn () => @file_get_contents("$this->directory/fpm.pid"), 'the daemon has a pid file') : $this->process->pid();
+    }
+
+    /** Ends it; returns once the master and its workers have gone. */
+    public function stop(int $signal): void
+    {
+        if ($this->stopped) {
+            return;
+        }
+        $this->stopped = true;
+        $this->signal($signal);
+        $this->daemon || $this->process->wait();
+        eventually(fn () => processes("$this->directory/fpm.conf") === [], 'php-fpm has gone');
     }
 
     /** The socket on which the workers answer FastCGI. */
@@ -40,7 +66,7 @@ final class Fpm
     /** To the master. */
     public function signal(int $signal): void
     {
-        $this->process->signal($signal);
+        posix_kill($this->pid(), $signal);
     }
 
     public static function binary(): string
@@ -68,6 +94,12 @@ final class Fpm
     public function log(): string
     {
         return (string) @file_get_contents("$this->directory/fpm.log") . $this->process->errors();
+    }
+
+    /** Waits until the log has the text: the master writes what workers say, when it comes to it. */
+    public function logged(string $text): void
+    {
+        eventually(fn () => str_contains($this->log(), $text), "the log has $text");
     }
 
     /** Runs a script in a worker; the response's body. */

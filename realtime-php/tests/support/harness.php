@@ -137,6 +137,24 @@ function free_port(): int
     return (int) substr(strrchr(stream_socket_get_name($server, false), ':'), 1);
 }
 
+/** Processes that have this text on their command line, or are named so by php-fpm ("master process (…/fpm.conf)"). */
+function processes(string $text): array
+{
+    $found = [];
+    foreach (glob('/proc/[0-9]*') as $process) {
+        if (str_contains(str_replace("\0", ' ', (string) @file_get_contents("$process/cmdline")), $text)) {
+            $found[] = (int) basename($process);
+        }
+    }
+    return $found;
+}
+
+/** Says what a test has seen. */
+function note(string $text): void
+{
+    fwrite(STDOUT, "    $text\n");
+}
+
 /** The options with which this test's own PHP was started: extension, opcache and the rest. */
 function php_options(): array
 {
