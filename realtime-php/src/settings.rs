@@ -235,7 +235,8 @@ pub(crate) fn spawn() -> Result<SpawnSettings, Failure> {
         Some(Value::String(mode)) => mode.clone(),
         Some(other) => other.to_string(),
     };
-    let socket_mode = u32::from_str_radix(&mode, 8).map_err(|_| Failure::config(format!("socket_mode `{mode}` is not three octal digits")))?;
+    let socket_mode =
+        u32::from_str_radix(&mode, 8).map_err(|_| Failure::config(format!("socket_mode `{mode}` is not three octal digits")))?;
     let mut environment = environment();
     for (name, key) in PASSED_ON {
         let variable = format!("REALTIME_{}", key.to_ascii_uppercase());

@@ -47,6 +47,29 @@ test('autospawn: the first call of a worker starts the hub, as the pool\'s user,
     $site->fpm->logged('realtime: started ' . Site::program() . ", bus $site->socket");
 });
 
+test('autospawn: where php-fpm\'s master is root the hub is the pool\'s user all the same', function () use ($field) {
+    // Without root there is only one user to be.
+    $nobody = posix_geteuid() === 0 ? 65534 : posix_geteuid();
+    $place = getenv('TEST_DIRECTORY') . '/nobody';
+    mkdir($place);
+    chmod(getenv('TEST_DIRECTORY'), 0711);
+    copy(Site::program(), "$place/realtime");
+    chmod("$place/realtime", 0755);
+    if (posix_geteuid() === 0) {
+        chown($place, $nobody);
+    }
+    $user = posix_getpwuid($nobody)['name'];
+    $site = new Site(
+        ['realtime.socket' => "$place/run/hub.sock", 'realtime.binary' => "$place/realtime", 'realtime.log' => "$place/hub.log"],
+        pool: posix_geteuid() === 0 ? "user = $user\ngroup = " . posix_getgrgid(posix_getpwuid($nobody)['gid'])['name'] . "\nlisten.owner = root" : '',
+    );
+    $worker = $site->send('x');
+    $hub = $site->hub()['pid'];
+    same([(string) $nobody, (string) $nobody], [$field($worker, 'Uid'), $field($hub, 'Uid')]);
+    same([$nobody, 0750], [fileowner("$place/run"), fileperms("$place/run") & 0777]);
+    same([$nobody, 0660], [fileowner("$place/run/hub.sock"), fileperms("$place/run/hub.sock") & 0777]);
+});
+
 test('autospawn: what a hub has of its worker is the bus, and nothing of php-fpm or of the script', function () {
     $site = new Site(children: 1);
     $site->nginx->script('files.php', "\$file = tmpfile(); \$server = stream_socket_server('tcp://127.0.0.1:0'); broadcast('page', 'x'); echo stream_get_meta_data(\$file)['uri'];");

@@ -14,7 +14,7 @@ final class Site
     /** @param array<string, string> $settings of php.ini */
     public function __construct(array $settings = [], int $children = 4, string $pool = '', bool $daemon = false)
     {
-        $this->socket = socket_path();
+        $this->socket = $settings['realtime.socket'] ?? socket_path();
         $settings += ['realtime.autospawn' => '1', 'realtime.socket' => $this->socket, 'realtime.listen' => '127.0.0.1:0', 'log_errors' => '1'];
         $options = array_merge(...array_map(fn ($name, $value) => ['-d', "$name=$value"], array_keys($settings), $settings));
         $this->fpm = new Fpm($options, $children, "clear_env = yes\n$pool", $daemon);
