@@ -15,7 +15,7 @@ use realtime_core::Payload;
 use realtime_core::bus::frame::{BusPublish, BusQuery};
 use realtime_testkit::{DEADLINE, RawClient, eventually};
 use rustix::process::Signal;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 fn publication(body: &str) -> BusPublish<'_> {
     BusPublish { target: "c", to_user: false, event: "e", payload: Payload::Text(body), except: Vec::new(), id: None }
@@ -107,6 +107,34 @@ fn what_cannot_be_used_is_named_and_has_its_exit_code() {
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr(&output).contains("served by another hub"), "{}", stderr(&output));
     first.stop();
+}
+
+#[test]
+fn every_refused_connection_and_subscription_is_logged_with_its_reason() {
+    let place = Place::new();
+    let hub = place.hub(&["--set", "limits.max_subscriptions=1"]);
+    for (path, header, code) in
+        [("/nowhere", "", "not_found"), ("/ws", "Origin: https://evil.test\r\n", "origin_not_allowed"), ("/ws?app=x", "", "unknown_app")]
+    {
+        let mut client = RawClient::tcp(hub.address);
+        let peer = client.another_end().into_parts().0.local_addr().unwrap();
+        client.write(realtime_testkit::raw::upgrade(path, header).as_bytes());
+        client.response();
+        let record = hub.record("request refused");
+        assert_eq!((&record["level"], &record["code"], &record["peer"]), (&json!("INFO"), &json!(code), &json!(peer.to_string())));
+        assert!(path.starts_with(record["path"].as_str().unwrap()) && record["reason"].is_string(), "{record}");
+    }
+    let (mut client, socket) = hub.subscriber("a");
+    for (channel, code) in
+        [("b", "too_many_subscriptions"), ("private-x", "unauthorized"), ("\\u0007", "invalid_channel"), ("#x", "reserved_channel")]
+    {
+        client.send_text(&format!(r#"{{"action":"subscribe","channel":"{channel}"}}"#));
+        let record = hub.record("subscription refused");
+        assert_eq!((&record["level"], &record["code"], &record["socket"]), (&json!("INFO"), &json!(code), &json!(socket)));
+        assert!(record["channel"].is_string() && record["reason"].is_string(), "{record}");
+    }
+    drop(client);
+    hub.stop();
 }
 
 #[test]

@@ -5,7 +5,7 @@ use crate::auth::{signature, user_data};
 use crate::broker::Reply;
 use crate::config::Access;
 use crate::error::PublishError;
-use crate::message::{InvalidChannel, MAX_EVENT_BYTES, Payload, Publish, User, find_control, validate_channel};
+use crate::message::{InvalidChannel, MAX_CHANNEL_BYTES, MAX_EVENT_BYTES, Payload, Publish, User, find_control, validate_channel};
 use crate::protocol::{Command, Credentials, ProtocolError, Push, Recover, RelayBody, RequestId};
 
 use super::fanout::{ConnectionKey, JoinRequest};
@@ -87,8 +87,18 @@ impl Shard {
         Ok(())
     }
 
-    /// Says which subscription failed, for protocols that have words for that.
+    /// Says which subscription failed: in the log, and to the client where its protocol has words for that.
     pub(super) fn subscription_refused(&mut self, key: ConnectionKey, channel: &str, error: ProtocolError) -> ProtocolError {
+        if let Some(connection) = self.connection(key) {
+            let shown: String = channel.chars().take(MAX_CHANNEL_BYTES).collect();
+            tracing::info!(
+                socket = %connection.session.socket_id,
+                channel = %shown.escape_debug(),
+                code = error.code,
+                reason = %error.message.escape_debug(),
+                "subscription refused"
+            );
+        }
         self.push(key, &Push::SubscriptionRefused { channel, error: &error });
         error
     }
@@ -147,10 +157,7 @@ impl Shard {
             None if must_show => Err("this channel shows who is there: `channel_data` must name a `user_id`".to_owned()),
             signed => Ok(signed),
         });
-        let signed = allowed.map_err(|reason| {
-            tracing::info!(socket = %session.socket_id, channel = %channel.escape_debug(), reason, "subscription refused");
-            ProtocolError::refusal("unauthorized", reason)
-        })?;
+        let signed = allowed.map_err(|reason| ProtocolError::refusal("unauthorized", reason))?;
         // The application has said whose connection this is; it may have said so before.
         if session.user.is_none() && signed.is_some() {
             self.set_user(key, signed.clone());
