@@ -27,6 +27,9 @@ pub enum CloseReason {
         /// Close code that the application chose, 1000 or 3000–4999.
         code: u16,
     },
+    /// Publications of a channel with a history were missed, and the protocol has no words to end
+    /// one subscription.
+    Interrupted,
     /// A fault of the hub itself; it was logged.
     Internal,
 }
@@ -56,6 +59,7 @@ impl CloseReason {
             CloseReason::TooManyErrors => (4000, "too many errors"),
             CloseReason::OverQuota => (4004, "app is over its connection quota"),
             CloseReason::Application { code } => (code, ""),
+            CloseReason::Interrupted => (4202, "publications were missed"),
             CloseReason::Internal => (1011, "internal error"),
         };
         CloseCode { code, reason }

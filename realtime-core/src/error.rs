@@ -126,7 +126,24 @@ pub enum QueryError {
     /// What keeps the users did not answer.
     #[error("presence: {0}")]
     Presence(#[source] BrokerError),
-    /// A shard did not answer within the deadline.
+    /// Nothing is kept of the channel.
+    #[error("no policy gives channel `{channel}` a history")]
+    NoHistory {
+        /// The channel.
+        channel: String,
+    },
+    /// A question for a history asks for too many publications, or for none.
+    #[error("limit {limit} is not within 1–{max}")]
+    Limit {
+        /// What was asked for.
+        limit: usize,
+        /// The limit of the limit.
+        max: usize,
+    },
+    /// The broker could not be asked.
+    #[error("broker: {0}")]
+    Broker(#[source] BrokerError),
+    /// A shard, or the broker, did not answer within the deadline.
     #[error("no answer within {} ms", waited.as_millis())]
     Timeout {
         /// The deadline.

@@ -7,7 +7,12 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use crate::message::{Position, Publication};
+use data_encoding::BASE64;
+use serde::ser::SerializeSeq;
+use serde::{Serialize, Serializer};
+use serde_json::value::RawValue;
+
+use crate::message::{Body, Position, Publication};
 
 /// What a kept publication costs beside its body: the record, its place in the log.
 const OVERHEAD: usize = 160;
@@ -43,6 +48,108 @@ impl Default for Range {
     fn default() -> Self {
         Range { after: 0, until: u64::MAX, limit: usize::MAX, bytes: usize::MAX, newest_first: false }
     }
+}
+
+/// Publications that a question for a history gets where it names no limit.
+pub const DEFAULT_LIMIT: usize = 100;
+/// The most that it can get.
+pub const MAX_LIMIT: usize = 1_000;
+
+/// A question for a channel's history.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Query {
+    /// Only what followed this position.
+    pub since: Option<Position>,
+    /// At most so many publications: 1 to [`MAX_LIMIT`].
+    pub limit: usize,
+    /// The newest first instead of the oldest.
+    pub newest_first: bool,
+}
+
+impl Default for Query {
+    /// The oldest [`DEFAULT_LIMIT`].
+    fn default() -> Self {
+        Query { since: None, limit: DEFAULT_LIMIT, newest_first: false }
+    }
+}
+
+impl Query {
+    /// What to read for it, with at most so many bytes of bodies and one body more.
+    pub(crate) fn range(&self, bytes: usize) -> Range {
+        let after = self.since.map_or(0, |since| since.offset);
+        Range { after, limit: self.limit, bytes, newest_first: self.newest_first, ..Range::default() }
+    }
+
+    /// What the page says to it.
+    pub(crate) fn answer(&self, page: Page) -> History {
+        let complete = self.since.is_none_or(|since| page.continues(since));
+        // Offsets of another epoch say nothing about this one's.
+        let comparable = self.since.is_none_or(|since| since.epoch == page.top.epoch);
+        let publications = if comparable { page.publications } else { Vec::new() };
+        History { position: page.top, complete, more: page.more && comparable, publications }
+    }
+}
+
+/// The answer to a [`Query`]. Written as JSON it is what clients and bus peers get.
+#[derive(Debug, Clone, Serialize)]
+pub struct History {
+    /// Where the channel stands.
+    #[serde(flatten, serialize_with = "write_position")]
+    pub position: Position,
+    /// Whether nothing that was to be kept is missing since the position that was asked for. With a
+    /// position of another epoch it is false, and there are no publications.
+    pub complete: bool,
+    /// Whether there are more than the limits let through.
+    pub more: bool,
+    /// In the order that was asked for.
+    #[serde(rename = "messages", serialize_with = "write_publications")]
+    pub publications: Vec<Arc<Publication>>,
+}
+
+fn write_position<S: Serializer>(position: &Position, serializer: S) -> Result<S::Ok, S::Error> {
+    #[derive(Serialize)]
+    struct Written {
+        epoch: String,
+        offset: u64,
+    }
+    Written { epoch: position.epoch.to_string(), offset: position.offset }.serialize(serializer)
+}
+
+fn write_publications<S: Serializer>(publications: &[Arc<Publication>], serializer: S) -> Result<S::Ok, S::Error> {
+    #[derive(Serialize)]
+    struct Written<'a> {
+        event: &'a str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        data: Option<Data<'a>>,
+        /// A binary body.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        base64: Option<String>,
+        offset: u64,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        user_id: Option<&'a str>,
+    }
+    #[derive(Serialize)]
+    #[serde(untagged)]
+    enum Data<'a> {
+        Text(&'a str),
+        Json(&'a RawValue),
+    }
+    let mut list = serializer.serialize_seq(Some(publications.len()))?;
+    for publication in publications {
+        let (data, base64) = match &publication.body {
+            Body::Text(text) => (Some(Data::Text(text)), None),
+            Body::Json(text) => (Some(serde_json::from_str(text).map_or(Data::Text(text), Data::Json)), None),
+            Body::Binary(bytes) => (None, Some(BASE64.encode(bytes))),
+        };
+        list.serialize_element(&Written {
+            event: publication.event.as_str(),
+            data,
+            base64,
+            offset: publication.position.offset,
+            user_id: publication.user_id.as_deref(),
+        })?;
+    }
+    list.end()
 }
 
 /// A part of what is kept of a channel.

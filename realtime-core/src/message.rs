@@ -354,6 +354,9 @@ impl fmt::Display for Epoch {
     }
 }
 
+/// What a text stands for that is no epoch: no channel has this one.
+pub(crate) const NO_EPOCH: Epoch = Epoch(0);
+
 /// A text that is not an epoch (16 hexadecimal digits).
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("not an epoch: expected 16 hexadecimal digits")]

@@ -261,6 +261,8 @@ fn idle_channels_are_forgotten_past_their_number_and_subscribed_ones_never() {
         fn deliver(&self, _: &Publish<'_>, _: Position) -> usize {
             0
         }
+
+        fn interrupted(&self, _: &str, _: Position) {}
     }
     let broker = Memory::new(640, 1, 1 << 20).unwrap();
     broker.start(Arc::new(Nobody)).unwrap();

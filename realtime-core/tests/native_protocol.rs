@@ -185,7 +185,7 @@ async fn every_fault_is_named_and_carries_the_id() {
         (r#"{"id":"a","action":"subscribe","channel":"private-x"}"#, "unauthorized", json!("a")),
         (r#"{"id":"a","action":"subscribe","channel":"presence-x"}"#, "unauthorized", json!("a")),
         (r#"{"id":"a","action":"presence","channel":"c"}"#, "not_subscribed", json!("a")),
-        (r#"{"id":"a","action":"history","channel":"c"}"#, "not_available", json!("a")),
+        (r#"{"id":"a","action":"history","channel":"c"}"#, "not_subscribed", json!("a")),
         (r#"{"id":"a","action":"auth","token":"t"}"#, "not_available", json!("a")),
         (r#"{"id":"a","action":"message","event":"e"}"#, "not_available", json!("a")),
     ] {

@@ -103,6 +103,10 @@ impl Deliver for Recorder {
         self.busy.lock().retain(|channel| channel != publish.channel);
         1
     }
+
+    fn interrupted(&self, channel: &str, position: Position) {
+        panic!("{channel} was interrupted at {position:?}");
+    }
 }
 
 impl Recorder {

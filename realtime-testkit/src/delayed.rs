@@ -43,6 +43,9 @@ struct State {
     stopped: bool,
     fail_publishes: bool,
     fail_subscribes: bool,
+    fail_reads: bool,
+    /// Deliveries that will not arrive.
+    lose: usize,
     channels: HashMap<String, Channel>,
 }
 
@@ -50,6 +53,14 @@ struct Channel {
     position: Position,
     subscribed: bool,
     log: Log,
+}
+
+impl Channel {
+    fn new() -> Self {
+        static NEXT_EPOCH: AtomicU64 = AtomicU64::new(1);
+        let epoch = Epoch(NEXT_EPOCH.fetch_add(1, Ordering::Relaxed));
+        Channel { position: Position { epoch, offset: 0 }, subscribed: false, log: Log::new(0) }
+    }
 }
 
 struct Item {
@@ -83,6 +94,7 @@ type Call = Box<dyn FnOnce(&dyn Deliver)>;
 enum Failing {
     Publish(Resolver<Published>),
     Subscribe(Resolver<Position>),
+    Read(Resolver<Page>),
 }
 
 impl PartialEq for Item {
@@ -187,6 +199,25 @@ impl Delayed {
         self.change(|state| state.fail_subscribes = fail);
     }
 
+    /// Refuses to read histories, or no longer does.
+    pub fn fail_reads(&self, fail: bool) {
+        self.change(|state| state.fail_reads = fail);
+    }
+
+    /// Lets the next deliveries get lost on their way to the node.
+    pub fn lose_deliveries(&self, count: usize) {
+        self.change(|state| state.lose = count);
+    }
+
+    /// Forgets everything but who is subscribed, as a server does that keeps nothing on disk.
+    pub fn forget(&self) {
+        self.change(|state| {
+            for channel in state.channels.values_mut() {
+                *channel = Channel { subscribed: channel.subscribed, ..Channel::new() };
+            }
+        });
+    }
+
     /// How many steps have not been taken.
     pub fn backlog(&self) -> usize {
         self.shared.state.lock().agenda.len()
@@ -221,10 +252,8 @@ impl State {
     }
 
     fn channel(&mut self, name: &str) -> &mut Channel {
-        static NEXT_EPOCH: AtomicU64 = AtomicU64::new(1);
         if !self.channels.contains_key(name) {
-            let epoch = Epoch(NEXT_EPOCH.fetch_add(1, Ordering::Relaxed));
-            self.channels.insert(name.into(), Channel { position: Position { epoch, offset: 0 }, subscribed: false, log: Log::new(0) });
+            self.channels.insert(name.into(), Channel::new());
         }
         self.channels.get_mut(name).unwrap()
     }
@@ -238,7 +267,9 @@ impl State {
                 channel.position.offset += 1;
                 owned.keep(&mut channel.log, channel.position, now_ms);
                 let (position, subscribed) = (channel.position, channel.subscribed);
-                if subscribed {
+                let is_lost = subscribed && self.lose > 0;
+                self.lose -= usize::from(is_lost);
+                if subscribed && !is_lost {
                     self.plan(delay, Task::Deliver(owned, position));
                 }
                 Some(Box::new(move |_| resolver.resolve(Ok(Published { position, matched: 0, repeated: false }))))
@@ -269,6 +300,7 @@ impl State {
             }
             Task::Answer(page, resolver) => Some(Box::new(move |_| resolver.resolve(Ok(page)))),
             Task::Fail(Failing::Publish(resolver)) => Some(Box::new(move |_| resolver.resolve(Err(unavailable())))),
+            Task::Fail(Failing::Read(resolver)) => Some(Box::new(move |_| resolver.resolve(Err(unavailable())))),
             Task::Fail(Failing::Subscribe(resolver)) => Some(Box::new(move |_| resolver.resolve(Err(unavailable())))),
         }
     }
@@ -337,7 +369,10 @@ impl Broker for Delayed {
 
     fn read(&self, channel: &str, range: &Range) -> Reply<Page> {
         let (resolver, pending) = promise();
-        self.plan(|_| Task::History(channel.into(), *range, resolver));
+        self.plan(|state| match state.fail_reads {
+            true => Task::Fail(Failing::Read(resolver)),
+            false => Task::History(channel.into(), *range, resolver),
+        });
         Reply::Later(pending)
     }
 

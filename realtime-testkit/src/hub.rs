@@ -1,6 +1,6 @@
 //! A hub for one test, and what its process holds.
 
-use realtime_core::config::ChannelPolicy;
+use realtime_core::config::{ChannelPolicy, HistoryPolicy};
 use realtime_core::{Config, Hub};
 
 /// A configuration on a free port with two shards, changed by `change`.
@@ -18,6 +18,12 @@ pub fn start(change: impl FnOnce(&mut Config)) -> Hub {
 /// A policy that lets clients publish to the channels that match.
 pub fn client_events(pattern: &str) -> ChannelPolicy {
     ChannelPolicy { pattern: pattern.into(), client_events: true, ..ChannelPolicy::default() }
+}
+
+/// A policy that keeps so many publications of the channels that match.
+pub fn history(pattern: &str, size: usize) -> ChannelPolicy {
+    let history = Some(HistoryPolicy { size, ..HistoryPolicy::default() });
+    ChannelPolicy { pattern: pattern.into(), history, ..ChannelPolicy::default() }
 }
 
 /// Names of this process's threads.

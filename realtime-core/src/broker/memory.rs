@@ -83,7 +83,7 @@ impl Memory {
         Ok(Memory {
             deliver: OnceLock::new(),
             stripes: (0..STRIPES).map(|_| Mutex::default()).collect(),
-            next_epoch: AtomicU64::new(first),
+            next_epoch: AtomicU64::new(first.max(1)),
             idle_channels: idle_channels.div_ceil(STRIPES),
             idempotency_keys,
             known_ids: AtomicUsize::new(0),
@@ -299,6 +299,10 @@ impl Broker for Memory {
         stripe.kept_bytes = stripe.kept_bytes + after - before;
         self.count_kept(before, after);
         Reply::Now(Ok(page))
+    }
+
+    fn history_bytes(&self) -> usize {
+        self.kept_bytes.load(Ordering::Relaxed)
     }
 
     fn tick(&self) {

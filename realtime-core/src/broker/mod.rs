@@ -49,6 +49,11 @@ pub trait Broker: Send + Sync + 'static {
     /// and its publications are all of the range that were kept then.
     fn read(&self, channel: &str, range: &Range) -> Reply<Page>;
 
+    /// Bytes of this process' memory that histories take.
+    fn history_bytes(&self) -> usize {
+        0
+    }
+
     /// Called about once a second, to forget what has expired.
     fn tick(&self) {}
 
@@ -72,6 +77,12 @@ pub trait Deliver: Send + Sync {
     /// Queues a publication to every shard with subscribers; gives the number of those
     /// subscriptions. Never blocks.
     fn deliver(&self, publish: &Publish<'_>, position: Position) -> usize;
+
+    /// Says that a channel stands at `position` and that something before it will not be delivered:
+    /// it has been lost on its way, or the channel has begun a new epoch. A publication that does
+    /// not follow the one before it says the same. Subscribers of a channel with a history are
+    /// told, so that they come back for what they have missed; other channels promise no more.
+    fn interrupted(&self, channel: &str, position: Position);
 }
 
 /// An answer, or the promise of one.

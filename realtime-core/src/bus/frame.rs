@@ -107,6 +107,20 @@ pub enum BusQuery {
         /// Which.
         channel: String,
     },
+    /// What is kept of a channel.
+    History {
+        /// Which.
+        channel: String,
+        /// Only what followed this offset.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        since: Option<Since>,
+        /// At most so many publications; absent: 100.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        limit: Option<usize>,
+        /// The newest first.
+        #[serde(default)]
+        reverse: bool,
+    },
     /// Close a user's connections; owner and root only.
     DisconnectUser {
         /// Who.
@@ -141,6 +155,15 @@ pub enum BusQuery {
         /// The process, as the hub's host numbers it.
         pid: u32,
     },
+}
+
+/// A position in a [`BusQuery`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Since {
+    /// As it was given out.
+    pub epoch: String,
+    /// The offset within it.
+    pub offset: u64,
 }
 
 /// What a client sends.

@@ -19,7 +19,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
 use super::frame::{
-    ANSWER_CHUNK_BYTES, BusFrameError, BusPublish, BusQuery, FailureCode, OLDEST_VERSION, Request, Response, VERSION, frame_length,
+    ANSWER_CHUNK_BYTES, BusFrameError, BusPublish, BusQuery, FailureCode, OLDEST_VERSION, Request, Response, Since, VERSION, frame_length,
 };
 use super::seal::TAG_BYTES;
 use super::socket::BusSocket;
@@ -28,9 +28,12 @@ use crate::apps::AppId;
 use crate::broker::Reply;
 use crate::descriptors;
 use crate::error::{PublishError, QueryError};
+use crate::history;
 use crate::hub::Node;
 use crate::hub::tap::{MAX_TAPS, Tap};
-use crate::message::{ChannelInfo, ChannelUser, Payload, Publish, Receipt, SocketId, User, validate_channel, validate_json};
+use crate::message::{
+    ChannelInfo, ChannelUser, NO_EPOCH, Payload, Position, Publish, Receipt, SocketId, User, validate_channel, validate_json,
+};
 
 /// Bytes read at once.
 const READ_BYTES: usize = 64 << 10;
@@ -550,6 +553,14 @@ impl Node {
                 let users = self.channel_users(AppId::DEFAULT, &channel)?;
                 return Ok(serde_json::to_string(&users.iter().map(ListedUser::from).collect::<Vec<_>>()).unwrap_or_default());
             }
+            BusQuery::History { channel, since, limit, reverse } => {
+                // A text that is no epoch is one that this hub does not have.
+                let position = |since: Since| Position { epoch: since.epoch.parse().unwrap_or(NO_EPOCH), offset: since.offset };
+                let limit = limit.unwrap_or(history::DEFAULT_LIMIT);
+                let query = history::Query { since: since.map(position), limit, newest_first: reverse };
+                let history = self.read_history(AppId::DEFAULT, &channel, &query)?;
+                return Ok(serde_json::to_string(&history).unwrap_or_default());
+            }
             BusQuery::DisconnectUser { user, code, reason } => self.disconnect_user(AppId::DEFAULT, &user, code, &reason)?.into(),
             BusQuery::SetUser { socket, user, info } => {
                 let user = user.map(|id| User::new(&id, info.as_deref())).transpose()?;
@@ -632,6 +643,7 @@ fn query_code(error: &QueryError) -> FailureCode {
     match error {
         QueryError::InvalidChannel(_) => FailureCode::InvalidChannel,
         QueryError::Timeout { .. } => FailureCode::Timeout,
+        QueryError::Broker(_) => FailureCode::Unavailable,
         QueryError::Stopped => FailureCode::Unavailable,
         _ => FailureCode::InvalidMessage,
     }

@@ -4,7 +4,8 @@ use crate::apps::AppId;
 use crate::auth::{signature, user_data};
 use crate::broker::Reply;
 use crate::config::Access;
-use crate::error::PublishError;
+use crate::error::{BrokerError, PublishError, QueryError};
+use crate::history::{self, Page};
 use crate::message::{InvalidChannel, MAX_CHANNEL_BYTES, MAX_EVENT_BYTES, Payload, Publish, User, find_control, validate_channel};
 use crate::protocol::{Command, Credentials, ProtocolError, Push, Recover, RelayBody, RequestId};
 
@@ -18,6 +19,15 @@ use std::sync::atomic::Ordering::Relaxed;
 const CLIENT_PREFIX: &str = "client-";
 /// The event under which raw messages reach clients that see events.
 const RELAY_EVENT: &str = "client-message";
+
+/// A client's question for a history, while the broker thinks.
+pub(crate) struct HistoryAnswer {
+    connection: ConnectionKey,
+    id: Option<RequestId>,
+    /// Without its app.
+    channel: String,
+    query: history::Query,
+}
 
 impl Shard {
     pub(crate) fn apply(&mut self, key: ConnectionKey, command: Command) -> Result<(), ProtocolError> {
@@ -42,6 +52,7 @@ impl Shard {
                 Ok(())
             }
             Command::Presence { id, channel } => self.tell_presence(key, id.as_ref(), &channel).map_err(|error| error.with_id(id)),
+            Command::History { id, channel, query } => self.history(key, id.as_ref(), &channel, &query).map_err(|error| error.with_id(id)),
             Command::Ping { id } => {
                 self.push(key, &Push::Pong { id: id.as_ref() });
                 Ok(())
@@ -70,8 +81,13 @@ impl Shard {
         let limit = node.config.limits.max_subscriptions;
         let Some(connection) = self.connection(key) else { return Ok(()) };
         let session = &connection.session;
-        if let Some(index) = index.filter(|index| session.subscriptions.find(*index as u32).is_some()) {
-            self.push_subscribed(key, index, id.as_ref(), recover.is_some());
+        if let Some((index, at)) = index.and_then(|index| Some((index, session.subscriptions.find(index as u32)?))) {
+            if recover.is_none() || !self.channels[index].is_recoverable {
+                self.push_subscribed(key, index, id.as_ref(), recover.is_some());
+                return Ok(());
+            }
+            // It begins anew, in the past.
+            self.join_again(key, index, at, JoinRequest::Client { id, recover });
             return Ok(());
         }
         let own = usize::from(session.user.is_some());
@@ -200,6 +216,52 @@ impl Shard {
         Ok(())
     }
 
+    fn history(&mut self, key: ConnectionKey, id: Option<&RequestId>, channel: &str, query: &history::Query) -> Result<(), ProtocolError> {
+        check_channel(channel)?;
+        let node = self.node.clone();
+        let Some(connection) = self.connection(key) else { return Ok(()) };
+        let app = connection.session.app;
+        let index = self.find_channel(node.channel_ref(&node.apps.scope(app, channel)));
+        let member = index.is_some_and(|index| {
+            self.connection(key).is_some_and(|connection| connection.session.subscriptions.find(index as u32).is_some())
+        });
+        if !member {
+            return Err(ProtocolError::refusal("not_subscribed", "a history needs a subscription to the channel"));
+        }
+        let reply = node.history(app, channel, query).map_err(|error| match error {
+            QueryError::Limit { .. } => ProtocolError::new("invalid_limit", error.to_string()),
+            QueryError::NoHistory { .. } => ProtocolError::refusal("no_history", error.to_string()),
+            error => ProtocolError::refusal("unavailable", error.to_string()),
+        })?;
+        let answer = HistoryAnswer { connection: key, id: id.cloned(), channel: channel.to_owned(), query: *query };
+        match reply {
+            Reply::Now(result) => self.on_history(&answer, result),
+            Reply::Later(promise) => {
+                let (weak, shard) = (Arc::downgrade(&node), self.index);
+                promise.then(move |result| {
+                    if let Some(node) = weak.upgrade() {
+                        node.shards[shard].inbox.push(Job::History { answer: Box::new(answer), result });
+                    }
+                });
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn on_history(&mut self, answer: &HistoryAnswer, result: Result<Page, BrokerError>) {
+        let id = answer.id.as_ref();
+        match result {
+            Ok(page) => {
+                let history = answer.query.answer(page);
+                self.push(answer.connection, &Push::History { id, channel: &answer.channel, history: &history });
+            }
+            Err(error) => {
+                let error = ProtocolError::refusal("unavailable", format!("cannot read the history now: broker {error}"));
+                self.push(answer.connection, &Push::Error(&error.with_id(id.cloned())));
+            }
+        }
+    }
+
     /// Takes back what a connection asked for and the broker has not answered; false: nothing.
     pub(crate) fn stop_waiting(&mut self, key: ConnectionKey, index: usize) -> bool {
         let waiting = &mut self.channels[index].joining;
@@ -209,8 +271,9 @@ impl Shard {
         if let Some(connection) = self.connection(key) {
             connection.session.joining -= gone as u32;
         }
+        let gone = gone > 0 || self.drop_cursor(key, index, true);
         self.close_channel_if_unused(index);
-        gone > 0
+        gone
     }
 
     fn publish(&mut self, key: ConnectionKey, id: Option<&RequestId>, channel: &str, event: &str, data: &str) -> Result<(), ProtocolError> {

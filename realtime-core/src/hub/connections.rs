@@ -215,7 +215,7 @@ impl Shard {
     }
 
     pub(super) fn on_writable(&mut self, key: ConnectionKey) {
-        let now_ms = self.now_ms;
+        let (now_ms, node_limit) = (self.now_ms, self.node.config.limits.outbox_bytes);
         let Some(connection) = self.connection(key) else { return };
         connection.session.outbox.unblock();
         if connection.session.outbox.is_empty() {
@@ -229,7 +229,11 @@ impl Shard {
             // Who takes bytes is alive, even if our ping is still behind them.
             connection.session.heartbeat.heard(now_ms);
         }
+        let may_go_on = connection.session.outbox.bytes() <= node_limit / 4;
         self.settle(key, written);
+        if may_go_on && !self.cursors.is_empty() {
+            self.resume_cursors(key);
+        }
     }
 
     /// Sends a frame to one connection, or queues it.
@@ -267,6 +271,11 @@ impl Shard {
 
     /// Tells one connection something in its protocol's words.
     pub(crate) fn push(&mut self, key: ConnectionKey, push: &Push<'_>) {
+        self.push_if_known(key, push);
+    }
+
+    /// The same; false: the protocol has no words for it.
+    pub(super) fn push_if_known(&mut self, key: ConnectionKey, push: &Push<'_>) -> bool {
         let node = self.node.clone();
         let mut scratch = std::mem::take(&mut self.scratch);
         let frame = self.connection(key).filter(|connection| connection.phase == Phase::Open).and_then(|connection| {
@@ -274,9 +283,10 @@ impl Shard {
             scratch.seal(format, |out| format.protocol.push(&connection.session.protocol, push, out))
         });
         self.scratch = scratch;
-        if let Some(frame) = frame {
-            self.write(key, &frame);
+        if let Some(frame) = &frame {
+            self.write(key, frame);
         }
+        frame.is_some()
     }
 
     pub(crate) fn protocol_error(&mut self, key: ConnectionKey, error: &ProtocolError) {

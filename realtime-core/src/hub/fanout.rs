@@ -106,7 +106,27 @@ pub(crate) struct LocalChannel {
     pub(crate) pins: u32,
     /// What a connection on its way may have missed; filled while pinned.
     pub(crate) retained: Vec<Arc<Delivery>>,
+    /// Whether who comes back can have what was missed, so that nobody may miss anything unnoticed.
+    pub(crate) is_recoverable: bool,
+    /// Whether who subscribes gets the newest publication.
+    pub(crate) has_last_value: bool,
+    /// Subscriptions on their way from the past.
+    pub(crate) cursors: u32,
+    /// How many of them wait for the broker.
+    awaiting: u32,
+    /// What has been handed out since the first of those asked, and its bytes.
+    recent: (VecDeque<Arc<Delivery>>, usize),
+    /// Changes of its users that those on their way have yet to be told of, and the version of the
+    /// newest that is no longer here.
+    recent_notices: (VecDeque<Arc<Delivery>>, u64),
 }
+
+/// Bytes that a channel keeps for subscriptions that wait for the broker. What goes beyond is read
+/// from the broker again.
+const RECENT_BYTES: usize = 512 << 10;
+/// Changes of its users that a channel keeps for subscriptions on their way. Whoever is so slow that
+/// these do not last begins again.
+const RECENT_NOTICES: usize = 1_024;
 
 /// Publications that are being written to the subscribers that were there when it began.
 struct Batch {
@@ -148,6 +168,12 @@ impl LocalChannel {
             held_since_ms: None,
             pins: 0,
             retained: Vec::new(),
+            is_recoverable: false,
+            has_last_value: false,
+            cursors: 0,
+            awaiting: 0,
+            recent: (VecDeque::new(), 0),
+            recent_notices: (VecDeque::new(), 0),
         }
     }
 
@@ -164,7 +190,7 @@ impl LocalChannel {
 
     /// Whether nothing refers to the channel any more.
     pub(crate) fn is_unused(&self) -> bool {
-        self.live() == 0 && self.joining.is_empty() && self.pins == 0
+        self.live() == 0 && self.joining.is_empty() && self.pins == 0 && self.cursors == 0
     }
 
     /// Whether there is a batch to go on with or to begin.
@@ -229,6 +255,81 @@ impl LocalChannel {
         });
     }
 
+    /// Its subscribers have missed something; who comes from now on starts here.
+    pub(crate) fn restart_at(&mut self, position: Position) {
+        self.recent = (VecDeque::new(), 0);
+        self.start_at(position);
+    }
+
+    /// Where the newest publication stands that is here.
+    pub(crate) fn newest(&self) -> Option<Position> {
+        let publications = self.pending.iter().rev().filter(|delivery| delivery.notice().is_none());
+        publications.map(|delivery| delivery.publication.position).next().or(self.position)
+    }
+
+    /// Where its subscribers would have to be for the next publication to follow, if they are not there.
+    pub(crate) fn gap(&self) -> Option<Position> {
+        let next = self.pending.front().filter(|next| self.is_recoverable && next.notice().is_none())?.publication.position;
+        let before = Position { offset: next.offset.saturating_sub(1), ..next };
+        (self.position.is_some() && self.position != Some(before)).then_some(before)
+    }
+
+    /// A subscription waits for the broker.
+    pub(crate) fn awaits(&mut self) {
+        self.awaiting += 1;
+    }
+
+    /// One no longer does.
+    pub(crate) fn answered(&mut self) {
+        self.awaiting -= 1;
+        if self.awaiting == 0 {
+            self.recent = (VecDeque::new(), 0);
+        }
+    }
+
+    fn keep_recent(&mut self, delivery: &Arc<Delivery>) {
+        let (recent, bytes) = &mut self.recent;
+        *bytes += delivery.publication.body.as_payload().len();
+        recent.push_back(delivery.clone());
+        while *bytes > RECENT_BYTES
+            && let Some(oldest) = recent.pop_front()
+        {
+            *bytes -= oldest.publication.body.as_payload().len();
+        }
+    }
+
+    /// One on its way has arrived, or has gone.
+    pub(crate) fn cursor_ended(&mut self) {
+        self.cursors -= 1;
+        if self.cursors == 0 {
+            self.recent_notices = (VecDeque::new(), 0);
+        }
+    }
+
+    /// The changes of its users after a version, if all of them have been kept.
+    pub(crate) fn notices_since(&self, version: u64) -> Option<Vec<Arc<Delivery>>> {
+        let (recent, gone) = &self.recent_notices;
+        let is_later = |delivery: &&Arc<Delivery>| delivery.notice().is_some_and(|notice| notice.version > version);
+        (*gone <= version).then(|| recent.iter().filter(is_later).cloned().collect())
+    }
+
+    fn keep_notice(&mut self, delivery: &Arc<Delivery>) {
+        let (recent, gone) = &mut self.recent_notices;
+        recent.push_back(delivery.clone());
+        if recent.len() > RECENT_NOTICES
+            && let Some(oldest) = recent.pop_front()
+        {
+            *gone = oldest.notice().map_or(0, |notice| notice.version);
+        }
+    }
+
+    /// What has been handed out after `offset`, if all of it has been kept.
+    pub(crate) fn kept_since(&self, offset: u64) -> Option<Vec<Arc<Delivery>>> {
+        let (recent, _) = &self.recent;
+        let is_whole = recent.front().is_some_and(|oldest| oldest.publication.position.offset <= offset.saturating_add(1));
+        is_whole.then(|| recent.iter().filter(|delivery| delivery.publication.position.offset > offset).cloned().collect())
+    }
+
     /// Whether it has sent more than `bytes` in this stretch of time.
     pub(crate) fn is_bursting(&self, now_ms: u64, bytes: usize) -> bool {
         now_ms < self.burst.0 + BURST_MS && self.burst.1 > bytes
@@ -245,6 +346,9 @@ impl LocalChannel {
         let mut excepted = Vec::new();
         let mut bytes = 0;
         while deliveries.len() < BATCH_PUBLICATIONS && bytes < max_bytes {
+            if self.is_recoverable && self.gap().is_some() {
+                break;
+            }
             let Some(delivery) = self.pending.pop_front() else { break };
             bytes += delivery.size();
             for socket in &delivery.publication.except {
@@ -261,6 +365,13 @@ impl LocalChannel {
             }
             if self.pins > 0 {
                 self.retained.push(delivery.clone());
+            }
+            if self.cursors > 0 {
+                match delivery.notice() {
+                    Some(_) => self.keep_notice(&delivery),
+                    None if self.awaiting > 0 => self.keep_recent(&delivery),
+                    None => {}
+                }
             }
             deliveries.push(delivery);
         }

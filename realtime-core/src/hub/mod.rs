@@ -12,6 +12,7 @@ mod inbox;
 mod ingress;
 mod interest;
 pub(crate) mod query;
+mod recovery;
 mod roster;
 mod routes;
 mod shard;
@@ -43,6 +44,7 @@ use crate::bus::socket::BusSocket;
 use crate::close::is_application_code;
 use crate::config::Config;
 use crate::error::{PublishError, QueryError, StartError};
+use crate::history::{self, History, Page, Range};
 use crate::message::{
     Channel, ChannelInfo, ChannelRef, ChannelUser, Payload, Position, Publish, Receipt, SocketId, User, channel_hash, validate_channel,
 };
@@ -536,6 +538,11 @@ impl Hub {
         self.default_app().channel_user(channel, id)
     }
 
+    /// What is kept of a channel whose policy has `history` or `last_value`. Waits at most a second.
+    pub fn history(&self, channel: &str, query: &history::Query) -> Result<History, QueryError> {
+        self.default_app().history(channel, query)
+    }
+
     /// Closes all connections of a user with a code of the application's choice; says how many.
     pub fn disconnect_user(&self, user_id: &str, code: u16, reason: &str) -> Result<usize, QueryError> {
         self.default_app().disconnect_user(user_id, code, reason)
@@ -706,6 +713,11 @@ impl App<'_> {
         self.hub.0.node.channel_user(self.id, channel, id)
     }
 
+    /// See [`Hub::history`].
+    pub fn history(&self, channel: &str, query: &history::Query) -> Result<History, QueryError> {
+        self.hub.0.node.read_history(self.id, channel, query)
+    }
+
     /// See [`Hub::disconnect_user`].
     pub fn disconnect_user(&self, user_id: &str, code: u16, reason: &str) -> Result<usize, QueryError> {
         self.hub.0.node.disconnect_user(self.id, user_id, code, reason)
@@ -834,6 +846,7 @@ impl Node {
             published: self.published.load(Ordering::Relaxed),
             queue_full: self.queue_full.load(Ordering::Relaxed),
             ingress_bytes: self.routes.ingress.queued() as u64,
+            history_bytes: self.broker.history_bytes() as u64,
             refused: self.refused.load(Ordering::Relaxed),
             bus_errors: self.bus_errors.load(Ordering::Relaxed),
             bus_refused: self.bus_refused.load(Ordering::Relaxed),
@@ -847,6 +860,37 @@ impl Node {
             stats.add(&shard.counters);
         }
         stats
+    }
+
+    /// Asks for what is kept of a channel.
+    pub(crate) fn history(&self, app: AppId, channel: &str, query: &history::Query) -> Result<Reply<Page>, QueryError> {
+        validate_channel(channel)?;
+        if self.config.retention(channel).is_none() {
+            return Err(QueryError::NoHistory { channel: channel.to_owned() });
+        }
+        if !(1..=history::MAX_LIMIT).contains(&query.limit) {
+            return Err(QueryError::Limit { limit: query.limit, max: history::MAX_LIMIT });
+        }
+        // Written as JSON, escapes included, the answer still fits into an outbox.
+        let bytes = self.config.limits.outbox_bytes / 8;
+        Ok(self.read(&self.apps.scope(app, channel), &query.range(bytes)))
+    }
+
+    /// The same, with the answer. Waits at most a second.
+    pub(crate) fn read_history(&self, app: AppId, channel: &str, query: &history::Query) -> Result<History, QueryError> {
+        let page = match self.history(app, channel, query)? {
+            Reply::Now(page) => page,
+            Reply::Later(promise) => promise.wait(QUERY_TIMEOUT).ok_or(QueryError::Timeout { waited: QUERY_TIMEOUT })?,
+        };
+        page.map(|page| query.answer(page)).map_err(|error| match error {
+            crate::error::BrokerError::Stopped => QueryError::Stopped,
+            error => QueryError::Broker(error),
+        })
+    }
+
+    /// Reads what is kept of a channel.
+    pub(crate) fn read(&self, channel: &str, range: &Range) -> Reply<Page> {
+        self.broker.read(channel, range)
     }
 
     pub(crate) fn tick(&self) {

@@ -140,7 +140,8 @@ impl Shard {
     fn show_user(&mut self, key: ConnectionKey) {
         let Some(connection) = self.connection(key) else { return };
         let user = connection.session.user.as_deref().cloned();
-        let joined: Vec<u32> = connection.session.subscriptions.iter().map(|subscription| subscription.channel).collect();
+        let mut joined: Vec<u32> = connection.session.subscriptions.iter().map(|subscription| subscription.channel).collect();
+        joined.extend(self.cursor_channels(key));
         for index in joined {
             let Some(channel) = self.channels.get(index as usize) else { continue };
             let Some(roster) = &channel.roster else { continue };

@@ -175,6 +175,12 @@ impl Roster {
         drop(previous);
     }
 
+    /// Whether a notice is that of the connection's own coming.
+    pub(crate) fn is_own_arrival(&self, connection: u32, notice: &Notice) -> bool {
+        let is_it = |seat: &Seat| seat.version == notice.version && seat.user.as_ref().is_some_and(|user| user.id() == notice.user.id());
+        notice.change == Change::Joined && self.seats.get(&connection).is_some_and(is_it)
+    }
+
     /// Whether the connection was told of its user before the notice came that it is not sent.
     pub(crate) fn is_ahead(&self, connection: u32) -> bool {
         self.ahead.values().flatten().any(|(ahead, _)| *ahead == connection)

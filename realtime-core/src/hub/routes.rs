@@ -71,6 +71,16 @@ impl Deliver for Routes {
         }
         matched
     }
+
+    fn interrupted(&self, channel: &str, position: Position) {
+        let heard = self.interest.with(ChannelRef::new(channel), |heard| (heard.channel.clone(), heard.shards));
+        let Some((channel, mut shards)) = heard else { return };
+        while shards != 0 {
+            let shard = shards.trailing_zeros() as usize;
+            shards &= shards - 1;
+            self.inboxes[shard].push(Job::Interrupted { channel: channel.clone(), position });
+        }
+    }
 }
 
 impl Routes {

@@ -15,15 +15,18 @@ use mio::{Events, Poll, Registry, Token};
 use slab::Slab;
 
 use super::Node;
+use super::commands::HistoryAnswer;
 use super::delivery::{Delivery, Scratch};
 use super::fanout::{ConnectionKey, LocalChannel};
 use super::inbox::Inbox;
 use super::query::Query;
+use super::recovery::{Cursor, CursorKey};
 use super::roster::Seat;
 use super::stats::ShardCounters;
 use crate::close::CloseReason;
 use crate::descriptors;
 use crate::error::BrokerError;
+use crate::history::Page;
 use crate::message::{Channel, ChannelMap, Position, SocketId};
 use crate::presence::Present;
 use crate::protocol::{Command, Opening, ProtocolError, Push};
@@ -50,6 +53,12 @@ pub(crate) enum Job {
     Wake(u64),
     /// A new connection.
     Accept(Box<Accepted>),
+    /// The broker's answer to a cursor that asked for publications up to an offset.
+    Page { cursor: CursorKey, until: u64, result: Result<Page, BrokerError> },
+    /// The broker's answer to a client's question for a history.
+    History { answer: Box<HistoryAnswer>, result: Result<Page, BrokerError> },
+    /// The broker has lost track of a channel, and stands at this position.
+    Interrupted { channel: Channel, position: Position },
     /// The broker's answer to a subscription.
     Subscribed { channel: Channel, opening: u64, result: Result<Position, BrokerError> },
     /// A change of a channel's users.
@@ -123,6 +132,12 @@ pub(crate) struct Shard {
     pub(super) doomed: Vec<(ConnectionKey, CloseReason)>,
     /// Connections that had more to read than their turn allowed.
     pub(super) unread: Vec<ConnectionKey>,
+    /// Subscriptions on their way from the past, by connection.
+    pub(super) cursors: HashMap<u32, Vec<Cursor>>,
+    /// How many there have been.
+    pub(super) cursors_made: u64,
+    /// Those that can go on.
+    pub(super) ready: VecDeque<CursorKey>,
     /// Questions to ask again after the next turn.
     pub(crate) postponed: Vec<Query>,
     /// Connections whose outbox is more than half full.
@@ -157,6 +172,9 @@ impl Shard {
             held: Vec::new(),
             doomed: Vec::new(),
             unread: Vec::new(),
+            cursors: HashMap::new(),
+            cursors_made: 0,
+            ready: VecDeque::new(),
             postponed: Vec::new(),
             crowded: 0,
             buffer: vec![0; READ_BYTES],
@@ -180,7 +198,7 @@ impl Shard {
         let mut events = Events::with_capacity(1024);
         let mut jobs = Vec::new();
         loop {
-            let idle = !self.has_fan_out() && self.unread.is_empty();
+            let idle = !self.has_fan_out() && self.unread.is_empty() && self.ready.is_empty();
             self.inbox.take(&mut jobs, idle);
             let busy = !idle || !jobs.is_empty();
             let timeout = if busy { Some(Duration::ZERO) } else { self.time_to_sleep() };
@@ -206,6 +224,7 @@ impl Shard {
                 self.on_job(job);
             }
             self.fan_out();
+            self.advance_cursors();
             self.sweep();
             if let Some(deadline) = self.draining
                 && self.is_drained(deadline)
@@ -263,6 +282,9 @@ impl Shard {
             }
             Job::Wake(shards) => self.node.routes.wake_both_halves(shards),
             Job::Accept(accepted) => self.accept(*accepted),
+            Job::Page { cursor, until, result } => self.on_answer(cursor, until, result),
+            Job::History { answer, result } => self.on_history(&answer, result),
+            Job::Interrupted { channel, position } => self.on_interrupted(&channel, position),
             Job::Subscribed { channel, opening, result } => self.on_subscribed(&channel, opening, result),
             Job::Notice(delivery) => {
                 if let Some(&index) = self.by_channel.get(&delivery.publication.channel) {

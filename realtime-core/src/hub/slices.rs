@@ -88,11 +88,21 @@ impl Shard {
             self.held.push(index);
             return Progress::Idle;
         }
+        if self.channels[index].is_recoverable {
+            self.channels[index].pins += 1;
+            self.check_for_gap(index);
+            self.channels[index].pins -= 1;
+        }
         let Shard { channels, by_socket, node, now_ms, .. } = self;
         // Half an outbox and a batch fit into an outbox, however small it is.
         let bytes = BATCH_BYTES.min(node.config.limits.outbox_bytes / 8);
         channels[index].begin_batch(*now_ms, bytes, |socket| by_socket.get(socket).copied());
-        if channels[index].is_between_batches() { Progress::Idle } else { Progress::More }
+        if !channels[index].is_between_batches() {
+            return Progress::More;
+        }
+        // Only what nobody needed came before the next gap.
+        self.enqueue(index);
+        Progress::Idle
     }
 
     /// Writes the batch to the next subscribers; says to how many.

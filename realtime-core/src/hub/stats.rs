@@ -15,6 +15,7 @@ pub(crate) struct ShardCounters {
     pub(crate) received: AtomicU64,
     pub(crate) protocol_errors: AtomicU64,
     pub(crate) relays_refused: AtomicU64,
+    pub(crate) interrupted: AtomicU64,
     pub(crate) panics: AtomicU64,
     closed_slow: AtomicU64,
     closed_pong: AtomicU64,
@@ -52,6 +53,11 @@ pub struct Stats {
     pub queue_full: u64,
     /// Bytes accepted and not yet fanned out.
     pub ingress_bytes: u64,
+    /// Bytes of memory of publications that are kept for those who come back; 0 where the broker
+    /// keeps them elsewhere.
+    pub history_bytes: u64,
+    /// Subscriptions that ended because publications of a channel with a history were missed.
+    pub interrupted: u64,
     /// Messages from clients.
     pub received: u64,
     /// Faults in what clients sent.
@@ -84,6 +90,7 @@ impl Stats {
         self.received += counters.received.load(Relaxed);
         self.protocol_errors += counters.protocol_errors.load(Relaxed);
         self.relays_refused += counters.relays_refused.load(Relaxed);
+        self.interrupted += counters.interrupted.load(Relaxed);
         self.panics += counters.panics.load(Relaxed);
         self.closed += counters.closed.load(Relaxed);
         self.closed_slow += counters.closed_slow.load(Relaxed);

@@ -109,8 +109,8 @@ impl Shard {
             }
             // Of a subscriber whose user has changed. Who is refused keeps the seat of before.
             (None, Ok(seat)) => {
-                let subscribed =
-                    self.connection(key).is_some_and(|connection| connection.session.subscriptions.find(index as u32).is_some());
+                let subscribed = self.has_cursor(key, index)
+                    || self.connection(key).is_some_and(|connection| connection.session.subscriptions.find(index as u32).is_some());
                 if let Some(roster) = self.channels[index].roster.as_mut().filter(|_| subscribed) {
                     roster.sit_down(key.index, seat, false);
                 }
@@ -132,6 +132,10 @@ impl Shard {
         let opening = self.openings;
         let index = self.channels.insert(LocalChannel::new(channel.clone(), load, opening));
         self.by_channel.insert(channel.clone(), index);
+        if let Some(policy) = node.config.channel_policy(channel.name()).filter(|_| !channel.is_internal()) {
+            self.channels[index].is_recoverable = policy.history.is_some();
+            self.channels[index].has_last_value = policy.last_value;
+        }
         if !channel.is_internal()
             && let Some(rules) = node.config.room(channel.name())
         {
@@ -261,24 +265,42 @@ impl Shard {
             if connection.phase != Phase::Open {
                 continue;
             }
-            if connection.session.subscriptions.find(index as u32).is_none() {
-                self.add_subscriber(key, index);
-                if let (Place::Taken(seat), Some(roster)) = (place, &mut self.channels[index].roster) {
-                    roster.sit_down(key.index, seat, true);
-                }
+            let is_subscribed = connection.session.subscriptions.find(index as u32).is_some();
+            // The newest request counts.
+            self.take_cursor(key, index);
+            if !is_subscribed && let (Place::Taken(seat), Some(roster)) = (place, &mut self.channels[index].roster) {
+                roster.sit_down(key.index, seat, true);
             }
-            if let JoinRequest::Client { id, recover } = request {
-                self.push_subscribed(key, index, id.as_ref(), recover.is_some());
+            match request {
+                JoinRequest::Client { id, recover } if !is_subscribed && self.begin_in_past(key, index, id.as_ref(), recover) => {}
+                request => {
+                    if !is_subscribed {
+                        self.add_subscriber(key, index);
+                    }
+                    if let JoinRequest::Client { id, recover } = request {
+                        self.push_subscribed(key, index, id.as_ref(), recover.is_some());
+                    }
+                }
             }
         }
         self.channels[index].pins -= 1;
     }
 
     pub(crate) fn push_subscribed(&mut self, key: ConnectionKey, index: usize, id: Option<&crate::protocol::RequestId>, recover: bool) {
-        let channel = self.channels[index].channel.clone();
         let Some(position) = self.channels[index].position else { return };
-        // Nothing is kept to recover from yet, so a client that asks is told so.
-        let recovered = recover.then_some(false);
+        // Who subscribes from the present on recovers nothing.
+        self.push_subscribed_at(key, index, id, position, recover.then_some(false));
+    }
+
+    pub(super) fn push_subscribed_at(
+        &mut self,
+        key: ConnectionKey,
+        index: usize,
+        id: Option<&crate::protocol::RequestId>,
+        position: Position,
+        recovered: Option<bool>,
+    ) {
+        let channel = self.channels[index].channel.clone();
         let users = self.channels[index].roster.as_ref().and_then(|roster| roster.users_for(key.index));
         self.push(key, &Push::Subscribed { id, channel: channel.name(), position, recovered, users: users.as_deref() });
     }
@@ -289,6 +311,21 @@ impl Shard {
         let slot = self.channels[index].add(key.index, at);
         connection.session.subscriptions.push(subscription(index, slot));
         self.counters().subscriptions.fetch_add(1, Relaxed);
+    }
+
+    /// Begins a subscription anew, in the past; its place stays.
+    pub(crate) fn join_again(&mut self, key: ConnectionKey, index: usize, at: usize, request: JoinRequest) {
+        self.channels[index].pins += 1;
+        let seat = self.channels[index].roster.as_mut().and_then(|roster| roster.stand_up(key.index));
+        self.leave(key, at, true);
+        if let Some(connection) = self.connection(key) {
+            connection.session.joining += 1;
+            let place = seat.map_or(Place::Free, Place::Taken);
+            self.channels[index].joining.push(Joining { connection: key, request, place });
+        }
+        self.admit(index);
+        self.channels[index].pins -= 1;
+        self.close_channel_if_unused(index);
     }
 
     /// Ends one subscription; the user's place there goes `at_once`, or after its grace.
@@ -317,6 +354,7 @@ impl Shard {
     }
 
     pub(super) fn leave_all(&mut self, key: ConnectionKey, at_once: bool) {
+        self.drop_cursors(key, at_once);
         while let Some(last) = self.connection(key).and_then(|connection| connection.session.subscriptions.len().checked_sub(1)) {
             self.leave(key, last, at_once);
         }

@@ -42,6 +42,19 @@ impl<'a> Object<'a> {
         self.out.extend_from_slice(value.as_bytes());
     }
 
+    /// Everything in an object that serde writes.
+    pub(super) fn members(&mut self, value: &impl serde::Serialize) {
+        let json = serde_json::to_string(value).unwrap_or_default();
+        if let Some(members) = json.strip_prefix('{').and_then(|rest| rest.strip_suffix('}'))
+            && !members.is_empty()
+        {
+            if !std::mem::take(&mut self.first) {
+                self.out.push(b',');
+            }
+            self.out.extend_from_slice(members.as_bytes());
+        }
+    }
+
     pub(super) fn end(self) {
         self.out.push(b'}');
     }

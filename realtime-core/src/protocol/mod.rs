@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::apps::{AppId, Apps};
 use crate::close::{CloseCode, CloseReason};
+use crate::history::{self, History};
 use crate::message::{Epoch, Position, Publication, SocketId, User};
 
 /// A wire protocol.
@@ -206,6 +207,15 @@ pub enum Command {
         /// Name as given.
         channel: String,
     },
+    /// Tell what is kept of a channel that the connection is subscribed to.
+    History {
+        /// Echoed in the answer.
+        id: Option<RequestId>,
+        /// Name as given.
+        channel: String,
+        /// What to tell.
+        query: history::Query,
+    },
     /// Application-level ping.
     Ping {
         /// Echoed in the answer.
@@ -316,6 +326,22 @@ pub enum Push<'a> {
         id: Option<&'a RequestId>,
         /// The channel.
         channel: &'a str,
+    },
+    /// A subscription to a channel with a history has ended because something was missed on the way
+    /// here. Whoever subscribes again with its position gets it, or learns that it is gone. A
+    /// connection whose protocol has no words for this is closed.
+    Interrupted {
+        /// The channel.
+        channel: &'a str,
+    },
+    /// Answer to [`Command::History`].
+    History {
+        /// From the request.
+        id: Option<&'a RequestId>,
+        /// The channel.
+        channel: &'a str,
+        /// What is kept of it.
+        history: &'a History,
     },
     /// Answer to [`Command::Ping`].
     Pong {

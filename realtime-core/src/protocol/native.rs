@@ -8,7 +8,8 @@ use super::{
     Command, Credentials, Inbound, MessageKind, OpenRequest, Opening, Protocol, ProtocolError, ProtocolState, Push, Recover, Refusal,
     RelayBody, RequestId,
 };
-use crate::message::{Body, Publication, User};
+use crate::history::{self, DEFAULT_LIMIT};
+use crate::message::{Body, NO_EPOCH, Position, Publication, User};
 
 /// JSON objects with `type`.
 const ENVELOPE_JSON: u16 = 0;
@@ -206,6 +207,17 @@ fn write_push(push: &Push<'_>, out: &mut Vec<u8>) -> bool {
             object.text("channel", channel);
             write_id(&mut object, *id);
         }
+        Push::Interrupted { channel } => {
+            object.text("type", "unsubscribed");
+            object.text("channel", channel);
+            object.text("code", "interrupted");
+        }
+        Push::History { id, channel, history } => {
+            object.text("type", "history");
+            object.text("channel", channel);
+            write_id(&mut object, *id);
+            object.members(history);
+        }
         Push::Pong { id } => {
             object.text("type", "pong");
             write_id(&mut object, *id);
@@ -296,7 +308,28 @@ fn decode_request(text: &str) -> Result<Command, ProtocolError> {
         }),
         "ping" => Ok(Command::Ping { id: id.clone() }),
         "presence" => take_channel(&mut object).map(|channel| Command::Presence { id: id.clone(), channel }),
-        "history" => Ok(Command::Unavailable { id: id.clone(), what: "history" }),
+        "history" => take_channel(&mut object).and_then(|channel| {
+            let since = match object.remove("since") {
+                None | Some(Value::Null) => None,
+                Some(Value::Object(position)) => Some(read_position("since", &position)?),
+                Some(other) => return Err(wrong_type("since", "an object", &other)),
+            };
+            // A text that is no epoch is one that this hub does not have.
+            let since = since.map(|since| Position { epoch: since.epoch.unwrap_or(NO_EPOCH), offset: since.offset });
+            let limit = match object.remove("limit") {
+                None | Some(Value::Null) => DEFAULT_LIMIT,
+                Some(limit) => match limit.as_u64().and_then(|limit| usize::try_from(limit).ok()) {
+                    Some(limit) => limit,
+                    None => return Err(wrong_type("limit", "a whole number", &limit)),
+                },
+            };
+            let newest_first = match object.remove("reverse") {
+                None | Some(Value::Null) => false,
+                Some(Value::Bool(reverse)) => reverse,
+                Some(other) => return Err(wrong_type("reverse", "a boolean", &other)),
+            };
+            Ok(Command::History { id: id.clone(), channel, query: history::Query { since, limit, newest_first } })
+        }),
         "auth" => Ok(Command::Unavailable { id: id.clone(), what: "authentication" }),
         "message" => Ok(Command::Unavailable { id: id.clone(), what: "a handler for messages" }),
         other => Err(unknown_action(other)),
@@ -406,6 +439,7 @@ mod tests {
 
     #[test]
     fn requests_become_commands() {
+        let history = |query| Command::History { id: None, channel: "c".into(), query };
         let subscribe = |id, recover| Command::Subscribe { id, channel: "news".into(), recover, credentials: None };
         for (text, expected) in [
             (r#"{"action":"subscribe","channel":"news"}"#, subscribe(None, None)),
@@ -433,7 +467,11 @@ mod tests {
                 Command::Publish { id: None, channel: "c".into(), event: "e".into(), data: r#"{"a":1}"#.into() },
             ),
             (r#"{"action":"ping","id":1}"#, Command::Ping { id: id("1") }),
-            (r#"{"action":"history","channel":"c"}"#, Command::Unavailable { id: None, what: "history" }),
+            (r#"{"action":"history","channel":"c"}"#, history(history::Query::default())),
+            (
+                r#"{"action":"history","channel":"c","since":{"epoch":"x","offset":1},"limit":7,"reverse":true}"#,
+                history(history::Query { since: Some(Position { epoch: NO_EPOCH, offset: 1 }), limit: 7, newest_first: true }),
+            ),
         ] {
             assert_eq!(decode(ENVELOPE_JSON, text), Ok(vec![expected]), "{text}");
         }
@@ -457,6 +495,11 @@ mod tests {
             (r#"{"id":1,"action":"subscribe","channel":"c","recover":{"offset":-1}}"#, "wrong_type", true),
             (r#"{"id":1,"action":"subscribe","channel":"c","recover":{}}"#, "missing_field", true),
             (r#"{"id":1,"action":"publish","channel":"c"}"#, "missing_field", true),
+            (r#"{"id":1,"action":"history"}"#, "missing_field", true),
+            (r#"{"id":1,"action":"history","channel":"c","limit":-1}"#, "wrong_type", true),
+            (r#"{"id":1,"action":"history","channel":"c","since":7}"#, "wrong_type", true),
+            (r#"{"id":1,"action":"history","channel":"c","since":{"epoch":1,"offset":1}}"#, "wrong_type", true),
+            (r#"{"id":1,"action":"history","channel":"c","reverse":1}"#, "wrong_type", true),
         ] {
             let error = decode(ENVELOPE_JSON, text).expect_err(text);
             assert_eq!((error.code, error.id.is_some()), (code, has_id), "{text}");

@@ -154,7 +154,13 @@ impl Pusher {
                 let data = data(|object| object.text("user_id", user.id()));
                 message("pusher_internal:member_removed", Some(channel), &data, out);
             }
-            Push::Unsubscribed { .. } | Push::Joined { .. } | Push::Left { .. } | Push::Presence { .. } => return false,
+            // Without a word for an interruption the connection is closed, and its client comes back.
+            Push::Unsubscribed { .. }
+            | Push::Joined { .. }
+            | Push::Left { .. }
+            | Push::Presence { .. }
+            | Push::History { .. }
+            | Push::Interrupted { .. } => return false,
             Push::SubscriptionRefused { channel, error } => {
                 let (kind, status) = match error.code {
                     "unauthorized" => ("AuthError", 401),
