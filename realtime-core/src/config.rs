@@ -166,7 +166,10 @@ pub struct Limits {
     pub max_header_bytes: usize,
     /// Headers in a request. Default 64; past it 431.
     pub max_headers: usize,
-    /// Time to send a complete request head. Default 5,000.
+    /// Bytes of the body of one HTTP API request. Default 1 MiB; past it 413. All bodies under way
+    /// may hold 64 times as much; past that 503.
+    pub max_request_bytes: usize,
+    /// Time to send a complete request head, and again a complete body. Default 5,000.
     pub handshake_timeout_ms: u64,
     /// Connections that have not been upgraded, plain HTTP ones included. Default 4,096; past it
     /// new ones are dropped.
@@ -435,6 +438,7 @@ impl Default for Limits {
             max_fragments: 64,
             max_header_bytes: 16 << 10,
             max_headers: 64,
+            max_request_bytes: 1 << 20,
             handshake_timeout_ms: 5_000,
             max_handshakes: 4_096,
             max_subscriptions: 1_024,
@@ -516,6 +520,7 @@ impl Config {
             ("limits.max_message_bytes", limits.max_message_bytes),
             ("limits.max_fragments", limits.max_fragments),
             ("limits.max_headers", limits.max_headers),
+            ("limits.max_request_bytes", limits.max_request_bytes),
             ("limits.max_handshakes", limits.max_handshakes),
             ("limits.max_subscriptions", limits.max_subscriptions),
             ("limits.max_protocol_errors", usize::from(limits.max_protocol_errors)),

@@ -8,6 +8,7 @@
 //! | [`broker`] | where publications get their order |
 //! | [`presence`] | who is on which channel |
 //! | [`bus`] | how other processes of the host reach the hub |
+//! | `api` | the signed HTTP API of the Pusher protocol |
 //! | [`apps`] | names of channels and users that do not meet |
 //! | [`history`] | what is kept of a channel |
 //! | [`auth`] | who may do what |
@@ -26,6 +27,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod api;
 pub mod apps;
 pub mod auth;
 pub mod broker;

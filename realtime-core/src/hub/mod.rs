@@ -35,6 +35,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc as mpsc_async};
 
+use crate::api;
 use crate::apps::{AppId, Apps, UnknownApp};
 use crate::broker::memory::Memory;
 use crate::broker::{Broker, Published, Reply};
@@ -94,6 +95,8 @@ pub(crate) struct Node {
     pub(crate) started: Instant,
     pub(crate) connections: AtomicUsize,
     pub(crate) refused: AtomicU64,
+    /// Bodies of API requests under way.
+    pub(crate) bodies: api::Bodies,
     pub(crate) bus_errors: AtomicU64,
     pub(crate) bus_refused: AtomicU64,
     /// Sockets that the host has accepted, on their way to the control thread.
@@ -361,6 +364,7 @@ impl HubBuilder {
             started: Instant::now(),
             connections: AtomicUsize::new(0),
             refused: AtomicU64::new(0),
+            bodies: api::Bodies::default(),
             bus_errors: AtomicU64::new(0),
             bus_refused: AtomicU64::new(0),
             arriving: to_control,
@@ -807,6 +811,12 @@ impl Node {
     pub(crate) fn set_user(&self, app: AppId, socket: SocketId, user: Option<User>) -> Result<bool, QueryError> {
         let found = self.ask(|answer| Query::SetUser { app, socket, user: user.clone(), answer })?;
         Ok(found.into_iter().any(|here| here))
+    }
+
+    /// Subscriptions to a channel on this node.
+    pub(crate) fn subscribers(&self, app: AppId, channel: &str) -> usize {
+        let channel = self.apps.scope(app, channel);
+        self.routes.interest.with(self.channel_ref(&channel), |heard| heard.load.subscribers.load(Ordering::Relaxed)).unwrap_or(0)
     }
 
     /// The channels with subscribers, ordered by name.

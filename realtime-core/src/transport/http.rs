@@ -14,7 +14,8 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::Full;
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full};
 use hyper::body::{Body as _, Incoming};
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::service::service_fn;
@@ -28,12 +29,15 @@ use tungstenite::handshake::derive_accept_key;
 
 use super::link::TcpLink;
 use super::origin;
+use crate::api;
 use crate::descriptors;
 use crate::hub::Node;
 use crate::protocol::{OpenRequest, Opening, Refusal, Refused};
 
 /// Connections that the kernel keeps while the control thread is busy.
 const BACKLOG: i32 = 4096;
+/// Threads that wait for the shards' answers to API requests, while there are some.
+const BLOCKING_THREADS: usize = 4;
 /// How long accepting rests when descriptors or memory have run out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -73,7 +77,11 @@ impl Control {
         listener: std::net::TcpListener,
         arriving: mpsc::Receiver<std::net::TcpStream>,
     ) -> io::Result<(Self, Stop)> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .max_blocking_threads(BLOCKING_THREADS)
+            .thread_name("rt-control-ask")
+            .build()?;
         let stop = Arc::new(Notify::new());
         descriptors::opened(listener.as_raw_fd());
         Ok((Control { node, listener, arriving, runtime, stop: stop.clone() }, Stop(stop)))
@@ -208,7 +216,7 @@ async fn serve(node: Arc<Node>, stream: Tracked) {
         .max_headers(limits.max_headers);
     let service = service_fn(|request| {
         let (node, peer) = (node.clone(), &peer);
-        async move { Ok::<_, Infallible>(respond(&node, peer, request)) }
+        async move { Ok::<_, Infallible>(respond(&node, peer, request).await) }
     });
     if let Err(error) = builder.serve_connection(TokioIo::new(stream), service).with_upgrades().await {
         node.refused.fetch_add(1, Ordering::Relaxed);
@@ -216,9 +224,30 @@ async fn serve(node: Arc<Node>, stream: Tracked) {
     }
 }
 
-fn respond(node: &Arc<Node>, peer: &str, request: Request<Incoming>) -> Response<Full<Bytes>> {
+/// The answer to a plain request. Its body may go on for as long as the client listens.
+pub(crate) type Answer = Response<UnsyncBoxBody<Bytes, Infallible>>;
+
+type Handling = Pin<Box<dyn Future<Output = Result<Answer, Refusal>> + Send>>;
+
+/// Plain HTTP on some paths.
+struct Route {
+    serves: fn(&str) -> bool,
+    /// Called with the peer's address, on the control thread, which it must not block.
+    handle: fn(Arc<Node>, String, Request<Incoming>) -> Handling,
+}
+
+/// Asked in order, before the protocols.
+const ROUTES: [Route; 2] = [
+    Route { serves: |path| path == "/health", handle: |node, _, request| Box::pin(async move { health(&node, request.method()) }) },
+    Route { serves: api::serves, handle: |node, peer, request| Box::pin(async move { Ok(api::serve(node, &peer, request).await) }) },
+];
+
+async fn respond(node: &Arc<Node>, peer: &str, request: Request<Incoming>) -> Answer {
     let target = request.uri().clone();
-    let answer = route(node, request);
+    let answer = match ROUTES.iter().find(|route| (route.serves)(target.path())) {
+        Some(route) => (route.handle)(node.clone(), peer.to_owned(), request).await,
+        None => open(node, request),
+    };
     answer.unwrap_or_else(|refusal| {
         node.refused.fetch_add(1, Ordering::Relaxed);
         tracing::info!(
@@ -253,10 +282,8 @@ fn respond(node: &Arc<Node>, peer: &str, request: Request<Incoming>) -> Response
     })
 }
 
-fn route(node: &Arc<Node>, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Refusal> {
-    if request.uri().path() == "/health" {
-        return health(node, request.method());
-    }
+/// Finds the protocol that a connection on this path speaks.
+fn open(node: &Arc<Node>, request: Request<Incoming>) -> Result<Answer, Refusal> {
     let open = OpenRequest { path: request.uri().path(), query: request.uri().query().unwrap_or_default(), apps: &node.apps };
     let opened = node.formats.iter().enumerate().find_map(|(index, format)| Some((index, format.protocol.open(&open)?)));
     match opened {
@@ -265,7 +292,7 @@ fn route(node: &Arc<Node>, request: Request<Incoming>) -> Result<Response<Full<B
     }
 }
 
-fn health(node: &Node, method: &Method) -> Result<Response<Full<Bytes>>, Refusal> {
+fn health(node: &Node, method: &Method) -> Result<Answer, Refusal> {
     if !matches!(*method, Method::GET | Method::HEAD) {
         return Err(refusal(405, "method_not_allowed", "use GET"));
     }
@@ -282,8 +309,13 @@ fn health(node: &Node, method: &Method) -> Result<Response<Full<Bytes>>, Refusal
     Ok(response)
 }
 
-fn json(status: StatusCode, body: &serde_json::Value) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(Bytes::from(format!("{body}\n"))));
+/// A body that is there at once.
+pub(crate) fn full(bytes: impl Into<Bytes>) -> UnsyncBoxBody<Bytes, Infallible> {
+    Full::new(bytes.into()).boxed_unsync()
+}
+
+fn json(status: StatusCode, body: &serde_json::Value) -> Answer {
+    let mut response = Response::new(full(format!("{body}\n")));
     *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
@@ -294,12 +326,7 @@ fn refusal(status: u16, code: &'static str, message: impl Into<String>) -> Refus
 }
 
 /// Checks an upgrade, answers it and arranges for the socket to reach a shard.
-fn upgrade(
-    node: &Arc<Node>,
-    mut request: Request<Incoming>,
-    format: usize,
-    opening: Result<Opening, Refusal>,
-) -> Result<Response<Full<Bytes>>, Refusal> {
+fn upgrade(node: &Arc<Node>, mut request: Request<Incoming>, format: usize, opening: Result<Opening, Refusal>) -> Result<Answer, Refusal> {
     let accept = check_upgrade(&request)?;
     let headers = request.headers();
     let host = single(headers, header::HOST)?;
@@ -331,7 +358,7 @@ fn upgrade(
             Err(error) => tracing::info!(%error, "upgrade not completed"),
         }
     });
-    let mut response = Response::new(Full::new(Bytes::new()));
+    let mut response = Response::new(full(Bytes::new()));
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     let headers = response.headers_mut();
     headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));

@@ -1,0 +1,126 @@
+//! What the application's server can ask about: channels, their users, and who has to go.
+
+use std::sync::Arc;
+
+use hyper::StatusCode;
+use serde_json::{Map, Value, json};
+
+use super::Fault;
+use super::signed::Query;
+use crate::apps::AppId;
+use crate::error::QueryError;
+use crate::hub::Node;
+use crate::protocol::pusher::names;
+
+/// The close code that tells a client to stay away.
+const TERMINATED: u16 = 4009;
+
+/// What is asked for besides.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Info {
+    user_count: bool,
+    subscription_count: bool,
+}
+
+impl Info {
+    pub(super) fn parse(text: &str) -> Result<Info, Fault> {
+        let mut info = Info::default();
+        for attribute in text.split(',').map(str::trim).filter(|attribute| !attribute.is_empty()) {
+            match attribute {
+                "user_count" => info.user_count = true,
+                "subscription_count" => info.subscription_count = true,
+                other => return Err(Fault::bad(format!("`info` knows no `{}`", other.escape_debug()))),
+            }
+        }
+        Ok(info)
+    }
+
+    fn of(query: &Query) -> Result<Info, Fault> {
+        Info::parse(query.get("info").unwrap_or_default())
+    }
+}
+
+/// The attributes that a channel has, of those that are wanted.
+pub(super) async fn info_of(node: &Arc<Node>, app: AppId, channel: &str, wanted: Info) -> Result<Value, Fault> {
+    let mut info = Map::new();
+    if wanted.user_count && names::is_presence(channel) {
+        info.insert("user_count".into(), users(node, app, channel).await?.len().into());
+    }
+    if wanted.subscription_count {
+        info.insert("subscription_count".into(), node.subscribers(app, channel).into());
+    }
+    Ok(Value::Object(info))
+}
+
+/// `GET /channels`.
+pub(super) async fn channels(node: &Arc<Node>, app: AppId, query: &Query) -> Result<Value, Fault> {
+    let prefix = query.get("filter_by_prefix").unwrap_or_default();
+    let wanted = Info::of(query)?;
+    if wanted.user_count && !names::is_presence(prefix) {
+        return Err(Fault::bad("`user_count` needs a `filter_by_prefix` that begins with `presence-`"));
+    }
+    let mut channels = Map::new();
+    for channel in node.channels(app) {
+        if channel.name.starts_with(prefix) {
+            let info = info_of(node, app, &channel.name, wanted).await?;
+            channels.insert(channel.name, info);
+        }
+    }
+    Ok(json!({"channels": channels}))
+}
+
+/// `GET /channels/{channel}`.
+pub(super) async fn channel(node: &Arc<Node>, app: AppId, channel: &str, query: &Query) -> Result<Value, Fault> {
+    names::check(channel).map_err(|error| Fault::bad(error.to_string()))?;
+    let wanted = Info::of(query)?;
+    if wanted.user_count && !names::is_presence(channel) {
+        return Err(Fault::bad("only presence channels have a `user_count`"));
+    }
+    if node.subscribers(app, channel) == 0 {
+        return Ok(json!({"occupied": false}));
+    }
+    let mut answer = info_of(node, app, channel, wanted).await?;
+    answer["occupied"] = true.into();
+    Ok(answer)
+}
+
+/// `GET /channels/{channel}/users`.
+pub(super) async fn channel_users(node: &Arc<Node>, app: AppId, channel: &str) -> Result<Value, Fault> {
+    names::check(channel).map_err(|error| Fault::bad(error.to_string()))?;
+    if !names::is_presence(channel) {
+        return Err(Fault::bad("only presence channels have users"));
+    }
+    let users: Vec<Value> = users(node, app, channel).await?.into_iter().map(|id| json!({"id": id})).collect();
+    Ok(json!({"users": users}))
+}
+
+/// `POST /users/{user}/terminate_connections`.
+pub(super) async fn terminate_connections(node: &Arc<Node>, app: AppId, user: &str) -> Result<Value, Fault> {
+    let user = user.to_owned();
+    let closed = blocking(node, move |node| node.disconnect_user(app, &user, TERMINATED, "terminated")).await?;
+    tracing::info!(closed, "connections of a user terminated");
+    Ok(json!({}))
+}
+
+async fn users(node: &Arc<Node>, app: AppId, channel: &str) -> Result<Vec<String>, Fault> {
+    let channel = channel.to_owned();
+    let users = blocking(node, move |node| node.channel_users(app, &channel)).await?;
+    Ok(users.into_iter().map(|user| user.user.id().to_owned()).collect())
+}
+
+/// Asks the shards, which may take a moment.
+async fn blocking<T: Send + 'static>(
+    node: &Arc<Node>,
+    question: impl FnOnce(&Node) -> Result<T, QueryError> + Send + 'static,
+) -> Result<T, Fault> {
+    let node = node.clone();
+    let answered = tokio::task::spawn_blocking(move || question(&node)).await;
+    let answer = answered.map_err(|error| Fault::new(StatusCode::INTERNAL_SERVER_ERROR, format!("the question failed: {error}")))?;
+    answer.map_err(|error| {
+        let status = match error {
+            QueryError::Timeout { .. } | QueryError::Stopped => StatusCode::SERVICE_UNAVAILABLE,
+            _ => StatusCode::BAD_REQUEST,
+        };
+        Fault::new(status, error.to_string())
+    })
+}
