@@ -1,0 +1,23 @@
+<?php
+
+declare(strict_types=1);
+
+namespace Realtime\Laravel\Console;
+
+use Illuminate\Console\Command;
+
+/** Asks running hubs to end, so that their supervisor starts them with the new code and configuration. */
+class RestartCommand extends Command
+{
+    protected $signature = 'realtime:restart';
+
+    protected $description = 'Ask the hubs of realtime:serve to stop, so that a supervisor starts them again';
+
+    public function handle(): int
+    {
+        RestartSignal::send($this->laravel['cache.store']);
+        $this->info('Restart asked for.');
+
+        return 0;
+    }
+}

@@ -1,0 +1,18 @@
+<?php
+
+declare(strict_types=1);
+
+namespace App\Exceptions;
+
+use Throwable;
+
+class Handler extends \Illuminate\Foundation\Exceptions\Handler
+{
+    /** @var list<Throwable> */
+    public static array $reported = [];
+
+    public function report(Throwable $e)
+    {
+        self::$reported[] = $e;
+    }
+}
