@@ -16,6 +16,8 @@ use axum::http::StatusCode;
 use axum::response::{Html, IntoResponse};
 use axum::routing::{get, post};
 use realtime_core::{Config, Hub, Payload, Publish};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
 
 type AnyError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -50,7 +52,8 @@ async fn publish(State(hub): State<Hub>, Path(name): Path<String>, body: String)
 }
 
 async fn asked_to_stop() {
-    if let Err(error) = tokio::signal::ctrl_c().await {
-        eprintln!("cannot wait for Ctrl-C: {error}");
+    let asked = tokio::task::spawn_blocking(|| Signals::new([SIGINT, SIGTERM]).map(|mut signals| signals.forever().next()));
+    if let Ok(Err(error)) = asked.await {
+        eprintln!("cannot wait for signals: {error}");
     }
 }
