@@ -118,7 +118,7 @@ lint: ## Check format and lints, warnings as errors
 
 bench: ## Compare with the floor and the alternatives; writes benches/results/
 	@scripts/setup build bench
-	@$(MAKE) --no-print-directory build-extension build-capi
+	@$(MAKE) --no-print-directory build-extension build-server build-capi
 	@$(with_php) benches/run
 
 fuzz: ## Feed parsers with bytes that are almost right; SECONDS for each (60)

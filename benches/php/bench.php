@@ -1,13 +1,19 @@
 <?php
-// Executes the driver's JSON lines inside a PHP process that embeds the hub. Ends when standard input closes.
+// Executes the driver's JSON lines inside a PHP process that embeds the hub, or, where a second argument names the
+// program `realtime`, reaches one over its bus. Ends when standard input closes.
 
 declare(strict_types=1);
 
 const CHANNEL = 'bench';
 
 $url = $argv[1];
-$hub = Realtime\start(['listen' => '127.0.0.1:0', 'socket' => '', 'heartbeat' => ['ping_interval_ms' => 600_000]]);
-answer(['port' => $hub->port]);
+if (isset($argv[2])) {
+    [$server, $port] = serve($argv[2]);
+    answer(['port' => $port, 'pid' => proc_get_status($server)['pid']]);
+} else {
+    $hub = Realtime\start(['listen' => '127.0.0.1:0', 'socket' => '', 'heartbeat' => ['ping_interval_ms' => 600_000]]);
+    answer(['port' => $hub->port, 'pid' => getmypid()]);
+}
 
 $http = curl_init($url);
 curl_setopt_array($http, [CURLOPT_POST => true, CURLOPT_RETURNTRANSFER => true, CURLOPT_HTTPHEADER => ['Content-Type: application/json', 'Expect:']]);
@@ -18,7 +24,27 @@ while (($line = fgets(STDIN)) !== false) {
         'burst' => burst($command['op'], $command['calls'], str_repeat('x', $command['size']), $http),
         'single' => single($command['op'], $command['calls'], str_repeat('x', $command['size']), $command['pause_us'], $http),
         'publish' => publish($command),
+        'poll' => poll($command),
     });
+}
+isset($server) && proc_terminate($server);
+
+/** The hub as a process of its own, on this process' bus socket; it and its port. */
+function serve(string $program): array
+{
+    $settings = ['--listen', '127.0.0.1:0', '--socket', getenv('REALTIME_SOCKET'), '--set', 'heartbeat.ping_interval_ms=600000', '--log-level', 'warn'];
+    $server = proc_open([$program, 'serve', ...$settings], [['file', '/dev/null', 'r'], STDERR, ['pipe', 'w']], $pipes);
+    // Kept open: it is where the hub would complain.
+    $GLOBALS['complaints'] = $pipes[2];
+    $line = (string) fgets($pipes[2]);
+    preg_match('~ws://127\.0\.0\.1:(\d+)/~', $line, $match) || throw new RuntimeException("the hub did not start: $line");
+    return [$server, (int) $match[1]];
+}
+
+/** Waits until the hub behind the bus has taken everything; nobody hears of it. */
+function settle(): void
+{
+    Realtime\publish('settled', '');
 }
 
 function answer(array $value): void
@@ -46,13 +72,27 @@ function burst(string $operation, int $calls, string $message, CurlHandle $http)
                 broadcast(CHANNEL, $message);
             }
             break;
+        case 'batch':
+            Realtime\batch(function () use ($calls, $message) {
+                for ($i = 0; $i < $calls; $i++) {
+                    broadcast(CHANNEL, $message);
+                }
+            });
+            break;
+        case 'receipt':
+            for ($i = 0; $i < $calls; $i++) {
+                Realtime\publish(CHANNEL, $message);
+            }
+            break;
         case 'http':
             for ($i = 0; $i < $calls; $i++) {
                 post($http, $message);
             }
             break;
     }
-    return ['ns' => [(hrtime(true) - $start) / $calls]];
+    $took = hrtime(true) - $start;
+    settle();
+    return ['ns' => [$took / $calls]];
 }
 
 /** Calls one at a time, with a pause in which whoever consumes them falls asleep. */
@@ -77,6 +117,11 @@ function single(string $operation, int $calls, string $message, int $pauseUs, Cu
                 broadcast(CHANNEL, $message);
                 $times[] = hrtime(true) - $start;
                 break;
+            case 'receipt':
+                $start = hrtime(true);
+                Realtime\publish(CHANNEL, $message);
+                $times[] = hrtime(true) - $start;
+                break;
             case 'http':
                 $start = hrtime(true);
                 post($http, $message);
@@ -84,6 +129,7 @@ function single(string $operation, int $calls, string $message, int $pauseUs, Cu
                 break;
         }
     }
+    settle();
     return ['ns' => $times];
 }
 
@@ -109,4 +155,20 @@ function publish(array $command): array
         broadcast($command['channel'], str_pad(sprintf('t=%020d;', hrtime(true)), $command['size'], 'x'));
     }
     return ['id' => $command['id'], 'published' => $command['count'], 'refused' => 0];
+}
+
+/** A poller: rounds on schedule, in each a stamped message to every device's channel. */
+function poll(array $command): array
+{
+    $start = hrtime(true);
+    for ($round = 0; $round < $command['rounds']; $round++) {
+        $wait = $start + $round * $command['interval_us'] * 1000 - hrtime(true);
+        if ($wait > 0) {
+            usleep(intdiv($wait, 1000));
+        }
+        for ($device = 0; $device < $command['devices']; $device++) {
+            broadcast(sprintf('d%02d', $device), str_pad(sprintf('t=%020d;', hrtime(true)), $command['size'], 'x'));
+        }
+    }
+    return ['id' => 0, 'published' => $command['rounds'] * $command['devices'], 'refused' => 0];
 }

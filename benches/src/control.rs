@@ -43,6 +43,9 @@ pub(crate) struct Done {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Listening {
     pub(crate) port: u16,
+    /// Of the process that has the hub, if it is another one.
+    #[serde(default)]
+    pub(crate) pid: Option<u32>,
 }
 
 /// What the load generator can be told to do.

@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 pub(crate) fn run(envelope: Envelope, batch: usize) -> Result<()> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     let sockets = Arc::new(Mutex::new(Vec::new()));
-    answer(&Listening { port: listener.local_addr()?.port() })?;
+    answer(&Listening { port: listener.local_addr()?.port(), pid: None })?;
     let accepted = Arc::clone(&sockets);
     std::thread::spawn(move || {
         for stream in listener.incoming().flatten() {

@@ -14,7 +14,7 @@ pub(crate) fn run(shards: usize) -> Result<()> {
     let mut config = Config { listen: "127.0.0.1:0".to_owned(), socket: Some(String::new()), shards, ..Config::default() };
     config.heartbeat.ping_interval_ms = PING_INTERVAL_MS;
     let hub = Hub::start(config)?;
-    answer(&Listening { port: hub.local_addr().port() })?;
+    answer(&Listening { port: hub.local_addr().port(), pid: None })?;
     serve(|command| {
         let hub = hub.clone();
         std::thread::spawn(move || execute(&hub, command).and_then(|done| answer(&done)));

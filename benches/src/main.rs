@@ -28,7 +28,7 @@ use wire::Envelope;
 
 const USAGE: &str = "usage: benches/run [PART]... [--rounds N] [--envelope native|raw] [--shards N] [--only A,B]
 
-parts: latency saturation idle php channels beside sinks capi sequencing (default: all)
+parts: latency saturation idle php bus poller channels beside sinks capi sequencing (default: all)
   --rounds N      rounds of each measurement, 5 by default; the tables show medians
   --envelope E    native (default) or raw: what the hub's subscribers ask for; the others send frames of the same size
   --shards N      shards of the hub; one per core by default
@@ -41,11 +41,13 @@ const QUIET_PERCENT: f64 = 5.0;
 type Measure = fn(&Options) -> Result<Part>;
 
 /// The parts by name, in the order in which they run.
-const PARTS: [(&str, &[Measure]); 9] = [
+const PARTS: [(&str, &[Measure]); 11] = [
     ("latency", &[parts::latency::run]),
     ("saturation", &[parts::saturation::run]),
     ("idle", &[parts::idle::run]),
     ("php", &[parts::php::calls, parts::php::latency]),
+    ("bus", &[parts::bus::run]),
+    ("poller", &[parts::poller::run]),
     ("channels", &[parts::channels::run]),
     ("beside", &[parts::beside::run, parts::sinks::beside]),
     ("sinks", &[parts::sinks::run]),
@@ -106,6 +108,7 @@ impl Arguments {
                 extension: PathBuf::from("build/realtime.so"),
                 floor_extension: PathBuf::new(),
                 publish: PathBuf::new(),
+                server: PathBuf::from("build/realtime"),
             },
             batch: 1,
         };
@@ -122,6 +125,7 @@ impl Arguments {
                 Long("home") => arguments.options.home = parser.value()?.into(),
                 Long("extension") => arguments.options.extension = parser.value()?.into(),
                 Long("publish") => arguments.options.publish = parser.value()?.into(),
+                Long("server") => arguments.options.server = parser.value()?.into(),
                 Long("floor-extension") => arguments.options.floor_extension = parser.value()?.into(),
                 Long("envelope") => {
                     arguments.options.envelope = match parser.value()?.string()?.as_str() {
@@ -190,7 +194,7 @@ fn drive(arguments: &Arguments) -> Result<()> {
 
 /// What was typed: without the places that `benches/run` adds.
 fn command_line() -> String {
-    let places = ["--home=", "--extension=", "--floor-extension=", "--publish="];
+    let places = ["--home=", "--extension=", "--floor-extension=", "--publish=", "--server="];
     let typed = std::env::args().skip(1).filter(|argument| !places.iter().any(|place| argument.starts_with(place)));
     std::iter::once("benches/run".to_owned()).chain(typed).collect::<Vec<_>>().join(" ")
 }

@@ -44,7 +44,7 @@ pub(crate) fn run(envelope: Envelope) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let clients = Arc::new(Clients::default());
     let listener = runtime.block_on(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)))?;
-    answer(&Listening { port: listener.local_addr()?.port() })?;
+    answer(&Listening { port: listener.local_addr()?.port(), pid: None })?;
     runtime.spawn(accept(listener, Arc::clone(&clients)));
     serve(|command| answer(&execute(&clients, envelope, command)?))
 }

@@ -30,6 +30,8 @@ pub(crate) struct Options {
     pub(crate) floor_extension: PathBuf,
     /// The program from `c/publish.c`.
     pub(crate) publish: PathBuf,
+    /// The program `realtime`.
+    pub(crate) server: PathBuf,
 }
 
 impl Options {
@@ -129,6 +131,8 @@ pub(crate) fn http_server(home: &Path) -> Result<(Peer, u16)> {
 pub(crate) struct Server {
     pub(crate) peer: Peer,
     pub(crate) port: u16,
+    /// The process that has the hub, where it is not `peer`.
+    pub(crate) hub_pid: u32,
     next_id: u64,
 }
 
@@ -140,7 +144,8 @@ impl Server {
     pub(crate) fn from_command(name: &str, command: Command) -> Result<Self> {
         let mut peer = Peer::spawn(name, command)?;
         let listening: Listening = peer.receive(PATIENCE)?;
-        Ok(Self { peer, port: listening.port, next_id: 0 })
+        let hub_pid = listening.pid.unwrap_or(peer.pid());
+        Ok(Self { peer, port: listening.port, hub_pid, next_id: 0 })
     }
 
     fn id(&mut self) -> u64 {

@@ -6,9 +6,10 @@ use crate::wire::Envelope;
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-const SIZE: usize = 100;
+pub(super) const SIZE: usize = 100;
 const SUBSCRIBERS: usize = 5000;
 const BURST_CALLS: usize = 1000;
 const BURSTS: usize = 20;
@@ -25,33 +26,33 @@ const DISTANT_PAUSE_US: u64 = 40_000;
 const LATENCY_MESSAGES: u32 = 100;
 const LATENCY_INTERVAL_US: u64 = 10_000;
 /// What "the same" means on a machine that does other things as well.
-const NOISE: f64 = 1.25;
+pub(super) const NOISE: f64 = 1.25;
 const PATIENCE: Duration = Duration::from_secs(120);
 
 const BURST: &str = "burst";
 const SINGLE: &str = "1 ms apart";
 const DISTANT: &str = "40 ms apart";
-const PER_CALL: &str = "per call";
+pub(super) const PER_CALL: &str = "per call";
 const NOOP: &str = "empty function";
 const HANDOFF: &str = "Arc and queue";
 const NOBODY: &str = "broadcast(), 0 subscribers";
 const ONE: &str = "broadcast(), 1 subscriber";
 const MANY: &str = "broadcast(), 5000 subscribers";
-const HTTP: &str = "HTTP POST, keep-alive";
+pub(super) const HTTP: &str = "HTTP POST, keep-alive";
 const TO_ONE: &str = "1 x 100 B";
 const TO_ONE_METRIC: &str = "median";
 
 /// A command for `php/bench.php`, beside those that it shares with the other servers.
 #[derive(Serialize)]
 #[serde(tag = "cmd", rename_all = "lowercase")]
-enum PhpCommand {
+pub(super) enum PhpCommand {
     Burst { op: &'static str, calls: usize, size: usize },
     Single { op: &'static str, calls: usize, size: usize, pause_us: u64 },
 }
 
 #[derive(Deserialize)]
-struct Times {
-    ns: Vec<f64>,
+pub(super) struct Times {
+    pub(super) ns: Vec<f64>,
 }
 
 /// One line of the table: what is called how, and how many hear of it.
@@ -209,6 +210,20 @@ pub(crate) fn latency(options: &Options) -> Result<Part> {
 
 /// A PHP process with the hub and the floor extension in it.
 fn php(options: &Options, http_port: u16) -> Result<Server> {
+    Server::from_command("php", php_command(options, http_port)?)
+}
+
+/// A PHP process that reaches its hub over the bus: `realtime serve`, which it starts and ends.
+pub(super) fn over_bus(options: &Options, http_port: u16) -> Result<Server> {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    ensure!(options.server.exists(), "{} is missing; `make build` builds it", options.server.display());
+    let name = format!("realtime-bench-{}-{}.sock", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+    let mut command = php_command(options, http_port)?;
+    command.arg(&options.server).env("REALTIME_SOCKET", std::env::temp_dir().join(name));
+    Server::from_command("php on the bus", command)
+}
+
+fn php_command(options: &Options, http_port: u16) -> Result<Command> {
     ensure!(options.extension.exists(), "{} is missing; `make build` builds it", options.extension.display());
     let mut command = Command::new("php");
     // Without the system's configuration; opcache as in production, where it changes how functions are called.
@@ -218,5 +233,5 @@ fn php(options: &Options, http_port: u16) -> Result<Server> {
         command.arg("-d").arg(format!("extension={}", extension.display()));
     }
     command.arg(options.home.join("php/bench.php")).arg(format!("http://127.0.0.1:{http_port}/"));
-    Server::from_command("php", command)
+    Ok(command)
 }

@@ -54,6 +54,31 @@ test('php-examples/chat: a line that is posted to php-fpm through nginx reaches 
     contains('php-examples/chat/chat.php', file_get_contents("$examples/chat/README.md"));
 });
 
+test('php-examples/poller: 120 dashboards get what the poller reads, and its crash drops none of them', function () use ($examples) {
+    $start = new Process([PHP_BINARY, ...Tests\php_options(), "$examples/poller/start.php"], ['HUB_PORT' => '0', 'PAGE_PORT' => '0']);
+    [, $page, $url, $poller] = $start->expect('~Open    (\S+)\s+hub     (\S+)\s+poller  pid (\d+)~');
+    contains('<title>100 devices, live</title>', file_get_contents($page));
+    $dashboards = array_map(fn (int $number) => Client::subscribed($url, 'device.' . $number % 100), range(0, 119));
+    $first = array_map(fn (Client $dashboard) => $dashboard->next(), $dashboards);
+    foreach ($first as $number => $message) {
+        same(['device.' . $number % 100, 'reading', (int) $poller], [$message['channel'], $message['event'], $message['data']['poller']]);
+    }
+    posix_kill((int) $poller, SIGKILL);
+    [, $next] = $start->expect('~started anew: pid (\d+)~');
+    foreach ($dashboards as $number => $dashboard) {
+        // What was on its way first; then the next poller's, over the same connection and with the offsets that follow.
+        $offset = $first[$number]['offset'];
+        do {
+            $message = $dashboard->next();
+            same(++$offset, $message['offset']);
+        } while ($message['data']['poller'] === (int) $poller);
+        same((int) $next, $message['data']['poller']);
+    }
+    $start->signal(SIGINT);
+    same([0, 1001], [$start->wait(), $dashboards[0]->closeCode()]);
+    contains('php-examples/poller/start.php', file_get_contents("$examples/poller/README.md"));
+});
+
 test('every lesson is tested', function () use ($examples) {
     same(array_map('dirname', array_keys(EXPECTED)), array_map('basename', glob("$examples/[0-9]*", GLOB_ONLYDIR)));
 });
