@@ -15,6 +15,7 @@ use crate::bus::seal::MIN_SECRET_BYTES;
 use crate::bus::socket::default_path;
 use crate::history::Retention;
 use crate::message::INTERNAL_PREFIX;
+use crate::protocol::pusher::names;
 
 /// Everything that can be set. Durations are `_ms`, sizes are `_bytes`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -352,6 +353,8 @@ impl Default for HistoryPolicy {
     }
 }
 
+/// What is kept of a cache channel, as long as Pusher keeps it.
+const CACHE_CHANNEL: Retention = Retention { size: 1, ttl_ms: 30 * 60_000, bytes: usize::MAX };
 /// Longest age of a kept publication: 30 days.
 const MAX_HISTORY_TTL_MS: u64 = 30 * 86_400_000;
 
@@ -626,7 +629,31 @@ impl Config {
         if channel.starts_with(INTERNAL_PREFIX) {
             return None;
         }
-        self.channel_policy(channel).and_then(ChannelPolicy::retention)
+        let policy = self.channel_policy(channel).and_then(ChannelPolicy::retention);
+        policy.or_else(|| self.is_cache(channel).then_some(CACHE_CHANNEL))
+    }
+
+    /// What is kept of a publication.
+    pub(crate) fn retention_of(&self, channel: &str, event: &str) -> Option<Retention> {
+        let retention = self.retention(channel)?;
+        // A cache channel remembers what the application has said.
+        let passes = event.starts_with("client-") && retention == CACHE_CHANNEL && self.is_cache(channel);
+        (!passes).then_some(retention)
+    }
+
+    /// Whether who subscribes to a channel gets its newest publication.
+    pub(crate) fn gives_last_value(&self, channel: &str) -> bool {
+        self.channel_policy(channel).is_some_and(|policy| policy.last_value) || self.is_cache(channel)
+    }
+
+    /// Whether it is a cache channel of the Pusher protocol, and an app speaks that.
+    fn is_cache(&self, channel: &str) -> bool {
+        names::is_cache(channel) && self.speaks_pusher()
+    }
+
+    /// Whether clients of the Pusher protocol can connect at all.
+    pub(crate) fn speaks_pusher(&self) -> bool {
+        self.apps.iter().any(|app| !app.key.is_empty())
     }
 
     /// The policy for a channel: the first pattern that matches, or none.

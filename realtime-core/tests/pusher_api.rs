@@ -106,6 +106,10 @@ async fn channels_and_their_users_can_be_asked_for() {
     assert_eq!(get("channels/news", &[("info", "subscription_count")]), json!({"occupied": true, "subscription_count": 1}));
     assert_eq!(get("channels/news", &[]), json!({"occupied": true}));
     assert_eq!(get("channels/unknown", &[]), json!({"occupied": false}));
+    let cache = [("info", "subscription_count,cache")];
+    assert_eq!(get("channels/cache-a", &cache), json!({"occupied": false, "cache": null}));
+    ApiRequest::post("events", &event(json!(["cache-a"]), r#"{ "a":1 }"#)).ask(&hub);
+    assert_eq!(get("channels/cache-a", &cache), json!({"occupied": false, "cache": {"data": r#"{ "a":1 }"#}}));
     assert_eq!(get("channels/presence-a/users", &[]), json!({"users": [{"id": "1"}, {"id": "b"}]}));
     assert_eq!(get("channels/presence-b/users", &[]), json!({"users": []}));
     assert_eq!(get("connections", &[]), json!({"connections": 5}));
@@ -318,6 +322,7 @@ fn refused() -> Vec<(ApiRequest, u16)> {
         ("channels", vec![("filter_by_prefix", "a=b;c")], 200),
         ("channels/news", vec![("info", "user_count")], 400),
         ("channels/news", vec![("info", "nonsense")], 400),
+        ("channels/news", vec![("info", "cache")], 400),
         ("channels/news/users", vec![], 400),
         ("channels/a%20b", vec![], 400),
         ("channels/", vec![], 400),

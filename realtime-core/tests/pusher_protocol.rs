@@ -23,7 +23,7 @@ fn publish(hub: &Hub, channel: &str, json: &str) {
 async fn every_kind_of_channel_is_heard_by_who_may_hear_it() {
     let hub = hub();
     let mut client = PusherClient::connect(&hub).await;
-    for channel in ["news", "cache-news", "private-a", "private-encrypted-a", "private-cache-a", "private-encrypted-cache-a", "privateer"] {
+    for channel in ["news", "private-a", "private-encrypted-a", "privateer", "cache", "private-acache-"] {
         client.subscribe(channel).await;
         publish(&hub, channel, r#"{"id":1}"#);
         let event = client.raw().await;
@@ -414,4 +414,49 @@ async fn a_presence_channel_needs_somebody() {
     signed_in.send("pusher:subscribe", json!({"auth": auth, "channel": channel})).await;
     let answer = signed_in.expect("pusher_internal:subscription_succeeded").await;
     assert_eq!(answer["data"]["presence"]["hash"]["u1"], json!({"name": "Ann"}));
+}
+
+#[tokio::test]
+async fn a_cache_channel_gives_its_newest_event_to_who_comes_later() {
+    let hub = hub();
+    for channel in ["cache-news", "private-cache-a", "private-encrypted-cache-a"] {
+        let mut first = PusherClient::subscribed(&hub, channel).await;
+        assert_eq!(first.raw().await, json!({"event": "pusher:cache_miss", "channel": channel}));
+        publish(&hub, channel, "1");
+        first.expect("order.shipped").await;
+        // What clients say is not kept, and with nobody there everything still is.
+        if channel != "cache-news" {
+            first.client.send_json(json!({"event": "client-e", "channel": channel, "data": 9})).await;
+        }
+        first.client.close().await;
+        for round in 2..4 {
+            publish(&hub, channel, &round.to_string());
+            let mut client = PusherClient::connect(&hub).await;
+            client.subscribe(channel).await;
+            assert_eq!(client.raw().await, json!({"event": "order.shipped", "channel": channel, "data": round.to_string()}));
+            if channel != "cache-news" {
+                client.client.send_json(json!({"event": "client-e", "channel": channel, "data": 9})).await;
+                client.expect_nothing().await;
+            }
+            let mut later = PusherClient::connect(&hub).await;
+            later.subscribe(channel).await;
+            assert_eq!(later.expect("order.shipped").await["data"], round);
+            publish(&hub, channel, "9");
+            assert_eq!(later.expect("order.shipped").await["data"], 9);
+        }
+    }
+    let mut client = PusherClient::connect(&hub).await;
+    let present = enter(&mut client, "presence-cache-a", r#"{"user_id":"7"}"#).await;
+    assert_eq!(present["count"], 1);
+    client.expect("pusher:cache_miss").await;
+}
+
+#[tokio::test]
+async fn a_cache_channel_without_a_keyed_app_is_a_channel_like_any_other() {
+    let hub = start(|_| {});
+    let mut first = Client::subscribed(&hub, "cache-news").await;
+    publish(&hub, "cache-news", "1");
+    first.expect("message").await;
+    let mut later = Client::subscribed(&hub, "cache-news").await;
+    later.expect_nothing().await;
 }

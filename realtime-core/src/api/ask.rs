@@ -9,8 +9,9 @@ use super::Fault;
 use super::signed::Query;
 use crate::apps::AppId;
 use crate::error::QueryError;
+use crate::history;
 use crate::hub::Node;
-use crate::protocol::pusher::names;
+use crate::protocol::pusher::{self, names};
 
 /// The close code that tells a client to stay away.
 const TERMINATED: u16 = 4009;
@@ -20,6 +21,7 @@ const TERMINATED: u16 = 4009;
 pub(super) struct Info {
     user_count: bool,
     subscription_count: bool,
+    cache: bool,
 }
 
 impl Info {
@@ -29,6 +31,7 @@ impl Info {
             match attribute {
                 "user_count" => info.user_count = true,
                 "subscription_count" => info.subscription_count = true,
+                "cache" => info.cache = true,
                 other => return Err(Fault::bad(format!("`info` knows no `{}`", other.escape_debug()))),
             }
         }
@@ -48,6 +51,9 @@ pub(super) async fn info_of(node: &Arc<Node>, app: AppId, channel: &str, wanted:
     }
     if wanted.subscription_count {
         info.insert("subscription_count".into(), node.subscribers(app, channel).into());
+    }
+    if wanted.cache && names::is_cache(channel) {
+        info.insert("cache".into(), cached(node, app, channel).await?);
     }
     Ok(Value::Object(info))
 }
@@ -76,12 +82,23 @@ pub(super) async fn channel(node: &Arc<Node>, app: AppId, channel: &str, query: 
     if wanted.user_count && !names::is_presence(channel) {
         return Err(Fault::bad("only presence channels have a `user_count`"));
     }
-    if node.subscribers(app, channel) == 0 {
-        return Ok(json!({"occupied": false}));
+    if wanted.cache && !names::is_cache(channel) {
+        return Err(Fault::bad("only cache channels have a `cache`"));
     }
+    let occupied = node.subscribers(app, channel) > 0;
+    // What is cached outlives the subscribers.
+    let wanted = if occupied { wanted } else { Info { cache: wanted.cache, ..Info::default() } };
     let mut answer = info_of(node, app, channel, wanted).await?;
-    answer["occupied"] = true.into();
+    answer["occupied"] = occupied.into();
     Ok(answer)
+}
+
+/// The newest event of a cache channel, as its subscribers get it.
+async fn cached(node: &Arc<Node>, app: AppId, channel: &str) -> Result<Value, Fault> {
+    let channel = channel.to_owned();
+    let newest = history::Query { limit: 1, newest_first: true, ..history::Query::default() };
+    let history = blocking(node, move |node| node.read_history(app, &channel, &newest)).await?;
+    Ok(history.publications.first().map_or(Value::Null, |publication| json!({"data": pusher::data_of(publication)})))
 }
 
 /// `GET /channels/{channel}/users`.

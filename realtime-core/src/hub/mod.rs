@@ -168,7 +168,7 @@ impl Node {
             self.queue_full.fetch_add(1, Ordering::Relaxed);
             return Err(PublishError::QueueFull { queued_bytes: queued, limit, waited });
         }
-        let retention = if self.keeps_history { self.config.retention(publish.channel) } else { None };
+        let retention = if self.keeps_history { self.config.retention_of(publish.channel, publish.event) } else { None };
         let hashed = Publish { channel: &channel, hash: channel_hash(&channel), retention, ..*publish };
         let reply = self.broker.publish(&hashed);
         if !matches!(reply, Reply::Now(Ok(Published { repeated: true, .. }))) {
@@ -358,7 +358,7 @@ impl HubBuilder {
             formats,
             shards,
             broker,
-            keeps_history: config.channels.iter().any(|policy| policy.retention().is_some()),
+            keeps_history: config.speaks_pusher() || config.channels.iter().any(|policy| policy.retention().is_some()),
             attendance: Arc::new(Attendance { presence, alarm: Notify::new() }),
             membership: (0..64).map(|_| Mutex::default()).collect(),
             started: Instant::now(),

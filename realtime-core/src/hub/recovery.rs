@@ -280,6 +280,10 @@ impl Shard {
                 cursor.told = told;
             }
             self.push_subscribed_at(key.connection, index, id, start, recovered);
+            if matches!(aim, Aim::Newest(_)) && page.publications.is_empty() {
+                let channel = self.channels[index].channel.clone();
+                self.push(key.connection, &Push::NoLastValue { channel: channel.name() });
+            }
         }
         let is_newest = matches!(aim, Aim::Newest(_));
         let Some(given) = self.give(key, page.publications.iter().map(|publication| &**publication)) else { return };

@@ -132,9 +132,10 @@ impl Shard {
         let opening = self.openings;
         let index = self.channels.insert(LocalChannel::new(channel.clone(), load, opening));
         self.by_channel.insert(channel.clone(), index);
-        if let Some(policy) = node.config.channel_policy(channel.name()).filter(|_| !channel.is_internal()) {
-            self.channels[index].is_recoverable = policy.history.is_some();
-            self.channels[index].has_last_value = policy.last_value;
+        if !channel.is_internal() {
+            let policy = node.config.channel_policy(channel.name());
+            self.channels[index].is_recoverable = policy.is_some_and(|policy| policy.history.is_some());
+            self.channels[index].has_last_value = node.config.gives_last_value(channel.name());
         }
         if !channel.is_internal()
             && let Some(rules) = node.config.room(channel.name())

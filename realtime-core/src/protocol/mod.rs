@@ -296,6 +296,11 @@ pub enum Push<'a> {
         /// what changes after it. `None` where the channel does not tell.
         users: Option<&'a [User]>,
     },
+    /// Follows [`Push::Subscribed`] where there should be a newest publication and is none.
+    NoLastValue {
+        /// The channel.
+        channel: &'a str,
+    },
     /// A user has come onto a channel. Sent to all subscribers alike but those who have the user in
     /// their [`Push::Subscribed`] already; the state that comes with it has the variant and no data.
     Joined {

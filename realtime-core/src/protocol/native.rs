@@ -160,7 +160,7 @@ fn encode_json(publication: &Publication, out: &mut Vec<u8>) -> MessageKind {
 
 /// False: there are no words for it.
 fn write_push(push: &Push<'_>, out: &mut Vec<u8>) -> bool {
-    if matches!(push, Push::Refused { .. } | Push::SubscriptionRefused { .. } | Push::SignedIn { .. }) {
+    if matches!(push, Push::Refused { .. } | Push::SubscriptionRefused { .. } | Push::NoLastValue { .. } | Push::SignedIn { .. }) {
         return false;
     }
     let mut object = Object::new(out);
@@ -229,7 +229,7 @@ fn write_push(push: &Push<'_>, out: &mut Vec<u8>) -> bool {
             write_id(&mut object, error.id.as_ref());
         }
         // See above.
-        Push::Refused { .. } | Push::SubscriptionRefused { .. } | Push::SignedIn { .. } => {}
+        Push::Refused { .. } | Push::SubscriptionRefused { .. } | Push::NoLastValue { .. } | Push::SignedIn { .. } => {}
     }
     object.end();
     true

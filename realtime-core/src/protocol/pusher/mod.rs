@@ -3,6 +3,9 @@
 mod decode;
 pub mod names;
 
+use std::borrow::Cow;
+
+use data_encoding::BASE64;
 use percent_encoding::percent_decode_str;
 
 use super::json::{Object, write_number, write_string};
@@ -112,19 +115,27 @@ fn encode(publication: &Publication, out: &mut Vec<u8>) {
         // What a client sends arrives as it was sent: a string that holds JSON text stays one.
         Body::Json(json) if event.starts_with("client-") => object.raw("data", json),
         Body::Text(text) if event.starts_with("client-") => object.text("data", text),
-        Body::Json(json) => object.text("data", json),
-        Body::Text(text) => {
-            let mut json = Vec::with_capacity(text.len() + 2);
-            write_string(text, &mut json);
-            // JSON text that was just written is UTF-8.
-            object.text("data", std::str::from_utf8(&json).unwrap_or_default());
-        }
-        Body::Binary(bytes) => object.text("data", &format!("\"{}\"", base64(bytes))),
+        _ => object.text("data", &data_of(publication)),
     }
     if let Some(user) = publication.user_id.as_deref().filter(|_| names::is_presence(channel)) {
         object.text("user_id", user);
     }
     object.end();
+}
+
+/// What the data of an event from the application says: JSON text.
+pub(crate) fn data_of(publication: &Publication) -> Cow<'_, str> {
+    match &publication.body {
+        Body::Json(json) => Cow::Borrowed(json),
+        Body::Text(text) => {
+            let mut json = Vec::with_capacity(text.len() + 2);
+            write_string(text, &mut json);
+            // JSON text that was just written is UTF-8.
+            Cow::Owned(String::from_utf8(json).unwrap_or_default())
+        }
+        // The protocol has no binary messages.
+        Body::Binary(bytes) => Cow::Owned(format!("\"{}\"", BASE64.encode(bytes))),
+    }
 }
 
 impl Pusher {
@@ -143,6 +154,12 @@ impl Pusher {
                 };
                 message("pusher_internal:subscription_succeeded", Some(channel), &data, out);
             }
+            Push::NoLastValue { channel } if names::is_cache(channel) => {
+                let mut object = Object::new(out);
+                object.text("event", "pusher:cache_miss");
+                object.text("channel", channel);
+                object.end();
+            }
             Push::Joined { channel, user } if names::is_presence(channel) => {
                 let data = data(|object| {
                     object.text("user_id", user.id());
@@ -156,6 +173,7 @@ impl Pusher {
             }
             // Without a word for an interruption the connection is closed, and its client comes back.
             Push::Unsubscribed { .. }
+            | Push::NoLastValue { .. }
             | Push::Joined { .. }
             | Push::Left { .. }
             | Push::Presence { .. }
@@ -246,20 +264,6 @@ fn error_code(fault: &ProtocolError) -> Option<u16> {
         "bad_client_event" => Some(4301),
         _ => None,
     }
-}
-
-/// RFC 4648 section 4, for bytes in a protocol without binary messages.
-fn base64(bytes: &[u8]) -> String {
-    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
-    for group in bytes.chunks(3) {
-        let bits = group.iter().fold(0u32, |bits, byte| bits << 8 | u32::from(*byte)) << (8 * (3 - group.len()));
-        for at in 0..4 {
-            let digit = ALPHABET[(bits >> (18 - 6 * at)) as usize & 63];
-            text.push(if at <= group.len() { digit.into() } else { '=' });
-        }
-    }
-    text
 }
 
 #[cfg(test)]
@@ -372,6 +376,7 @@ mod tests {
                 Push::Left { channel: "presence-a", user: &users[1] },
                 r#"{"event":"pusher_internal:member_removed","channel":"presence-a","data":"{\"user_id\":\"b\\\"\"}"}"#,
             ),
+            (Push::NoLastValue { channel: "cache-a" }, r#"{"event":"pusher:cache_miss","channel":"cache-a"}"#),
             (Push::Pong { id: None }, r#"{"event":"pusher:pong","data":{}}"#),
             (Push::Error(&unauthorized), r#"{"event":"pusher:error","data":{"code":4009,"message":"no \"good\""}}"#),
             (Push::Error(&ProtocolError::new("bad_client_event", "no")), r#"{"event":"pusher:error","data":{"code":4301,"message":"no"}}"#),
@@ -381,6 +386,7 @@ mod tests {
         }
         for push in [
             Push::Unsubscribed { id: None, channel: "a" },
+            Push::NoLastValue { channel: "news" },
             Push::Joined { channel: "room", user: &users[0] },
             Push::Left { channel: "room", user: &users[0] },
             Push::Presence { id: None, channel: "presence-a", users: &users },
@@ -427,13 +433,5 @@ mod tests {
         assert_eq!(open("/app", ""), None);
         assert_eq!(open("/apps/1/events", ""), None);
         assert_eq!(open("/ws", ""), None);
-    }
-
-    #[test]
-    fn base64_has_the_documented_vectors() {
-        // RFC 4648 section 10.
-        for (bytes, text) in [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foob", "Zm9vYg=="), ("foobar", "Zm9vYmFy")] {
-            assert_eq!(base64(bytes.as_bytes()), text);
-        }
     }
 }
