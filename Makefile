@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: help setup build build-extension build-server demo demo-check check-demo-page test test-laravel fmt lint install uninstall bench fuzz clean
-.PHONY: build-capi header header-check install-capi
+.PHONY: public-api build-capi header header-check install-capi
 
 # Where rustup puts cargo, for shells that do not have it on their PATH. Never twice: a changed PATH makes cargo build
 # the PHP bindings again.
@@ -115,6 +115,9 @@ fmt: ## Format the Rust sources
 lint: ## Check format and lints, warnings as errors
 	@cargo fmt --all --check
 	@$(with_php) cargo clippy $(locked) --workspace --all-targets -- -D warnings
+
+public-api: ## See that realtime-core shows no other crate's types but those that are meant to be seen
+	@scripts/public-api
 
 bench: ## Compare with the floor and the alternatives; writes benches/results/
 	@scripts/setup build bench
