@@ -44,7 +44,7 @@ pub(crate) enum Command {
     Tail(TailArgs),
     /// Look for what is wrong, one line each, with what mends it
     #[command(
-        after_help = "It changes nothing. Run it as the user whose calls fail, for example:\n  sudo -u www-data realtime doctor\n\nExits with 1 if something is broken."
+        after_help = "It changes nothing. Run it as the user whose calls fail, for example:\n  sudo -u www-data realtime doctor\n  realtime doctor --url wss://example.com/ws\n\nExits with 1 if something is broken."
     )]
     Doctor(DoctorArgs),
     /// Print the configuration in effect, and where each value came from
@@ -247,9 +247,12 @@ pub(crate) struct TailArgs {
 pub(crate) struct DoctorArgs {
     #[command(flatten)]
     pub(crate) settings: SettingsArgs,
-    /// The PHP to look at
-    #[arg(long, value_name = "PROGRAM", default_value = "php", value_hint = ValueHint::ExecutablePath)]
-    pub(crate) php: PathBuf,
+    /// A PHP to look at, such as /usr/sbin/php-fpm8.2; may be repeated [default: php, and php-fpm in /usr/sbin]
+    #[arg(long, value_name = "PROGRAM", value_hint = ValueHint::ExecutablePath)]
+    pub(crate) php: Vec<PathBuf>,
+    /// Where browsers connect, such as wss://example.com/ws: opens a WebSocket there, through the proxy
+    #[arg(long, value_name = "URL", value_hint = ValueHint::Url)]
+    pub(crate) url: Option<String>,
 }
 
 #[derive(Args)]

@@ -3,6 +3,7 @@
 
 mod process;
 
+use std::io::{Read, Write};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -125,12 +126,26 @@ fn a_tail_shows_what_is_published_and_to_how_many() {
     hub.stop();
 }
 
-/// A program that answers as PHP with the extension would.
-fn php(place: &Place, answer: &str) -> String {
+/// A program that says of itself with `-i` what PHP would: with the extension, if that says something.
+fn php(place: &Place, extension: &str) -> String {
+    let extension = if extension.is_empty() { String::new() } else { format!("realtime\n\nrealtime => enabled\n{extension}\n\n") };
+    let said = format!(
+        "phpinfo()\nPHP Version => 8.2.1\n\nServer API => FPM/FastCGI\n\n{extension}xml\n\nXML Support => active\nVersion => 9.9.9\n"
+    );
     let script = place.path("php.sh");
-    std::fs::write(&script, format!("#!/bin/sh\necho '{answer}'\n")).unwrap();
+    std::fs::write(&script, format!("#!/bin/sh\ntest \"$*\" = -i && cat <<'END'\n{said}END\n")).unwrap();
     install(&script, &place.path("php")).to_str().unwrap().to_owned()
 }
+
+/// What the extension says where all is well.
+fn extension(version: &str, mode: &str, socket: &str, spawns: &str) -> String {
+    format!(
+        "Version => {version}\nRole of this process => client of another process' hub: realtime.mode is {mode}\nSpawns a hub => {spawns}\n\n\
+         Directive => Local Value => Master Value\nrealtime.mode => {mode} => auto\nrealtime.socket => {socket} => no value"
+    )
+}
+
+const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// A program at another path. Another process writes it: a file that this one has open for writing may be inherited by
 /// what another test is just starting, and could not be run as long as that lives.
@@ -148,12 +163,13 @@ fn about<'a>(report: &'a str, what: &str) -> &'a str {
 fn a_doctor_finds_nothing_wrong_with_a_hub_that_is_well() {
     let place = Place::new();
     let hub = place.hub(&["--set", "limits.max_connections=100"]);
-    let php = php(&place, &format!(r#"["8.2.1","{}","auto",""]"#, env!("CARGO_PKG_VERSION")));
+    let php = php(&place, &extension(VERSION, "auto", "no value", "no"));
     let report = printed(&place.run(&["doctor", "--php", &php, "--set", "limits.max_connections=100"]));
     assert!(report.lines().all(|line| line.starts_with("ok ")), "{report}");
     assert!(about(&report, "clients").contains(&hub.address.to_string()), "{report}");
     assert!(about(&report, "hub").contains(&format!("process {}", hub.process.child.id())), "{report}");
-    assert!(about(&report, "php").contains("realtime.mode=auto"), "{report}");
+    let expected = format!("8.2.1 (FPM/FastCGI), extension {VERSION}, client of another process' hub: realtime.mode is auto");
+    assert!(about(&report, "php").ends_with(&expected), "{report}");
 }
 
 #[test]
@@ -171,7 +187,7 @@ fn a_hub_on_another_host_is_asked_with_the_secret() {
     };
     assert!(printed(&run(&["publish", "c", "x"], SECRET)).contains("offset=1"));
     assert!(printed(&run(&["status"], SECRET)).contains(&address));
-    let php = php(&place, &format!(r#"["8.2.1","{}","auto","{address}"]"#, env!("CARGO_PKG_VERSION")));
+    let php = php(&place, &extension(VERSION, "auto", &address, "no"));
     let report = stdout(&run(&["doctor", "--php", &php], SECRET));
     assert!(about(&report, "socket").contains("answers and knows the secret"), "{report}");
     assert!(about(&report, "hub").starts_with("ok"), "{report}");
@@ -194,7 +210,7 @@ fn a_hub_on_another_host_is_asked_with_the_secret() {
 #[test]
 fn a_doctor_names_what_is_broken_and_what_mends_it() {
     let place = Place::new();
-    let php = php(&place, r#"["8.2.1",false,false,false]"#);
+    let php = php(&place, "");
     let arguments = ["doctor", "--php", &php, "--set", "allowed_origins=app.test", "--listen", "127.0.0.1:1"];
     let output = place.run(&arguments);
     assert_eq!(output.status.code(), Some(1));
@@ -215,6 +231,91 @@ fn a_doctor_names_what_is_broken_and_what_mends_it() {
     let report = stdout(&place.run(&["doctor", "--php", "/nowhere/php", "--set", "limits.outbox_byte=1"]));
     assert!(about(&report, "config").contains("did you mean `limits.outbox_bytes`"), "{report}");
     assert!(about(&report, "php").starts_with("ok"), "{report}");
+}
+
+#[test]
+fn a_doctor_says_what_is_wrong_with_a_php() {
+    let place = Place::new();
+    let report = |extension: &str| {
+        let php = php(&place, extension);
+        about(&stdout(&place.run(&["doctor", "--php", &php])), "php").to_owned()
+    };
+    for (extension, grade, text) in [
+        (extension(VERSION, "auto", place.socket().to_str().unwrap(), "no"), "ok", "realtime.mode is auto"),
+        (extension("0.0.1", "auto", "no value", "no"), "look", "extension 0.0.1, "),
+        (extension(VERSION, "off", "no value", "no"), "look", "fix: broadcast() sends nothing"),
+        (extension(VERSION, "", "no value", "no"), "look", "fix: broadcast() sends nothing"),
+        (extension(VERSION, "auto", "/elsewhere.sock", "no"), "look", "realtime.socket=/elsewhere.sock; fix: realtime.socket="),
+        (extension(VERSION, "auto", "no value", "/usr/bin/realtime"), "ok", "realtime.mode is auto"),
+        (extension(VERSION, "auto", "no value", "not possible: no program"), "FAIL", "it cannot start a hub: no program"),
+    ] {
+        let line = report(&extension);
+        assert!(line.starts_with(grade) && line.contains(text), "{line}");
+    }
+    let script = place.path("other.sh");
+    std::fs::write(&script, "#!/bin/sh\necho oh dear >&2\n").unwrap();
+    let other = install(&script, &place.path("other"));
+    let line = stdout(&place.run(&["doctor", "--php", other.to_str().unwrap()]));
+    assert!(about(&line, "php").contains("does not tell about a PHP: oh dear"), "{line}");
+}
+
+/// A server that answers every request so, and then closes.
+fn answering(answer: &str) -> String {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let answer = answer.to_owned();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut request = Vec::new();
+            while !request.ends_with(b"\r\n\r\n") {
+                let mut byte = [0];
+                stream.read_exact(&mut byte).unwrap();
+                request.push(byte[0]);
+            }
+            stream.write_all(answer.as_bytes()).unwrap();
+        }
+    });
+    format!("ws://{address}/ws")
+}
+
+#[test]
+fn a_doctor_opens_a_websocket_where_browsers_do() {
+    let place = Place::new();
+    let hub = place.hub(&[]);
+    let look = |url: &str| {
+        let report = stdout(&place.run(&["doctor", "--php", "/nowhere/php", "--url", url]));
+        (about(&report, "proxy").to_owned(), about(&report, "clock").to_owned())
+    };
+    let url = format!("ws://{}", hub.address);
+    let (line, clock) = look(&url);
+    assert!(line.starts_with("ok") && line.ends_with("opens a WebSocket, and the first message came"), "{line}");
+    assert!(clock.starts_with("ok"), "{clock}");
+    let (line, _) = look(&format!("{url}/elsewhere"));
+    assert!(line.contains("the hub serves nothing on the path that it is asked for; here it is /elsewhere"), "{line}");
+    let (line, _) = look(&format!("{url}/ws?app=nobody"));
+    assert!(line.contains("the hub refuses: unknown_app"), "{line}");
+    hub.stop();
+    let (line, _) = look(&url);
+    assert!(line.starts_with("FAIL") && line.contains("nothing listens there"), "{line}");
+    for (answer, text) in [
+        ("HTTP/1.1 502 Bad Gateway\r\nServer: nginx/1.22.1\r\n\r\n", "`nginx/1.22.1` answers 502: it does not reach the hub"),
+        ("HTTP/1.1 404 Not Found\r\nServer: Caddy\r\nContent-Length: 0\r\n\r\n", "`Caddy` answers 404: it does not hand /ws to the hub"),
+        ("HTTP/1.1 301 Moved\r\nLocation: https://x/ws\r\n\r\n", "redirects to https://x/ws"),
+        ("HTTP/1.1 401 No\r\n\r\n", "without its own authentication"),
+        ("HTTP/1.1 101 Switching\r\nSec-WebSocket-Accept: x\r\n\r\n", "answers another handshake than was sent"),
+        ("220 mail.example.com ESMTP\r\n\r\n", "does not speak HTTP/1"),
+        ("HTTP/1.1 200", "closed the connection without an answer"),
+    ] {
+        let (line, _) = look(&answering(answer));
+        assert!(line.starts_with("FAIL") && line.contains(text), "{line}");
+    }
+    let (line, _) = look(&answering(&format!("HTTP/1.1 200 OK\r\n{}\r\n\r\n", "x".repeat(80_000))));
+    assert!(line.contains("the head of its answer has no end"), "{line}");
+    let (_, clock) = look(&answering("HTTP/1.1 404 Not Found\r\nDate: Sun, 06 Nov 1994 08:49:37 GMT\r\n\r\n"));
+    assert!(clock.starts_with("look") && clock.contains("s ahead of the URL's server; fix: timedatectl"), "{clock}");
+    let (line, _) = look("example.com/ws");
+    assert!(line.starts_with("FAIL") && line.contains("it has no scheme; fix: write it as wss://"), "{line}");
 }
 
 #[test]

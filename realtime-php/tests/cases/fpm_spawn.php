@@ -369,3 +369,24 @@ test('autospawn: realtime.log has what the hub says', function () {
     contains('listens on ws://' . $hub['listen'], file_get_contents($log));
     contains('following pid=' . $site->fpm->pid(), file_get_contents($log));
 });
+
+test('autospawn: realtime doctor asks php-fpm which hub its workers reach, and why', function () {
+    $site = new Site();
+    $site->send('x');
+    $wrapper = getenv('TEST_DIRECTORY') . '/php-fpm';
+    $doctor = function (array $options) use ($wrapper, $site): string {
+        $command = implode(' ', array_map(escapeshellarg(...), [Fpm::binary(), ...Tests\php_options(), ...$options]));
+        file_put_contents($wrapper, "#!/bin/sh\nexec $command \"\$@\"\n");
+        chmod($wrapper, 0755);
+        $process = new Process([Site::program(), 'doctor', '--config', '/dev/null', '--php', $wrapper, '--socket', $site->socket, '--listen', $site->hub()['listen']]);
+        $process->wait();
+        return preg_match('/^.* php  .*$/m', $process->written(), $match) ? $match[0] : $process->written();
+    };
+    $line = $doctor(['-d', "realtime.socket=$site->socket", '-d', 'realtime.autospawn=1']);
+    check(str_starts_with($line, 'ok '), $line);
+    contains(PHP_VERSION . ' (FPM/FastCGI), extension ' . phpversion('realtime'), $line);
+    contains('client of another process\' hub: realtime.mode is auto, and fpm-fcgi spreads requests over processes', $line);
+    contains('it cannot start a hub: realtime.binary is /nowhere/x', $doctor(['-d', 'realtime.autospawn=1', '-d', 'realtime.binary=/nowhere/x']));
+    contains('realtime.socket=/elsewhere.sock; fix: ', $doctor(['-d', 'realtime.socket=/elsewhere.sock']));
+    contains('realtime.mode is off; fix: broadcast() sends nothing', $doctor(['-d', 'realtime.mode=off']));
+});

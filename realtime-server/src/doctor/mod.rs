@@ -1,12 +1,14 @@
 //! What is wrong, and what mends it. Looks only; changes nothing.
 
+mod php;
+mod proxy;
+
 use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use realtime_core::Config;
@@ -14,7 +16,7 @@ use realtime_core::bus::address::BusAddress;
 use realtime_core::bus::client::{Client, ClientError, ClientOptions};
 use realtime_core::bus::frame::BusQuery;
 use realtime_core::bus::socket::default_paths;
-use realtime_core::config::{Secret, check_secret};
+use realtime_core::config::{AppConfig, Secret, check_secret};
 use serde_json::Value;
 
 use crate::cli::DoctorArgs;
@@ -27,6 +29,10 @@ const HTTP_TIMEOUT: Duration = Duration::from_secs(2);
 const HTTP_BYTES: u64 = 64 << 10;
 /// 2026-01-01: a clock before this is wrong.
 const EARLIEST: u64 = 1_767_225_600;
+/// What two machines' clocks may differ by. Signatures and tokens allow for more; a proxy's `Date` has whole seconds.
+const CLOCKS_APART: Duration = Duration::from_secs(10);
+/// Shorter ones are doubted; those of the programs that this one replaces have 20 letters.
+const GOOD_SECRET_BYTES: usize = 16;
 /// Descriptors that a hub needs besides its connections.
 const OWN_FILES: u64 = 200;
 
@@ -96,12 +102,23 @@ pub(crate) fn run(args: &DoctorArgs) -> Result<(), Failure> {
         }
     }
     tell(clients(&config, status.as_ref()))?;
+    for finding in keys(&config) {
+        tell(finding)?;
+    }
     for finding in origins(&config) {
         tell(finding)?;
     }
     tell(descriptors(&config, status.as_ref()))?;
-    tell(php(&args.php, &sockets))?;
-    tell(clock())?;
+    for finding in php::check(&args.php, &sockets) {
+        tell(finding)?;
+    }
+    let mut date = None;
+    if let Some(url) = &args.url {
+        let seen = proxy::check(url);
+        tell(seen.finding)?;
+        date = seen.date;
+    }
+    tell(clock(date))?;
     if broken == 0 { Ok(()) } else { Err(Failure::Told) }
 }
 
@@ -327,6 +344,26 @@ fn health(address: SocketAddr) -> io::Result<Value> {
     Ok(answer.split_once("\r\n\r\n").and_then(|(_, body)| serde_json::from_str(body).ok()).unwrap_or_default())
 }
 
+/// Whether what applications sign can be checked, and not be guessed.
+fn keys(config: &Config) -> Vec<Finding> {
+    let (with, without): (Vec<_>, Vec<_>) = config.apps.iter().partition(|app| !app.secret.expose().is_empty());
+    let weak = with.iter().filter(|app| app.secret.expose().len() < GOOD_SECRET_BYTES).map(|app| {
+        let text = format!("the secret of app `{}` has {} bytes and might be guessed", app.name(), app.secret.expose().len());
+        Finding::doubtful("keys", text, "`openssl rand -hex 32`, here and in the application")
+    });
+    let mut findings: Vec<_> = weak.collect();
+    if findings.is_empty() {
+        let names = |apps: &[&AppConfig]| apps.iter().map(|app| app.name()).collect::<Vec<_>>().join(", ");
+        let text = match (with.as_slice(), without.as_slice()) {
+            ([], _) => "no app has a key, so nobody can subscribe to `private-` and `presence-` channels".to_owned(),
+            (with, []) => names(with),
+            (with, without) => format!("{}; without one: {}", names(with), names(without)),
+        };
+        findings.push(Finding::fine("keys", text));
+    }
+    findings
+}
+
 /// Which pages may connect.
 fn origins(config: &Config) -> Vec<Finding> {
     let allowed = &config.allowed_origins;
@@ -376,57 +413,22 @@ fn own_descriptor_limit() -> Option<u64> {
     rustix::process::getrlimit(rustix::process::Resource::Nofile).current
 }
 
-/// Whether PHP on the command line has the extension, and would find the hub.
-fn php(program: &Path, sockets: &[BusAddress]) -> Finding {
-    const SCRIPT: &str = "echo json_encode([PHP_VERSION, phpversion('realtime'), ini_get('realtime.mode'), ini_get('realtime.socket')]);";
-    let run = Command::new(program).args(["-r", SCRIPT]).stdin(Stdio::null()).output();
-    let output = match run {
-        Ok(output) => output,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return Finding::fine("php", format!("{} was not found, so there is nothing to check", program.display()));
-        }
-        Err(error) => return Finding::broken("php", format!("{}: {error}", program.display()), "name another one with --php"),
-    };
-    let answer = String::from_utf8_lossy(&output.stdout);
-    // Warnings of other extensions may stand before it.
-    let values: Value = answer.lines().last().and_then(|line| serde_json::from_str(line).ok()).unwrap_or_default();
-    let Some(php) = values[0].as_str() else {
-        let said = String::from_utf8_lossy(&output.stderr);
-        let said = said.lines().next().unwrap_or_default().to_owned();
-        return Finding::broken("php", format!("{} does not run scripts: {said}", program.display()), "see what `php -v` says");
-    };
-    let Some(version) = values[1].as_str() else {
-        let fix = "extension=realtime in a php.ini of this and of the web's PHP (phpenmod realtime on Debian); `php --ini` lists the files";
-        return Finding::broken("php", format!("{php} without the extension"), fix);
-    };
-    let mode = values[2].as_str().unwrap_or_default();
-    let text = format!("{php}, extension {version}, realtime.mode={}", if mode.is_empty() { "off" } else { mode });
-    if version != env!("CARGO_PKG_VERSION") {
-        return Finding::doubtful(
-            "php",
-            format!("{text}, but this program is {}", env!("CARGO_PKG_VERSION")),
-            "install both from the same release",
-        );
+/// A wrong clock makes signatures and tokens invalid. `elsewhere` is what another machine says.
+fn clock(elsewhere: Option<SystemTime>) -> Finding {
+    const FIX: &str = "timedatectl set-ntp true";
+    let now = SystemTime::now();
+    let seconds = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    if seconds < EARLIEST {
+        return Finding::broken("clock", format!("{seconds} seconds since 1970 is in the past"), FIX);
     }
-    let its = values[3].as_str().filter(|text| !text.is_empty());
-    let elsewhere = |its: &str| BusAddress::list(its).is_ok_and(|its| !its.iter().any(|address| sockets.contains(address)));
-    match (mode, its, sockets.first()) {
-        ("" | "off" | "0", ..) => Finding::doubtful("php", text, "broadcast() sends nothing; realtime.mode=auto in php.ini"),
-        (_, Some(its), Some(socket)) if elsewhere(its) => {
-            let fix = format!("realtime.socket={socket} in php.ini, if that is the hub you mean");
-            Finding::doubtful("php", format!("{text}, realtime.socket={its}"), fix)
-        }
-        _ => Finding::fine("php", text),
+    let text = format!("{} UTC, {seconds} seconds since 1970", output::time_of_day(seconds * 1000));
+    let Some(elsewhere) = elsewhere else { return Finding::fine("clock", text) };
+    let apart = now.duration_since(elsewhere).unwrap_or_else(|behind| behind.duration());
+    if apart <= CLOCKS_APART {
+        return Finding::fine("clock", format!("{text}; the URL's server agrees"));
     }
-}
-
-/// A wrong clock makes signatures and tokens invalid.
-fn clock() -> Finding {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    if now < EARLIEST {
-        return Finding::broken("clock", format!("{now} seconds since 1970 is in the past"), "timedatectl set-ntp true");
-    }
-    Finding::fine("clock", format!("{} UTC, {now} seconds since 1970", output::time_of_day(now * 1000)))
+    let direction = if now < elsewhere { "behind" } else { "ahead of" };
+    Finding::doubtful("clock", format!("{text}: {} s {direction} the URL's server", apart.as_secs()), FIX)
 }
 
 fn user_name(uid: u32) -> String {
@@ -471,6 +473,33 @@ mod tests {
         assert_eq!(look(&["a.test"]), [(true, Some("write it with its scheme: https://a.test".into()))]);
         assert_eq!(look(&["https://a.test/"]), [(true, Some("an origin has no path: https://a.test".into()))]);
         assert!(!look(&["*"])[0].0);
+    }
+
+    #[test]
+    fn keys_that_are_missing_or_weak_are_named() {
+        let app = |name: &str, secret: &str| AppConfig {
+            name: name.into(),
+            key: if secret.is_empty() { "" } else { "k" }.into(),
+            secret: secret.into(),
+            ..AppConfig::default()
+        };
+        let look = |apps: Vec<AppConfig>| keys(&Config { apps, ..Config::default() });
+        assert!(look(Vec::new())[0].text.starts_with("no app has a key"));
+        let found = look(vec![app("shop", &"s".repeat(GOOD_SECRET_BYTES)), app("blog", "")]);
+        assert_eq!((found.len(), found[0].text.as_str()), (1, "shop; without one: blog"));
+        let found = look(vec![app("shop", &"s".repeat(GOOD_SECRET_BYTES - 1)), app("blog", "short")]);
+        assert_eq!(found.len(), 2);
+        assert!(found[0].fix.is_some() && found[0].text.contains("`shop` has 15 bytes"), "{}", found[0].text);
+    }
+
+    #[test]
+    fn clocks_that_differ_are_named() {
+        assert!(clock(None).fix.is_none());
+        assert!(clock(Some(SystemTime::now())).fix.is_none());
+        let behind = clock(Some(SystemTime::now() + Duration::from_secs(60)));
+        assert!(behind.fix.is_some() && behind.text.contains("s behind the URL's server"), "{}", behind.text);
+        let ahead = clock(Some(SystemTime::now() - Duration::from_secs(60)));
+        assert!(ahead.fix.is_some() && ahead.text.contains("s ahead of the URL's server"), "{}", ahead.text);
     }
 
     #[test]
