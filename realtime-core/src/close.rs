@@ -30,6 +30,8 @@ pub enum CloseReason {
     /// Publications of a channel with a history were missed, and the protocol has no words to end
     /// one subscription.
     Interrupted,
+    /// The application did not let it in.
+    Refused,
     /// A fault of the hub itself; it was logged.
     Internal,
 }
@@ -60,9 +62,28 @@ impl CloseReason {
             CloseReason::OverQuota => (4004, "app is over its connection quota"),
             CloseReason::Application { code } => (code, ""),
             CloseReason::Interrupted => (4202, "publications were missed"),
+            CloseReason::Refused => (4003, "refused"),
             CloseReason::Internal => (1011, "internal error"),
         };
         CloseCode { code, reason }
+    }
+}
+
+impl CloseReason {
+    /// For logs and hooks.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            CloseReason::Peer => "peer",
+            CloseReason::Shutdown => "shutdown",
+            CloseReason::SlowClient => "slow_client",
+            CloseReason::PongTimeout => "pong_timeout",
+            CloseReason::Protocol | CloseReason::InvalidUtf8 | CloseReason::TooLarge | CloseReason::TooManyErrors => "protocol",
+            CloseReason::Application { .. } => "application",
+            CloseReason::Refused => "refused",
+            CloseReason::OverQuota => "over_quota",
+            CloseReason::Interrupted => "interrupted",
+            CloseReason::Internal => "internal",
+        }
     }
 }
 

@@ -14,6 +14,7 @@ use crate::bus::address::BusAddress;
 use crate::bus::seal::MIN_SECRET_BYTES;
 use crate::bus::socket::default_path;
 use crate::history::Retention;
+use crate::hooks::Kind;
 use crate::message::INTERNAL_PREFIX;
 use crate::protocol::pusher::names;
 
@@ -55,6 +56,8 @@ pub struct Config {
     /// How long a user whose last connection to a channel broke still counts as present there, so
     /// that a page's reload makes no noise. Default 3,000; 0: not at all. A policy may say otherwise.
     pub presence_grace_ms: u64,
+    /// What the application hears of connections and channels.
+    pub hooks: HooksConfig,
     /// Policies by channel name, the first match wins.
     pub channels: Vec<ChannelPolicy>,
     /// How long a hub that follows a process (`realtime serve --follow`) stays for its connections after that process has
@@ -383,6 +386,29 @@ impl ChannelPolicy {
     }
 }
 
+/// What the application hears of connections and channels.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct HooksConfig {
+    /// What is queued for workers, which read it with `Realtime\events()`. Default nothing.
+    pub events: Vec<Kind>,
+    /// Events that may wait for workers. Default 10,000; past it new ones are dropped and counted.
+    pub queue: usize,
+    /// How long a worker has for an event before another one gets it. Default 30,000.
+    pub lease_ms: u64,
+    /// What is refused while no program is there to decide it: `connect`, `subscribe`. Default
+    /// nothing; what a program has once decided stays so until the hub ends.
+    pub required: Vec<Kind>,
+    /// How long a program has to decide. Default 2,000; past it the answer is no.
+    pub timeout_ms: u64,
+}
+
+impl Default for HooksConfig {
+    fn default() -> Self {
+        HooksConfig { events: Vec::new(), queue: 10_000, lease_ms: 30_000, required: Vec::new(), timeout_ms: 2_000 }
+    }
+}
+
 /// What is special about a channel that counts who is on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct RoomRules {
@@ -417,6 +443,7 @@ impl Default for Config {
             drain_timeout_ms: 5_000,
             apps: Vec::new(),
             presence_grace_ms: 3_000,
+            hooks: HooksConfig::default(),
             channels: Vec::new(),
             linger_ms: 30_000,
             log: None,
@@ -506,6 +533,18 @@ impl Config {
         ) {
             if let Some(value) = value.filter(|value| *value > MAX_PRESENCE_GRACE_MS) {
                 return invalid(&key, format!("{value} is more than {MAX_PRESENCE_GRACE_MS}"));
+            }
+        }
+        if let Some(kind) = self.hooks.required.iter().find(|kind| !matches!(kind, Kind::Connect | Kind::Subscribe)) {
+            return invalid("hooks.required", format!("{kind:?} is not decided by anybody; only connect and subscribe are").to_lowercase());
+        }
+        for (key, value, highest) in [
+            ("hooks.queue", self.hooks.queue as u64, 10_000_000),
+            ("hooks.lease_ms", self.hooks.lease_ms, 86_400_000),
+            ("hooks.timeout_ms", self.hooks.timeout_ms, 60_000),
+        ] {
+            if value == 0 || value > highest {
+                return invalid(key, format!("{value} is not within 1–{highest}"));
             }
         }
         if limits.max_header_bytes < 8 << 10 {

@@ -126,6 +126,9 @@ pub enum QueryError {
     /// What keeps the users did not answer.
     #[error("presence: {0}")]
     Presence(#[source] BrokerError),
+    /// Nothing is queued for workers.
+    #[error("this hub queues no events: name those that are wanted in hooks.events")]
+    NoEvents,
     /// Nothing is kept of the channel.
     #[error("no policy gives channel `{channel}` a history")]
     NoHistory {

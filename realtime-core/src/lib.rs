@@ -7,6 +7,7 @@
 //! | [`transport`] | listener, upgrade, framing; knows no channel |
 //! | [`broker`] | where publications get their order |
 //! | [`presence`] | who is on which channel |
+//! | [`hooks`] | what the application hears of connections and channels |
 //! | [`bus`] | how other processes of the host reach the hub |
 //! | `api` | the signed HTTP API of the Pusher protocol |
 //! | [`apps`] | names of channels and users that do not meet |
@@ -37,6 +38,7 @@ pub mod config;
 pub mod descriptors;
 pub mod error;
 pub mod history;
+pub mod hooks;
 pub mod hub;
 pub mod message;
 pub mod presence;

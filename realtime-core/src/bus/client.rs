@@ -9,6 +9,8 @@
 
 use std::fmt;
 use std::io;
+use std::os::fd::RawFd;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -24,6 +26,7 @@ use super::frame::{
 pub use super::link::Resolve;
 use super::link::{Access, Link};
 use crate::config::Secret;
+use crate::hooks::Kind;
 use crate::message::{Payload, Receipt};
 
 /// How long calls fail at once after one has run into its deadline.
@@ -151,6 +154,9 @@ pub struct Client {
     /// Of the call under way.
     deadline: Deadline,
     rescue: Option<Rescue>,
+    /// The request that the hub answers with events, without being asked for each, and what of them
+    /// has come and not been taken.
+    events: Option<(u32, Vec<u8>)>,
 }
 
 /// Brings a hub up within a time.
@@ -188,7 +194,23 @@ impl Client {
             allowance: None,
             deadline,
             rescue: None,
+            events: None,
         }
+    }
+
+    /// A client of the hub at the other end of a socket that is connected already.
+    pub fn over(stream: UnixStream) -> Result<Self, ClientError> {
+        let mut client = Client::new(ClientOptions::probing(Vec::new()));
+        client.link = Some(Link::over(stream.into()));
+        let hello = Client::hello();
+        client.call(|client| client.try_send(&hello, &[]).map_err(ClientError::Broken))?;
+        Ok(client)
+    }
+
+    fn hello() -> Vec<u8> {
+        let mut hello = Vec::new();
+        Request::Hello { oldest: OLDEST_VERSION, newest: VERSION, pid: std::process::id() }.write(&mut hello);
+        hello
     }
 
     /// What to do when nobody serves a socket. It gets what is left of the call's time. After `Ok` the call tries to connect
@@ -296,6 +318,82 @@ impl Client {
         }
     }
 
+    /// Handles connections from now on: [`Client::next_event`] gives what happens to them, as
+    /// `docs/protocol/bus.md` describes. The connection is this program's; when it ends, others get
+    /// what it had, and what it decided is refused.
+    pub fn handle(&mut self, hears: Vec<Kind>, decides: Vec<Kind>) -> Result<(), ClientError> {
+        let text = serde_json::to_string(&BusQuery::Handle { hears, decides }).map_err(|error| ClientError::Protocol(error.to_string()))?;
+        let request = self.next_request();
+        let mut frame = Vec::new();
+        Request::Query { request, query: &text }.write(&mut frame);
+        self.call(|client| {
+            client.send(&frame, &[])?;
+            client.await_answer(request, |response| match response {
+                Response::Answer { more: true, .. } => Ok(Some(())),
+                _ => Err(ClientError::Protocol("expected the beginning of events".into())),
+            })
+        })?;
+        if let Some(link) = &mut self.link {
+            link.expect_anything();
+        }
+        self.events = Some((request, Vec::new()));
+        Ok(())
+    }
+
+    /// The next event after [`Client::handle`], a line of JSON; `None`: there was none in time.
+    pub fn next_event(&mut self, timeout: Duration) -> Result<Option<String>, ClientError> {
+        if self.events.is_none() {
+            return Err(ClientError::Broken(io::ErrorKind::NotConnected.into()));
+        }
+        // Even without time, what is there already is taken.
+        self.deadline = Deadline::new(timeout.max(Duration::from_micros(1)));
+        loop {
+            while let Some(frame) = self.take_frame()? {
+                self.keep_events(&Response::read(&frame)?);
+            }
+            if let Some(line) = self.take_event()? {
+                return Ok(Some(line));
+            }
+            match self.receive(false) {
+                Ok(()) => {}
+                Err(error) if is_timeout(&error) => return Ok(None),
+                Err(error) => {
+                    self.forget();
+                    return Err(ClientError::Broken(error));
+                }
+            }
+        }
+    }
+
+    /// Asks the hub for something that it does not answer.
+    pub fn tell(&mut self, query: &BusQuery) -> Result<(), ClientError> {
+        let text = serde_json::to_string(query).map_err(|error| ClientError::Protocol(error.to_string()))?;
+        let mut frame = Vec::new();
+        Request::Query { request: 0, query: &text }.write(&mut frame);
+        self.call(|client| client.send(&frame, &[]))
+    }
+
+    /// What becomes readable when there is an event; it is the client's, and must not be read from.
+    pub fn descriptor(&self) -> Option<RawFd> {
+        self.link.as_ref().map(Link::descriptor)
+    }
+
+    fn keep_events(&mut self, response: &Response<'_>) {
+        if let (Some((events, lines)), Response::Answer { request, part, .. }) = (&mut self.events, response)
+            && events == request
+        {
+            lines.extend_from_slice(part);
+        }
+    }
+
+    fn take_event(&mut self) -> Result<Option<String>, ClientError> {
+        let Some((_, lines)) = &mut self.events else { return Ok(None) };
+        let Some(end) = lines.iter().position(|byte| *byte == b'\n') else { return Ok(None) };
+        let line = std::str::from_utf8(&lines[..end]).map(str::to_owned).map_err(|error| ClientError::Protocol(error.to_string()));
+        lines.drain(..=end);
+        line.map(Some)
+    }
+
     /// What the calls from now on may wait for the hub, together; `None` (the default) is as much as
     /// each call's own deadline allows. For hosts whose requests have to end in time. Calls that wait
     /// less than 10 ms use nothing of it.
@@ -312,6 +410,7 @@ impl Client {
     pub fn forget(&mut self) {
         self.link = None;
         self.received.clear();
+        self.events = None;
         self.paused_until = None;
     }
 
@@ -453,8 +552,7 @@ impl Client {
             }
             return Err(ClientError::Connect { address, source });
         };
-        let mut hello = Vec::new();
-        Request::Hello { oldest: OLDEST_VERSION, newest: VERSION, pid: std::process::id() }.write(&mut hello);
+        let mut hello = Client::hello();
         if let Some(pid) = self.options.follow {
             let query = serde_json::to_string(&BusQuery::Follow { pid }).map_err(|error| ClientError::Protocol(error.to_string()))?;
             // Nobody waits for its answer.
@@ -502,8 +600,8 @@ impl Client {
                             return Ok(taken);
                         }
                     }
-                    // An answer that a call before gave up waiting for.
-                    _ => {}
+                    // An event, or an answer that a call before gave up waiting for.
+                    other => self.keep_events(&other),
                 }
             }
             match self.receive(for_ever) {

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::seal::{Nonce, PROOF_BYTES};
+use crate::hooks::Kind;
 use crate::message::{Epoch, Payload, Position, Receipt, SocketId};
 
 /// First bytes of a hello, so that a stranger on the socket is told apart at once.
@@ -145,6 +146,45 @@ pub enum BusQuery {
     Stats,
     /// Counters, and which hub it is.
     Status,
+    /// Users on a channel by number, and whether one of them is there.
+    Presence {
+        /// Which.
+        channel: String,
+        /// Whom to look for.
+        user: Option<String>,
+    },
+    /// Handle connections from now on: the answer is a line of JSON an event, without end. Owner
+    /// and root only, one a connection.
+    Handle {
+        /// What to be told of.
+        hears: Vec<Kind>,
+        /// What of it to decide: `connect`, `subscribe`.
+        decides: Vec<Kind>,
+    },
+    /// Decide about a connection or a subscription. Owner and root only.
+    Decide {
+        /// From the event.
+        ticket: String,
+        /// Why not; absent: yes.
+        refuse: Option<String>,
+    },
+    /// Do something with a connection. Owner and root only.
+    Act {
+        /// Its socket id.
+        connection: String,
+        /// Where an event said that it lives.
+        shard: Option<usize>,
+        /// What.
+        act: BusAct,
+    },
+    /// Acknowledge an event and wait for the next one, of those that are queued for workers. Owner
+    /// and root only.
+    NextEvent {
+        /// How long; at most half a second.
+        timeout_ms: u64,
+        /// Number of the event that is done.
+        done: Option<u64>,
+    },
     /// What is published from now on, live; owner and root only. One a connection.
     Tail {
         /// A channel's name, or a pattern in which each `*` stands for any text.
@@ -164,6 +204,65 @@ pub struct Since {
     pub epoch: String,
     /// The offset within it.
     pub offset: u64,
+}
+
+/// What can be done with a connection.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "do", rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum BusAct {
+    /// Send it a text.
+    SendText {
+        /// The event's name.
+        event: String,
+        /// The text.
+        text: String,
+    },
+    /// Send it a JSON value.
+    SendJson {
+        /// The event's name.
+        event: String,
+        /// JSON text.
+        json: String,
+    },
+    /// Send it bytes.
+    SendBytes {
+        /// The event's name.
+        event: String,
+        /// In hexadecimal.
+        hex: String,
+    },
+    /// Answer its message.
+    Answer {
+        /// JSON text of the message's id.
+        id: String,
+        /// JSON text of the answer.
+        json: String,
+    },
+    /// Refuse its message.
+    RefuseMessage {
+        /// JSON text of the message's id.
+        id: String,
+        /// Why.
+        reason: String,
+    },
+    /// Subscribe it to a channel. Answered with `true`, or with why not.
+    Join {
+        /// Which.
+        channel: String,
+    },
+    /// End a subscription. Answered with whether there was one.
+    Leave {
+        /// Which.
+        channel: String,
+    },
+    /// Close it.
+    Close {
+        /// Close code, 1000 or 3000–4999.
+        code: u16,
+        /// Close reason.
+        reason: String,
+    },
 }
 
 /// What a client sends.

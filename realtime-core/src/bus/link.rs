@@ -1,6 +1,7 @@
 //! A client's connection to its hub: a Unix socket, or TCP with the shared secret.
 
 use std::io::{self, IoSlice, Read};
+use std::os::fd::{AsRawFd, RawFd};
 use std::path::Path;
 use std::time::Duration;
 
@@ -21,6 +22,8 @@ const MSG_DONTWAIT: i32 = 0x40;
 const SEND_BUFFER_BYTES: usize = 1 << 20;
 /// How long what was sent over TCP may stay unacknowledged: a peer that vanished is noticed.
 const UNACKNOWLEDGED: Duration = Duration::from_secs(10);
+/// Bytes read at once while there is no room to send.
+const READ_BYTES: usize = 16 << 10;
 /// More than a hub says before it knows the client.
 const HANDSHAKE_BYTES: usize = 512;
 
@@ -42,6 +45,9 @@ pub(super) struct Link {
     read_timeout: Option<Duration>,
     /// Over TCP: what goes out, and what comes in.
     seals: Option<Box<(Seal, Seal)>>,
+    /// What came while there was no room to send, where both sides say what they like: neither may
+    /// wait for the other to read.
+    early: Option<Vec<u8>>,
 }
 
 /// A frame on its way out: its parts, and how much of it the socket has taken.
@@ -94,7 +100,21 @@ impl Link {
         check_hub(path, rustix::net::sockopt::socket_peercred(&socket)?.uid.as_raw())?;
         // Less is no reason to fail.
         drop(socket.set_send_buffer_size(SEND_BUFFER_BYTES));
-        Ok(Link { socket, read_timeout: None, seals: None })
+        Ok(Link { socket, read_timeout: None, seals: None, early: None })
+    }
+
+    /// Over a socket that is connected already.
+    pub(super) fn over(socket: Socket) -> Self {
+        Link { socket, read_timeout: None, seals: None, early: None }
+    }
+
+    /// The hub sends without being asked from now on.
+    pub(super) fn expect_anything(&mut self) {
+        self.early.get_or_insert_default();
+    }
+
+    pub(super) fn descriptor(&self) -> RawFd {
+        self.socket.as_raw_fd()
     }
 
     fn connect_tcp(address: &str, resolve: Resolve, connecting: &mut Deadline) -> io::Result<Self> {
@@ -106,7 +126,7 @@ impl Link {
                     socket.set_tcp_nodelay(true)?;
                     socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED))?;
                     drop(socket.set_send_buffer_size(SEND_BUFFER_BYTES));
-                    return Ok(Link { socket, read_timeout: None, seals: None });
+                    return Ok(Link { socket, read_timeout: None, seals: None, early: None });
                 }
                 Err(error) => failure = error,
             }
@@ -177,9 +197,22 @@ impl Link {
         Ok(())
     }
 
-    fn wait_for_room(&self, timeout: Duration) -> io::Result<()> {
+    fn wait_for_room(&mut self, timeout: Duration) -> io::Result<()> {
         let timeout = Timespec::try_from(timeout).map_err(|_| io::ErrorKind::InvalidInput)?;
-        match poll(&mut [PollFd::new(&self.socket, PollFlags::OUT)], Some(&timeout)) {
+        let wanted = if self.early.is_some() { PollFlags::OUT | PollFlags::IN } else { PollFlags::OUT };
+        let mut asked = [PollFd::new(&self.socket, wanted)];
+        let outcome = poll(&mut asked, Some(&timeout));
+        let is_readable = asked[0].revents().contains(PollFlags::IN);
+        if let Some(early) = self.early.as_mut().filter(|_| is_readable) {
+            let start = early.len();
+            early.resize(start + READ_BYTES, 0);
+            let received = (&self.socket).read(&mut early[start..]);
+            early.truncate(start + *received.as_ref().unwrap_or(&0));
+            if received? == 0 {
+                return Err(io::ErrorKind::BrokenPipe.into());
+            }
+        }
+        match outcome {
             Ok(0) => Err(io::ErrorKind::TimedOut.into()),
             // Interrupted: the next attempt to send finds out.
             Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
@@ -189,6 +222,12 @@ impl Link {
 
     /// Waits for bytes; none is the end. `Interrupted` is for the caller, who looks at the clock.
     pub(super) fn receive(&mut self, buffer: &mut [u8], timeout: Option<Duration>) -> io::Result<usize> {
+        if let Some(early) = self.early.as_mut().filter(|early| !early.is_empty()) {
+            let count = early.len().min(buffer.len());
+            buffer[..count].copy_from_slice(&early[..count]);
+            early.drain(..count);
+            return Ok(count);
+        }
         if timeout != self.read_timeout {
             self.socket.set_read_timeout(timeout)?;
             self.read_timeout = timeout;

@@ -19,21 +19,29 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
 use super::frame::{
-    ANSWER_CHUNK_BYTES, BusFrameError, BusPublish, BusQuery, FailureCode, OLDEST_VERSION, Request, Response, Since, VERSION, frame_length,
+    ANSWER_CHUNK_BYTES, BusAct, BusFrameError, BusPublish, BusQuery, FailureCode, OLDEST_VERSION, Request, Response, Since, VERSION,
+    frame_length,
 };
 use super::seal::TAG_BYTES;
 use super::socket::BusSocket;
 use super::stream::{HandshakeError, Seals, Stream, shake_hands};
 use crate::apps::AppId;
 use crate::broker::Reply;
+use crate::close::is_application_code;
 use crate::descriptors;
 use crate::error::{PublishError, QueryError};
 use crate::history;
+use crate::hooks::handlers::{Handler, MAX_HANDLERS};
+use crate::hooks::queue::EventQueue;
+use crate::hooks::{Kind, Kinds};
 use crate::hub::Node;
+use crate::hub::hooks::{Act, Acted, Verdict, parse_ticket};
+use crate::hub::query::Query;
 use crate::hub::tap::{MAX_TAPS, Tap};
 use crate::message::{
     ChannelInfo, ChannelUser, NO_EPOCH, Payload, Position, Publish, Receipt, SocketId, User, validate_channel, validate_json,
 };
+use crate::protocol::RequestId;
 
 /// Bytes read at once.
 const READ_BYTES: usize = 64 << 10;
@@ -45,6 +53,11 @@ const ROOM_POLL: Duration = Duration::from_millis(1);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Peers over TCP that have not proved yet that they know the secret; past it new ones are dropped.
 const MAX_HANDSHAKES: usize = 128;
+/// Longest wait for an event in one question.
+const EVENT_WAIT: Duration = Duration::from_millis(500);
+/// How long a shard has for what a program wants done.
+const ACT_TIMEOUT: Duration = Duration::from_millis(800);
+const NO_EVENTS: &str = "this hub queues no events: name those that are wanted in hooks.events";
 const ONLY_TRUSTED: &str = "only the hub's own user and root may do that";
 
 /// What the bus is served on; at least one of the two.
@@ -230,7 +243,7 @@ enum PeerError {
 }
 
 /// One process that uses the bus.
-struct Peer {
+pub(crate) struct Peer {
     node: Arc<Node>,
     // Before the stream: the note goes first.
     _noted: Noted,
@@ -246,32 +259,76 @@ struct Peer {
     /// It reads no answers any more: it has sent what it had to send, and has ended.
     deaf: bool,
     watching: Option<Watching>,
+    leased: Option<Lease>,
+    stop: watch::Receiver<bool>,
 }
 
-/// A peer's tap, closed with its connection.
+/// Lines that a peer is sent without asking for each, until its connection ends.
 struct Watching {
     node: Arc<Node>,
-    tap: Arc<Tap>,
+    source: Source,
     /// The request that its lines answer.
     request: u32,
 }
 
+/// Where the lines come from.
+#[derive(Clone)]
+enum Source {
+    /// It watches what is published.
+    Tap(Arc<Tap>),
+    /// It handles connections.
+    Handler(Arc<Handler>),
+}
+
+impl Source {
+    fn ready(&self) -> &tokio::sync::Notify {
+        match self {
+            Source::Tap(tap) => &tap.ready,
+            Source::Handler(handler) => &handler.ready,
+        }
+    }
+
+    fn take_lines(&self, limit: usize, out: &mut Vec<u8>) -> bool {
+        match self {
+            Source::Tap(tap) => tap.take_lines(limit, out),
+            Source::Handler(handler) => handler.take_lines(limit, out),
+        }
+    }
+}
+
 impl Drop for Watching {
     fn drop(&mut self) {
-        self.node.routes.taps.close(&self.tap);
+        match &self.source {
+            Source::Tap(tap) => self.node.routes.taps.close(tap),
+            Source::Handler(handler) => self.node.hooks.handlers.detach(handler),
+        }
+    }
+}
+
+/// The event that a worker has; somebody else gets it if the worker goes without a word.
+struct Lease {
+    queue: Arc<EventQueue>,
+    number: Option<u64>,
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if let Some(number) = self.number {
+            self.queue.give_back(number);
+        }
     }
 }
 
 /// Ends when there is something to show; never without a tap.
 async fn seen(watching: Option<&Watching>) {
     match watching {
-        Some(watching) => watching.tap.ready.notified().await,
+        Some(watching) => watching.source.ready().notified().await,
         None => std::future::pending().await,
     }
 }
 
 impl Peer {
-    fn local(node: Arc<Node>, stream: UnixStream) -> Self {
+    pub(crate) fn local(node: Arc<Node>, stream: UnixStream) -> Self {
         let trusted = stream.peer_cred().is_ok_and(|peer| peer.uid() == 0 || peer.uid() == rustix::process::geteuid().as_raw());
         let noted = Noted::new(stream.as_raw_fd());
         Peer::new(node, Stream::Unix(stream), noted, None, trusted)
@@ -294,10 +351,14 @@ impl Peer {
             pid: 0,
             deaf: false,
             watching: None,
+            leased: None,
+            // Replaced when it runs.
+            stop: watch::channel(false).1,
         }
     }
 
-    async fn run(mut self, mut stop: watch::Receiver<bool>) {
+    pub(crate) async fn run(mut self, mut stop: watch::Receiver<bool>) {
+        self.stop = stop.clone();
         if let Err(error) = self.serve(&mut stop).await {
             tracing::info!(%error, pid = self.pid, "bus connection closed");
             self.node.bus_errors.fetch_add(1, Relaxed);
@@ -480,7 +541,7 @@ impl Peer {
         } else if self.watching.is_some() {
             (FailureCode::InvalidMessage, "this connection watches already".to_owned())
         } else if let Some(tap) = self.node.routes.taps.open(pattern) {
-            self.watching = Some(Watching { node: self.node.clone(), tap, request });
+            self.watching = Some(Watching { node: self.node.clone(), source: Source::Tap(tap), request });
             // Says that it has begun.
             Response::Answer { request, more: true, part: b"" }.write(&mut self.answers);
             return;
@@ -490,12 +551,12 @@ impl Peer {
         Response::Failure { request, code: refused.0, message: &refused.1 }.write(&mut self.answers);
     }
 
-    /// Writes what the tap has seen. Waits for a peer that reads slowly: its tap drops and counts meanwhile.
+    /// Writes what there is to see. Waits for a peer that reads slowly: what it is shown drops and counts meanwhile.
     async fn show_seen(&mut self, stop: &mut watch::Receiver<bool>) -> Result<(), PeerError> {
-        let Some(Watching { tap, request, .. }) = &self.watching else { return Ok(()) };
-        let (tap, request) = (tap.clone(), *request);
+        let Some(Watching { source, request, .. }) = &self.watching else { return Ok(()) };
+        let (source, request) = (source.clone(), *request);
         let mut lines = Vec::new();
-        while tap.take_lines(READ_BYTES, &mut lines) {
+        while source.take_lines(READ_BYTES, &mut lines) {
             let mut frame = Vec::new();
             Response::Answer { request, more: true, part: &lines }.write(&mut frame);
             lines.clear();
@@ -512,13 +573,104 @@ impl Peer {
         Ok(())
     }
 
+    /// Makes the peer a program that handles connections.
+    fn handle(&mut self, request: u32, hears: Vec<Kind>, decides: Vec<Kind>) {
+        let (hears, decides): (Kinds, Kinds) = (hears.into_iter().collect(), decides.into_iter().collect());
+        let refused = if !self.trusted {
+            (FailureCode::Unauthorized, ONLY_TRUSTED.to_owned())
+        } else if self.watching.is_some() {
+            (FailureCode::InvalidMessage, "this connection watches already".to_owned())
+        } else if let Some(handler) = self.node.hooks.handlers.attach(hears, decides) {
+            self.node.hooks.want(hears);
+            self.watching = Some(Watching { node: self.node.clone(), source: Source::Handler(handler), request });
+            // Says that it has begun.
+            Response::Answer { request, more: true, part: b"" }.write(&mut self.answers);
+            return;
+        } else {
+            (FailureCode::Unavailable, format!("{MAX_HANDLERS} programs handle connections already"))
+        };
+        Response::Failure { request, code: refused.0, message: &refused.1 }.write(&mut self.answers);
+    }
+
+    /// Acknowledges the event that the worker has, and waits for the next one.
+    async fn next_event(&mut self, timeout: Duration, done: Option<u64>) -> Result<String, (FailureCode, String)> {
+        let Some(queue) = self.node.hooks.queue.clone() else {
+            return Err((FailureCode::Unsupported, NO_EVENTS.into()));
+        };
+        let lease = self.leased.get_or_insert_with(|| Lease { queue: queue.clone(), number: None });
+        if done.is_some() && lease.number == done {
+            lease.number = None;
+        }
+        let deadline = Instant::now() + timeout.min(EVENT_WAIT);
+        let mut done = done;
+        loop {
+            // Before the look, so that nothing falls between.
+            let ready = queue.arrived.notified();
+            if let Some(leased) = queue.next(done.take(), Duration::ZERO) {
+                // One that it has not acknowledged goes to somebody else.
+                if let Some(number) = lease.number.replace(leased.number) {
+                    queue.give_back(number);
+                }
+                return serde_json::to_string(&leased).map_err(|error| (FailureCode::Unavailable, error.to_string()));
+            }
+            let wake = deadline.min(queue.next_lease_end().unwrap_or(deadline));
+            if Instant::now() >= deadline || *self.stop.borrow() {
+                return Ok("null".into());
+            }
+            tokio::select! {
+                () = ready => {}
+                () = tokio::time::sleep_until(wake.into()) => {}
+                _ = self.stop.changed() => {}
+            }
+        }
+    }
+
+    /// Does something with a connection; waits for what becomes of it where somebody wants to know.
+    async fn act(&self, request: u32, connection: &str, shard: Option<usize>, act: BusAct) -> Result<String, (FailureCode, String)> {
+        let act = act_of(act, self.node.config.limits.publication_bytes)?;
+        // Socket ids may come from clients: one that is none names no connection.
+        let Ok(socket) = connection.parse::<SocketId>() else { return Ok("false".into()) };
+        let shard = shard.filter(|shard| *shard < self.node.shards.len()).unwrap_or(0);
+        if request == 0 {
+            self.node.shards[shard].inbox.push(Query::Act { socket, act, told: None, tried: 0 }.into());
+            return Ok(String::new());
+        }
+        let (told, outcome) = std::sync::mpsc::channel();
+        self.node.shards[shard].inbox.push(Query::Act { socket, act, told: Some(told), tried: 0 }.into());
+        let outcome = tokio::task::spawn_blocking(move || outcome.recv_timeout(ACT_TIMEOUT)).await;
+        match outcome {
+            Ok(Ok(Acted::Done)) => Ok("true".into()),
+            Ok(Ok(Acted::Not)) => Ok("false".into()),
+            Ok(Ok(Acted::Refused(code, message))) => Ok(serde_json::json!({"code": code, "message": message}).to_string()),
+            Ok(Err(_)) => Err((FailureCode::Timeout, "the connection's thread did not answer".into())),
+            Err(error) => Err((FailureCode::Unavailable, error.to_string())),
+        }
+    }
+
     async fn answer(&mut self, request: u32, query: &str) {
         let outcome = match serde_json::from_str::<BusQuery>(query) {
             Ok(BusQuery::Tail { pattern }) => return self.watch(request, &pattern),
+            Ok(BusQuery::Handle { hears, decides }) => return self.handle(request, hears, decides),
+            Ok(BusQuery::Decide { .. } | BusQuery::Act { .. } | BusQuery::NextEvent { .. }) if !self.trusted => {
+                Err((FailureCode::Unauthorized, ONLY_TRUSTED.into()))
+            }
+            Ok(BusQuery::Decide { ticket, refuse }) => {
+                if let Some((shard, connection, ticket)) = parse_ticket(&ticket)
+                    && let Some(shard) = self.node.shards.get(shard)
+                {
+                    let verdict = refuse.map_or(Verdict::Allow, |reason| Verdict::Refuse { reason });
+                    shard.inbox.push(Query::Verdict { connection, ticket, verdict }.into());
+                }
+                Ok("null".into())
+            }
+            Ok(BusQuery::Act { connection, shard, act }) => self.act(request, &connection, shard, act).await,
+            Ok(BusQuery::NextEvent { timeout_ms, done }) => self.next_event(Duration::from_millis(timeout_ms), done).await,
             Ok(query) => self.ask(query).await,
             Err(error) => Err((FailureCode::Unsupported, error.to_string())),
         };
         match outcome {
+            // Nobody waits for an answer.
+            _ if request == 0 => {}
             Ok(text) => {
                 let mut parts = text.as_bytes().chunks(ANSWER_CHUNK_BYTES).peekable();
                 while let Some(part) = parts.next() {
@@ -585,8 +737,20 @@ impl Node {
                 status
             }
             BusQuery::Follow { pid } => self.follow.as_ref().is_some_and(|follow| follow(pid)).into(),
-            // Answered by its connection.
-            BusQuery::Tail { .. } => serde_json::Value::Null,
+            BusQuery::Presence { channel, user } => {
+                let is_there = match user {
+                    Some(user) => Some(self.channel_user(AppId::DEFAULT, &channel, &user)?.is_some()),
+                    None => None,
+                };
+                let count = if is_there.is_some() { None } else { Some(self.count_users(AppId::DEFAULT, &channel)?) };
+                serde_json::json!({"count": count, "has": is_there})
+            }
+            // Answered by their connection.
+            BusQuery::Tail { .. }
+            | BusQuery::Handle { .. }
+            | BusQuery::Decide { .. }
+            | BusQuery::Act { .. }
+            | BusQuery::NextEvent { .. } => serde_json::Value::Null,
         };
         Ok(answer.to_string())
     }
@@ -617,6 +781,43 @@ struct ListedUser<'a> {
 impl<'a> From<&'a ChannelUser> for ListedUser<'a> {
     fn from(ChannelUser { user, connections }: &'a ChannelUser) -> Self {
         ListedUser { id: user.id(), info: user.info().and_then(|info| serde_json::from_str(info).ok()), connections: *connections }
+    }
+}
+
+/// What a program does, as shards know it.
+fn act_of(act: BusAct, limit: usize) -> Result<Act, (FailureCode, String)> {
+    let send = |event: String, payload: Payload<'_>| {
+        Publish::new("", &event, payload).check(limit).map_err(|error| (publish_code(&error), error.to_string()))?;
+        Ok(Act::Send { body: payload.into(), event })
+    };
+    let json = |text: &str| validate_json(text).map_err(|reason| (FailureCode::InvalidMessage, format!("not valid JSON: {reason}")));
+    match act {
+        BusAct::SendText { event, text } => send(event, Payload::Text(&text)),
+        BusAct::SendJson { event, json: text } => {
+            json(&text)?;
+            send(event, Payload::Json(&text))
+        }
+        BusAct::SendBytes { event, hex } => match hex::decode(hex) {
+            Ok(bytes) => send(event, Payload::Binary(&bytes)),
+            Err(error) => Err((FailureCode::InvalidMessage, error.to_string())),
+        },
+        BusAct::Answer { id, json: text } => {
+            json(&id)?;
+            json(&text)?;
+            Ok(Act::Answer { id: RequestId(id), data: Ok(text) })
+        }
+        BusAct::RefuseMessage { id, reason } => {
+            json(&id)?;
+            Ok(Act::Answer { id: RequestId(id), data: Err(reason) })
+        }
+        BusAct::Join { channel } => Ok(Act::Join { channel }),
+        BusAct::Leave { channel } => Ok(Act::Leave { channel }),
+        BusAct::Close { code, reason } => {
+            if !is_application_code(code) {
+                return Err((FailureCode::InvalidMessage, QueryError::InvalidCloseCode { code }.to_string()));
+            }
+            Ok(Act::Close { code, reason })
+        }
     }
 }
 

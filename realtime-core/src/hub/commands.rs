@@ -32,10 +32,8 @@ pub(crate) struct HistoryAnswer {
 impl Shard {
     pub(crate) fn apply(&mut self, key: ConnectionKey, command: Command) -> Result<(), ProtocolError> {
         match command {
-            Command::Subscribe { id, channel, recover, credentials } => {
-                let outcome = self.subscribe(key, id.clone(), &channel, recover, credentials.as_deref());
-                outcome.map_err(|error| self.subscription_refused(key, &channel, error.with_id(id)))
-            }
+            command @ Command::Subscribe { .. } => self.ask_or_subscribe(key, command),
+            Command::Message { id, event, data } => self.message(key, id.as_ref(), &event, &data).map_err(|error| error.with_id(id)),
             Command::Unsubscribe { id, channel } => self.unsubscribe(key, id.as_ref(), &channel).map_err(|error| error.with_id(id)),
             Command::Publish { id, channel, event, data } => {
                 self.publish(key, id.as_ref(), &channel, &event, &data).map_err(|error| error.with_id(id))
@@ -61,6 +59,20 @@ impl Shard {
                 Err(ProtocolError::refusal("not_available", format!("this hub does not offer {what}")).with_id(id))
             }
         }
+    }
+
+    fn ask_or_subscribe(&mut self, key: ConnectionKey, command: Command) -> Result<(), ProtocolError> {
+        match self.ask_for_subscription(key, command)? {
+            Some(command) => self.subscribe_now(key, command),
+            None => Ok(()),
+        }
+    }
+
+    /// Carries a subscription out that nobody has to be asked about any more.
+    pub(super) fn subscribe_now(&mut self, key: ConnectionKey, command: Command) -> Result<(), ProtocolError> {
+        let Command::Subscribe { id, channel, recover, credentials } = command else { return Ok(()) };
+        let outcome = self.subscribe(key, id.clone(), &channel, recover, credentials.as_deref());
+        outcome.map_err(|error| self.subscription_refused(key, &channel, error.with_id(id)))
     }
 
     fn subscribe(
@@ -194,7 +206,7 @@ impl Shard {
         Ok(())
     }
 
-    fn unsubscribe(&mut self, key: ConnectionKey, id: Option<&RequestId>, channel: &str) -> Result<(), ProtocolError> {
+    pub(super) fn unsubscribe(&mut self, key: ConnectionKey, id: Option<&RequestId>, channel: &str) -> Result<(), ProtocolError> {
         check_channel(channel)?;
         let node = self.node.clone();
         let Some(connection) = self.connection(key) else { return Ok(()) };
@@ -213,6 +225,7 @@ impl Shard {
             }
         }
         self.push(key, &Push::Unsubscribed { id, channel });
+        self.unsubscribed(key, channel);
         Ok(())
     }
 
@@ -337,6 +350,12 @@ impl Shard {
             })
             .collect();
         if allowed.is_empty() {
+            if let Some(handed) = self.raw_message(key, body) {
+                if let Err(error) = handed {
+                    self.protocol_error(key, &error);
+                }
+                return;
+            }
             self.counters().relays_refused.fetch_add(1, Relaxed);
         }
         let payload = match body {
@@ -419,7 +438,7 @@ fn check_client_event(event: &str) -> Result<(), ProtocolError> {
     Ok(())
 }
 
-fn check_channel(name: &str) -> Result<(), ProtocolError> {
+pub(super) fn check_channel(name: &str) -> Result<(), ProtocolError> {
     validate_channel(name).map_err(|error| match error {
         InvalidChannel::Internal => ProtocolError::new("reserved_channel", error.to_string()),
         _ => ProtocolError::new("invalid_channel", error.to_string()),

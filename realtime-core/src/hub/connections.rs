@@ -79,14 +79,7 @@ impl Shard {
         }
         self.connections[key.index as usize].admitted = true;
         self.guard(key, |shard| {
-            let ping_interval_ms = shard.node.config.heartbeat.ping_interval_ms;
-            shard.push(key, &Push::Connected { socket_id, ping_interval_ms, user_id: None });
-            for command in opening.commands {
-                shard.carry_out(key, command);
-            }
-            if !early.is_empty() {
-                shard.consume(key, &mut early.to_vec());
-            }
+            shard.arrived(key, opening.request.as_deref(), opening.commands, &early);
         });
     }
 
@@ -123,11 +116,18 @@ impl Shard {
             lagging: false,
             crowded: false,
             admitted: false,
+            handler: None,
+            held: None,
+            announced: false,
         }));
         Some(key)
     }
 
     pub(super) fn read(&mut self, key: ConnectionKey) {
+        // What it sends while it waits for a decision waits in its socket.
+        if self.connection(key).is_none_or(|connection| connection.held.is_some()) {
+            return;
+        }
         let mut buffer = std::mem::take(&mut self.buffer);
         buffer.resize(READ_BYTES, 0);
         let mut turns = 0;
@@ -140,6 +140,9 @@ impl Shard {
                     connection.session.heartbeat.heard(now_ms);
                     self.consume(key, &mut buffer[..received]);
                     turns += 1;
+                    if self.connection(key).is_some_and(|connection| connection.held.is_some()) {
+                        break None;
+                    }
                     if received < READ_BYTES {
                         break None;
                     }
@@ -170,6 +173,9 @@ impl Shard {
         loop {
             if self.connection(key).is_none_or(|connection| connection.phase != Phase::Open) {
                 return;
+            }
+            if self.keep_input_back(key, input) {
+                break;
             }
             match format.framing.next(&mut inbound, &mut input, &limits) {
                 Ok(None) => break,
@@ -325,6 +331,7 @@ impl Shard {
             return;
         }
         connection.phase = Phase::Closing { deadline_ms, finished: false };
+        self.departed(key, reason);
         self.node.shards[self.index].counters.count_close(reason);
         let Some(connection) = self.connections.get_mut(key.index as usize) else { return };
         if reason != CloseReason::Shutdown {
@@ -353,6 +360,7 @@ impl Shard {
         let Some(connection) = self.connection(key) else { return };
         if connection.phase == Phase::Open {
             self.counters().count_close(reason);
+            self.departed(key, reason);
         }
         self.leave_all(key, false);
         let Some(mut connection) = self.connections.try_remove(key.index as usize) else { return };
@@ -389,6 +397,7 @@ impl Shard {
         if self.connection(key).is_none_or(|connection| connection.phase != Phase::Open) {
             return;
         }
+        let Some(command) = self.keep_back(key, command) else { return };
         if let Err(error) = self.apply(key, command) {
             self.protocol_error(key, &error);
         }

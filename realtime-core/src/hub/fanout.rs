@@ -11,6 +11,7 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 
 use super::delivery::{Delivery, Pool, Scratch};
+use super::hooks::Told;
 use super::ingress::ChannelLoad;
 use super::query::Reached;
 use super::roster::{Roster, Seat};
@@ -72,6 +73,11 @@ pub(crate) enum JoinRequest {
         id: Option<RequestId>,
         /// Where it left off.
         recover: Option<Recover>,
+    },
+    /// A program that handles the connection did.
+    Program {
+        /// Who waits for the answer.
+        told: Told,
     },
     /// The hub itself did; nothing is said.
     Silent,

@@ -8,6 +8,7 @@ mod commands;
 mod connections;
 mod delivery;
 mod fanout;
+pub(crate) mod hooks;
 mod inbox;
 mod ingress;
 mod interest;
@@ -22,30 +23,33 @@ mod subscriptions;
 pub(crate) mod tap;
 
 use std::collections::HashMap;
+use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::UnixListener;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use tokio::sync::{Notify, mpsc as mpsc_async};
+use tokio::sync::{Notify, mpsc as mpsc_async, watch};
 
 use crate::api;
 use crate::apps::{AppId, Apps, UnknownApp};
 use crate::broker::memory::Memory;
 use crate::broker::{Broker, Published, Reply};
 use crate::bus;
+use crate::bus::server::Peer;
 use crate::bus::server::{BusServer, Listeners};
 use crate::bus::socket::BusSocket;
 use crate::close::is_application_code;
 use crate::config::Config;
 use crate::error::{PublishError, QueryError, StartError};
 use crate::history::{self, History, Page, Range};
+use crate::hooks::Hooks;
 use crate::message::{
     Channel, ChannelInfo, ChannelRef, ChannelUser, Payload, Position, Publish, Receipt, SocketId, User, channel_hash, validate_channel,
 };
@@ -86,6 +90,11 @@ pub(crate) struct Node {
     pub(crate) shards: Vec<ShardHandle>,
     broker: Arc<dyn Broker>,
     pub(crate) attendance: Arc<Attendance>,
+    pub(crate) hooks: Arc<Hooks>,
+    /// The control thread's, once it runs.
+    pub(crate) runtime: OnceLock<tokio::runtime::Handle>,
+    /// Ends the bus connections of this process itself.
+    inner_bus_stop: watch::Sender<bool>,
     pub(crate) routes: Arc<Routes>,
     /// Whether any channel has a history: else no publication looks for its policy.
     keeps_history: bool,
@@ -350,11 +359,16 @@ impl HubBuilder {
             shards.push(ShardHandle { inbox, counters: ShardCounters::default(), failed: AtomicBool::new(false) });
         }
         let (to_control, arriving) = mpsc_async::channel(ARRIVING);
+        let hooks = Arc::new(Hooks::new(&config.hooks));
         let node = Arc::new(Node {
             routes: Arc::new(Routes::new(
                 shards.iter().map(|shard: &ShardHandle| shard.inbox.clone()).collect(),
                 config.limits.ingress_bytes,
+                hooks.clone(),
             )),
+            hooks,
+            runtime: OnceLock::new(),
+            inner_bus_stop: watch::channel(false).0,
             formats,
             shards,
             broker,
@@ -565,6 +579,38 @@ impl Hub {
     /// What has been counted since the start.
     pub fn stats(&self) -> Stats {
         self.0.node.stats()
+    }
+
+    /// A connection on the bus to this hub, for programs of this process that use it as others do:
+    /// see [`crate::bus::client::Client::over`]. It ends with the hub.
+    pub fn open_bus(&self) -> io::Result<std::os::unix::net::UnixStream> {
+        let node = &self.0.node;
+        let runtime = node.runtime.get().ok_or(io::ErrorKind::NotConnected)?;
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
+        theirs.set_nonblocking(true)?;
+        let (node, stop) = (node.clone(), node.inner_bus_stop.subscribe());
+        runtime.spawn(async move {
+            match tokio::net::UnixStream::from_std(theirs) {
+                Ok(stream) => Peer::local(node, stream).run(stop).await,
+                Err(error) => tracing::error!(%error, "cannot serve this process on the bus"),
+            }
+        });
+        Ok(ours)
+    }
+
+    /// Acknowledges the event with the number `done` and waits for the next one of those that are
+    /// queued for workers (`hooks.events`): a JSON object with `number`, `attempt`, `dropped` and
+    /// `event`. `None`: there was none in time.
+    pub fn next_event(&self, done: Option<u64>, timeout: Duration) -> Result<Option<String>, QueryError> {
+        let queue = self.0.node.hooks.queue.as_ref().ok_or(QueryError::NoEvents)?;
+        Ok(queue.next(done, timeout).and_then(|leased| serde_json::to_string(&leased).ok()))
+    }
+
+    /// Gives an event back that was not acknowledged: somebody else gets it.
+    pub fn give_event_back(&self, number: u64) {
+        if let Some(queue) = &self.0.node.hooks.queue {
+            queue.give_back(number);
+        }
     }
 
     /// Whether [`Hub::stop`] has not been called.
@@ -860,6 +906,7 @@ impl Node {
             refused: self.refused.load(Ordering::Relaxed),
             bus_errors: self.bus_errors.load(Ordering::Relaxed),
             bus_refused: self.bus_refused.load(Ordering::Relaxed),
+            events_dropped: self.hooks.dropped(),
             uptime_ms: self.started.elapsed().as_millis() as u64,
             ..Stats::default()
         };
@@ -927,6 +974,10 @@ impl Node {
         control_stop.stop();
         self.broker.stop();
         self.attendance.presence.stop();
+        if let Some(queue) = &self.hooks.queue {
+            queue.stop();
+        }
+        self.inner_bus_stop.send_replace(true);
         for shard in &self.shards {
             shard.inbox.push(Job::Drain { deadline });
         }

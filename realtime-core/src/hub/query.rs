@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::apps::AppId;
 
 use super::fanout::{ConnectionKey, JoinRequest};
+use super::hooks::{Act, Told, Verdict};
 use super::roster::{Seat, SeatRequest};
 use super::shard::{Connection, Job, Phase, Shard};
 use crate::close::CloseReason;
@@ -40,6 +41,10 @@ pub(crate) enum Query {
     /// Where the expected channels stand; answered once all are live, or not at all past the
     /// deadline.
     Positions { channels: Vec<String>, deadline: Instant, answer: Sender<Vec<(String, Reached)>> },
+    /// See [`Shard::act`].
+    Act { socket: SocketId, act: Act, told: Told, tried: u64 },
+    /// A program has decided about a connection that waits.
+    Verdict { connection: ConnectionKey, ticket: u64, verdict: Verdict },
     /// Takes a connection in, once this shard is as far as the connection.
     Thaw { frozen: Box<Frozen>, expected: Vec<String>, answer: Sender<bool> },
 }
@@ -107,6 +112,8 @@ impl Shard {
                 }
             }
             Query::Freeze { socket, reached, deadline, answer } => self.freeze(socket, reached, deadline, answer),
+            Query::Act { socket, act, told, tried } => self.act(socket, act, told, tried),
+            Query::Verdict { connection, ticket, verdict } => self.on_verdict(connection, ticket, verdict),
             Query::Thaw { frozen, expected, answer } => self.thaw(frozen, expected, answer),
         }
     }
@@ -225,7 +232,9 @@ impl Shard {
                 })
             })
         };
-        let settled = self.connection(key).is_some_and(|connection| connection.phase == Phase::Open && connection.session.joining == 0);
+        let settled = self
+            .connection(key)
+            .is_some_and(|connection| connection.phase == Phase::Open && connection.session.joining == 0 && connection.held.is_none());
         // A batch that is under way may or may not have reached this connection.
         let between = self.connections[key.index as usize]
             .session
@@ -376,7 +385,7 @@ impl Shard {
 }
 
 /// Answers; an asker that is gone is not an error.
-fn tell<T>(answer: &Sender<T>, value: T) {
+pub(super) fn tell<T>(answer: &Sender<T>, value: T) {
     if answer.send(value).is_err() {
         tracing::debug!("nobody waits for an answer any more");
     }

@@ -12,6 +12,7 @@ use super::interest::InterestTable;
 use super::shard::Job;
 use super::tap::Taps;
 use crate::broker::Deliver;
+use crate::hooks::Hooks;
 use crate::message::{ChannelRef, Position, Publish};
 use crate::presence::{Notice, Notify};
 
@@ -22,16 +23,19 @@ pub(crate) struct Routes {
     pub(crate) pool: Pool,
     /// Who watches what is published.
     pub(crate) taps: Taps,
+    /// Who wants to hear of users that come and go.
+    hooks: Arc<Hooks>,
     inboxes: Vec<Arc<Inbox<Job>>>,
 }
 
 impl Routes {
-    pub(crate) fn new(inboxes: Vec<Arc<Inbox<Job>>>, ingress_bytes: usize) -> Self {
+    pub(crate) fn new(inboxes: Vec<Arc<Inbox<Job>>>, ingress_bytes: usize, hooks: Arc<Hooks>) -> Self {
         Routes {
             interest: InterestTable::new(),
             ingress: Arc::new(Ingress::new(ingress_bytes)),
             pool: Pool::default(),
             taps: Taps::default(),
+            hooks,
             inboxes,
         }
     }
@@ -110,6 +114,7 @@ impl Routes {
 
 impl Notify for Routes {
     fn notify(&self, channel: &str, notice: Notice) {
+        self.hooks.noticed(channel, &notice);
         let found = self.interest.with(ChannelRef::new(channel), |heard| (heard.shards, Delivery::of_notice(notice, heard, &self.ingress)));
         let Some((shards, delivery)) = found else { return };
         self.hand_out(shards, || Job::Notice(delivery.clone()));
@@ -119,6 +124,7 @@ impl Notify for Routes {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::HooksConfig;
     use crate::hub::shard::WAKE;
     use mio::Events;
     use std::time::Duration;
@@ -154,7 +160,7 @@ mod tests {
         for (count, ended) in [(1, 0b0), (2, 0b0), (7, 0b0), (64, 0b0), (5, 0b1), (5, 0b10110), (6, 0b111110)] {
             let mut polls: Vec<mio::Poll> = (0..count).map(|_| mio::Poll::new().expect("made")).collect();
             let inboxes = polls.iter().map(|poll| Arc::new(Inbox::new(poll.registry(), WAKE).expect("made"))).collect();
-            let routes = Routes::new(inboxes, 1);
+            let routes = Routes::new(inboxes, 1, Arc::new(Hooks::new(&HooksConfig::default())));
             for shard in 0..count {
                 routes.inboxes[shard].take(&mut Vec::new(), true);
                 if ended & (1 << shard) != 0 {

@@ -18,6 +18,7 @@ use super::Node;
 use super::commands::HistoryAnswer;
 use super::delivery::{Delivery, Scratch};
 use super::fanout::{ConnectionKey, LocalChannel};
+use super::hooks::Held;
 use super::inbox::Inbox;
 use super::query::Query;
 use super::recovery::{Cursor, CursorKey};
@@ -27,6 +28,7 @@ use crate::close::CloseReason;
 use crate::descriptors;
 use crate::error::BrokerError;
 use crate::history::Page;
+use crate::hooks::handlers::Handler;
 use crate::message::{Channel, ChannelMap, Position, SocketId};
 use crate::presence::Present;
 use crate::protocol::{Command, Opening, ProtocolError, Push};
@@ -96,6 +98,12 @@ pub(crate) struct Connection {
     pub(super) crowded: bool,
     /// Counted among its app's connections.
     pub(super) admitted: bool,
+    /// The program that handles it.
+    pub(super) handler: Option<Arc<Handler>>,
+    /// What it waits for a program to decide.
+    pub(super) held: Option<Box<Held>>,
+    /// The workers have been told of it.
+    pub(super) announced: bool,
 }
 
 /// Where a connection is in its life.
@@ -145,6 +153,8 @@ pub(crate) struct Shard {
     pub(super) buffer: Vec<u8>,
     pub(crate) scratch: Scratch,
     pub(super) commands: Vec<Command>,
+    /// Questions asked of programs so far.
+    pub(super) tickets: u64,
     pub(super) next_generation: u32,
     pub(crate) now_ms: u64,
     /// When the next part of the sweep is due, and from which index it starts.
@@ -180,6 +190,7 @@ impl Shard {
             buffer: vec![0; READ_BYTES],
             scratch: Scratch::default(),
             commands: Vec::new(),
+            tickets: 0,
             next_generation: 0,
             now_ms: 0,
             sweep_due: now,
@@ -330,6 +341,10 @@ impl Shard {
                     continue;
                 }
                 Phase::Open => {}
+            }
+            if connection.held.as_ref().is_some_and(|held| now_ms >= held.deadline_ms) {
+                self.give_up_waiting(key);
+                continue;
             }
             if connection.session.outbox.stalled_ms(now_ms) >= limits.outbox_age_ms {
                 self.close(key, CloseReason::SlowClient, "");

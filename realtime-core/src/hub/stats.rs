@@ -70,6 +70,8 @@ pub struct Stats {
     pub bus_errors: u64,
     /// Publications over the bus that were refused.
     pub bus_refused: u64,
+    /// Events that found no room in the queue of workers or of a program.
+    pub events_dropped: u64,
     /// Connections that have ended, for whatever reason.
     pub closed: u64,
     /// Of those: the client read too slowly.

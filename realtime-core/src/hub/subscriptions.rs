@@ -6,11 +6,13 @@ use std::sync::atomic::Ordering::Relaxed;
 use slab::Slab;
 
 use super::fanout::{ConnectionKey, JoinRequest, Joining, LocalChannel, Place, subscription};
+use super::hooks::{self, Acted};
 use super::roster::{Roster, Seat, SeatRequest};
 use super::shard::{Job, Phase, Shard};
 use crate::broker::Reply;
 use crate::config::RoomRules;
 use crate::error::BrokerError;
+use crate::hooks::Kind;
 use crate::message::{Channel, ChannelMap, ChannelRef, Position, User};
 use crate::presence::{Entered, Entry, Present};
 use crate::protocol::{ProtocolError, Push};
@@ -102,10 +104,7 @@ impl Shard {
                 if let Some(connection) = self.connection(key) {
                     connection.session.joining -= 1;
                 }
-                if let JoinRequest::Client { id, .. } = joining.request {
-                    let error = self.subscription_refused(key, channel.name(), error.with_id(id));
-                    self.push(key, &Push::Error(&error));
-                }
+                self.refuse(key, channel, joining.request, error);
             }
             // Of a subscriber whose user has changed. Who is refused keeps the seat of before.
             (None, Ok(seat)) => {
@@ -223,11 +222,20 @@ impl Shard {
             if let Some(connection) = self.connection(joining.connection) {
                 connection.session.joining -= 1;
             }
-            if let JoinRequest::Client { id, .. } = joining.request {
-                let error = ProtocolError::refusal("unavailable", format!("cannot subscribe now: {reason}")).with_id(id);
-                let error = self.subscription_refused(joining.connection, channel.name(), error);
-                self.push(joining.connection, &Push::Error(&error));
+            let error = ProtocolError::refusal("unavailable", format!("cannot subscribe now: {reason}"));
+            self.refuse(joining.connection, &channel, joining.request, error);
+        }
+    }
+
+    /// Tells whoever asked for a subscription why there is none.
+    fn refuse(&mut self, key: ConnectionKey, channel: &Channel, request: JoinRequest, error: ProtocolError) {
+        match request {
+            JoinRequest::Client { id, .. } => {
+                let error = self.subscription_refused(key, channel.name(), error.with_id(id));
+                self.push(key, &Push::Error(&error));
             }
+            JoinRequest::Program { told } => hooks::answer(told, Acted::Refused(error.code, error.message)),
+            JoinRequest::Silent => {}
         }
     }
 
@@ -273,18 +281,37 @@ impl Shard {
                 roster.sit_down(key.index, seat, true);
             }
             match request {
-                JoinRequest::Client { id, recover } if !is_subscribed && self.begin_in_past(key, index, id.as_ref(), recover) => {}
+                JoinRequest::Client { id, recover } if !is_subscribed && self.begin_in_past(key, index, id.as_ref(), recover) => {
+                    self.tell_of_subscription(key, index);
+                }
                 request => {
                     if !is_subscribed {
                         self.add_subscriber(key, index);
                     }
-                    if let JoinRequest::Client { id, recover } = request {
-                        self.push_subscribed(key, index, id.as_ref(), recover.is_some());
+                    match request {
+                        JoinRequest::Client { id, recover } => {
+                            self.push_subscribed(key, index, id.as_ref(), recover.is_some());
+                            self.tell_of_subscription(key, index);
+                        }
+                        JoinRequest::Program { told } => {
+                            self.push_subscribed(key, index, None, false);
+                            self.tell_of_subscription(key, index);
+                            hooks::answer(told, Acted::Done);
+                        }
+                        JoinRequest::Silent => {}
                     }
                 }
             }
         }
         self.channels[index].pins -= 1;
+    }
+
+    fn tell_of_subscription(&mut self, key: ConnectionKey, index: usize) {
+        if self.node.hooks.is_queued(Kind::Subscribe)
+            && let Some(channel) = self.channels.get(index).map(|channel| channel.channel.clone())
+        {
+            self.queue_of(key, Kind::Subscribe, channel.name());
+        }
     }
 
     pub(crate) fn push_subscribed(&mut self, key: ConnectionKey, index: usize, id: Option<&crate::protocol::RequestId>, recover: bool) {
@@ -312,6 +339,9 @@ impl Shard {
         let slot = self.channels[index].add(key.index, at);
         connection.session.subscriptions.push(subscription(index, slot));
         self.counters().subscriptions.fetch_add(1, Relaxed);
+        if self.node.hooks.counts_subscribers() && !self.channels[index].channel.is_internal() {
+            self.node.hooks.subscribed(&self.channels[index].channel);
+        }
     }
 
     /// Begins a subscription anew, in the past; its place stays.
@@ -351,6 +381,9 @@ impl Shard {
             connection.session.subscriptions.set_slot(other.at, subscription.slot);
         }
         self.counters().subscriptions.fetch_sub(1, Relaxed);
+        if self.node.hooks.counts_subscribers() && !self.channels[index].channel.is_internal() {
+            self.node.hooks.unsubscribed(&self.channels[index].channel);
+        }
         self.close_channel_if_unused(index);
     }
 

@@ -91,6 +91,8 @@ pub struct Opening {
     pub state: ProtocolState,
     /// Carried out as if the client had sent them.
     pub commands: Vec<Command>,
+    /// Path and query of the request, for programs that handle connections; the hub fills it in.
+    pub request: Option<Box<(String, String)>>,
     /// It is told this and closed, and that is all.
     pub refused: Option<Box<Refused>>,
 }
@@ -216,6 +218,15 @@ pub enum Command {
         /// What to tell.
         query: history::Query,
     },
+    /// Something for the application itself.
+    Message {
+        /// Echoed in the answer.
+        id: Option<RequestId>,
+        /// What it is called.
+        event: String,
+        /// JSON text of the data.
+        data: String,
+    },
     /// Application-level ping.
     Ping {
         /// Echoed in the answer.
@@ -315,6 +326,13 @@ pub enum Push<'a> {
         channel: &'a str,
         /// Who.
         user: &'a User,
+    },
+    /// The application's answer to [`Command::Message`].
+    Answer {
+        /// From the request.
+        id: &'a RequestId,
+        /// JSON text.
+        data: &'a str,
     },
     /// Answer to [`Command::Presence`].
     Presence {

@@ -196,6 +196,11 @@ fn write_push(push: &Push<'_>, out: &mut Vec<u8>) -> bool {
             object.text("channel", channel);
             write_user(user, object.value("user"));
         }
+        Push::Answer { id, data } => {
+            object.text("type", "answer");
+            write_id(&mut object, Some(id));
+            object.raw("data", data);
+        }
         Push::Presence { id, channel, users } => {
             object.text("type", "presence");
             object.text("channel", channel);
@@ -294,18 +299,8 @@ fn decode_request(text: &str) -> Result<Command, ProtocolError> {
             Ok(Command::Subscribe { id: id.clone(), channel, recover, credentials })
         }),
         "unsubscribe" => take_channel(&mut object).map(|channel| Command::Unsubscribe { id: id.clone(), channel }),
-        "publish" => take_channel(&mut object).and_then(|channel| {
-            let event = match object.remove("event") {
-                Some(Value::String(event)) => event,
-                Some(other) => return Err(wrong_type("event", "a string", &other)),
-                None => return Err(missing("event")),
-            };
-            let data = object.remove("data").unwrap_or(Value::Null);
-            if depth(&data) > MAX_DEPTH {
-                return Err(ProtocolError::new("too_deep", format!("`data` is nested more than {MAX_DEPTH} levels")));
-            }
-            Ok(Command::Publish { id: id.clone(), channel, event, data: data.to_string() })
-        }),
+        "publish" => take_channel(&mut object)
+            .and_then(|channel| take_event(&mut object).map(|(event, data)| Command::Publish { id: id.clone(), channel, event, data })),
         "ping" => Ok(Command::Ping { id: id.clone() }),
         "presence" => take_channel(&mut object).map(|channel| Command::Presence { id: id.clone(), channel }),
         "history" => take_channel(&mut object).and_then(|channel| {
@@ -331,7 +326,7 @@ fn decode_request(text: &str) -> Result<Command, ProtocolError> {
             Ok(Command::History { id: id.clone(), channel, query: history::Query { since, limit, newest_first } })
         }),
         "auth" => Ok(Command::Unavailable { id: id.clone(), what: "authentication" }),
-        "message" => Ok(Command::Unavailable { id: id.clone(), what: "a handler for messages" }),
+        "message" => take_event(&mut object).map(|(event, data)| Command::Message { id: id.clone(), event, data }),
         other => Err(unknown_action(other)),
     };
     command.map_err(|error| error.with_id(id))
@@ -366,6 +361,20 @@ fn take_channel(object: &mut Map<String, Value>) -> Result<String, ProtocolError
         Some(other) => Err(wrong_type("channel", "a string", &other)),
         None => Err(missing("channel")),
     }
+}
+
+/// Name and JSON text of what a client has to say.
+fn take_event(object: &mut Map<String, Value>) -> Result<(String, String), ProtocolError> {
+    let event = match object.remove("event") {
+        Some(Value::String(event)) => event,
+        Some(other) => return Err(wrong_type("event", "a string", &other)),
+        None => return Err(missing("event")),
+    };
+    let data = object.remove("data").unwrap_or(Value::Null);
+    if depth(&data) > MAX_DEPTH {
+        return Err(ProtocolError::new("too_deep", format!("`data` is nested more than {MAX_DEPTH} levels")));
+    }
+    Ok((event, data.to_string()))
 }
 
 fn take_credentials(object: &mut Map<String, Value>) -> Result<Option<Box<Credentials>>, ProtocolError> {

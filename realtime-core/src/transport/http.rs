@@ -31,6 +31,7 @@ use super::link::TcpLink;
 use super::origin;
 use crate::api;
 use crate::descriptors;
+use crate::hooks::Kind;
 use crate::hub::Node;
 use crate::protocol::{OpenRequest, Opening, Refusal, Refused};
 
@@ -82,6 +83,8 @@ impl Control {
             .max_blocking_threads(BLOCKING_THREADS)
             .thread_name("rt-control-ask")
             .build()?;
+        // A hub has one control thread.
+        drop(node.runtime.set(runtime.handle().clone()));
         let stop = Arc::new(Notify::new());
         descriptors::opened(listener.as_raw_fd());
         Ok((Control { node, listener, arriving, runtime, stop: stop.clone() }, Stop(stop)))
@@ -339,10 +342,14 @@ fn upgrade(node: &Arc<Node>, mut request: Request<Incoming>, format: usize, open
     } else {
         Err(refusal(403, "origin_not_allowed", format!("origin {} may not connect", origin.unwrap_or_default())))
     };
-    let opening = opening.or_else(|refusal| match protocol.refuse(&refusal) {
+    let mut opening = opening.or_else(|refusal| match protocol.refuse(&refusal) {
         Some(code) => Ok(Opening { refused: Some(Box::new(Refused { code, message: refusal.message })), ..Opening::default() }),
         None => Err(refusal),
     })?;
+    if node.hooks.wants(Kind::Connect) {
+        let uri = request.uri();
+        opening.request = Some(Box::new((uri.path().to_owned(), uri.query().unwrap_or_default().to_owned())));
+    }
     if node.is_stopping() {
         return Err(refusal(503, "stopping", "this hub is stopping"));
     }

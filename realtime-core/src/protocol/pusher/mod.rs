@@ -177,6 +177,7 @@ impl Pusher {
             | Push::Joined { .. }
             | Push::Left { .. }
             | Push::Presence { .. }
+            | Push::Answer { .. }
             | Push::History { .. }
             | Push::Interrupted { .. } => return false,
             Push::SubscriptionRefused { channel, error } => {
