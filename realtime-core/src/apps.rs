@@ -116,6 +116,11 @@ impl Apps {
         })
     }
 
+    /// The one that a system user is bound to.
+    pub(crate) fn by_uid(&self, uid: u32) -> Option<AppId> {
+        self.find(|app| app.config.uids.contains(&uid))
+    }
+
     /// By the key that clients name.
     pub fn by_key(&self, key: &str) -> Option<AppId> {
         self.find(|app| !key.is_empty() && app.config.key == key)

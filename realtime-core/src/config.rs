@@ -231,6 +231,9 @@ pub struct AppConfig {
     pub client_events_per_second: u32,
     /// Bytes of an event's data, from Pusher clients and through the HTTP API. Default 10 KiB, Pusher's own.
     pub event_bytes: usize,
+    /// System users whose processes are in this app when they use the hub's Unix socket, and in no
+    /// other. Default none: processes are in the default app, and may choose another.
+    pub uids: Vec<u32>,
 }
 
 impl Default for AppConfig {
@@ -245,6 +248,7 @@ impl Default for AppConfig {
             client_events: true,
             client_events_per_second: 10,
             event_bytes: 10 << 10,
+            uids: Vec::new(),
         }
     }
 }
@@ -594,6 +598,9 @@ impl Config {
                 return invalid(at, "`key` and `secret` belong together, and one is missing".into());
             }
             for other in &self.apps[..at] {
+                if let Some(uid) = app.uids.iter().find(|uid| other.uids.contains(uid)) {
+                    return invalid(at, format!("user {uid} is in an app before it, and can be in one"));
+                }
                 for (what, mine, its) in [("name", name, other.name()), ("id", &app.id, &other.id), ("key", &app.key, &other.key)] {
                     if mine == its && !mine.is_empty() {
                         return invalid(at, format!("an app before it has the same {what}, `{mine}`"));

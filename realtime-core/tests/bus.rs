@@ -10,7 +10,8 @@ use std::time::Duration;
 use realtime_core::bus::client::{Client, ClientError, ClientOptions};
 use realtime_core::bus::frame::{BusPublish, BusQuery, FailureCode};
 use realtime_core::bus::socket::BusBindError;
-use realtime_core::{Hub, Payload, StartError, User};
+use realtime_core::config::AppConfig;
+use realtime_core::{Hub, Payload, Publish, StartError, User};
 use realtime_testkit::{Client as WebSocket, DEADLINE, config, eventually, start};
 use serde_json::{Value, json};
 
@@ -327,6 +328,115 @@ fn floods_from_many_processes_lose_nothing() {
     assert_eq!(hub.stats().published, 40_004);
 }
 
+fn app(name: &str, uids: &[u32]) -> AppConfig {
+    AppConfig { name: name.into(), uids: uids.to_vec(), ..AppConfig::default() }
+}
+
+#[test]
+fn a_connection_is_in_the_app_that_it_names() {
+    let place = Place::new();
+    let hub = |place: &Place| {
+        let socket = place.socket();
+        start(|config| {
+            config.socket = Some(socket.to_str().unwrap().into());
+            config.apps = vec![app("shop", &[]), app("blog", &[])];
+        })
+    };
+    let first = hub(&place);
+    let mut client = place.client();
+    // Each has a count of its own.
+    let mut offset = |app: &str| {
+        client.use_app(app);
+        client.publish_with_receipt(&publish("c", Payload::Text("x"))).map(|receipt| receipt.position.offset)
+    };
+    for (app, expected) in [("shop", 1), ("shop", 2), ("", 1), ("blog", 1), ("shop", 3), ("default", 2)] {
+        assert_eq!(offset(app).unwrap(), expected, "{app}");
+    }
+    let unknown = offset("shpo");
+    assert!(
+        matches!(&unknown, Err(ClientError::Refused { code: FailureCode::InvalidMessage, message }) if message.contains("did you mean `shop`")),
+        "{unknown:?}"
+    );
+    assert_eq!(offset("shop").unwrap(), 4);
+    // A connection that is made anew is in the same one.
+    assert!(first.stop(Duration::from_secs(10)).complete);
+    let _second = hub(&place);
+    client.publish(&publish("c", Payload::Text("x"))).unwrap();
+    client.use_app("");
+    assert_eq!(client.publish_with_receipt(&publish("c", Payload::Text("x"))).unwrap().position.offset, 1);
+    client.use_app("shop");
+    assert_eq!(client.publish_with_receipt(&publish("c", Payload::Text("x"))).unwrap().position.offset, 2);
+}
+
+#[test]
+fn a_system_user_may_be_bound_to_an_app() {
+    let place = Place::new();
+    let own = rustix::process::geteuid().as_raw();
+    let socket = place.socket();
+    let bind = |uids: [&[u32]; 2]| {
+        Hub::start(config(|config| {
+            config.socket = Some(socket.to_str().unwrap().into());
+            config.apps = vec![app("shop", uids[0]), app("blog", uids[1])];
+        }))
+    };
+    assert!(matches!(bind([&[1, own], &[own]]), Err(StartError::Config(_))), "one user in two apps");
+    let hub = bind([&[1], &[own]]).unwrap();
+    let mut client = place.client();
+    client.publish_with_receipt(&publish("c", Payload::Text("x"))).unwrap();
+    assert_eq!(hub.app("blog").unwrap().publish(&Publish::new("c", "e", Payload::Text("x"))).unwrap().position.offset, 2);
+    client.use_app("blog");
+    assert_eq!(client.publish_with_receipt(&publish("c", Payload::Text("x"))).unwrap().position.offset, 3);
+    for other in ["shop", "default"] {
+        client.use_app(other);
+        let outcome = client.publish_with_receipt(&publish("c", Payload::Text("x")));
+        assert!(matches!(outcome, Err(ClientError::Refused { code: FailureCode::Unauthorized, .. })), "{outcome:?}");
+    }
+    // Watching is for who may see all of it.
+    client.use_app("blog");
+    let outcome = client.tail("*", || (), |_| true);
+    assert!(matches!(outcome, Err(ClientError::Refused { code: FailureCode::Unauthorized, .. })), "{outcome:?}");
+    assert_eq!(hub.publish(&Publish::new("c", "e", Payload::Text("x"))).unwrap().position.offset, 1);
+}
+
+/// Greets with versions; what the hub says to that.
+fn greeting(place: &Place, oldest: u16, newest: u16) -> (Option<u16>, Option<FailureCode>) {
+    use realtime_core::bus::frame::{Request, Response, frame_length};
+    let mut stream = UnixStream::connect(place.socket()).unwrap();
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    let mut bytes = Vec::new();
+    Request::Hello { oldest, newest, pid: 1 }.write(&mut bytes);
+    stream.write_all(&bytes).unwrap();
+    let mut received = Vec::new();
+    while frame_length(&received).unwrap().is_none() {
+        let mut buffer = [0; 1024];
+        let count = stream.read(&mut buffer).unwrap();
+        assert!(count > 0, "it hung up");
+        received.extend_from_slice(&buffer[..count]);
+    }
+    match Response::read(&received).unwrap() {
+        Response::Welcome { version } => (Some(version), None),
+        Response::Failure { code, .. } => (None, Some(code)),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn hub_and_client_speak_the_newest_version_that_both_know() {
+    use realtime_core::bus::frame::{OLDEST_VERSION, VERSION};
+    let place = Place::new();
+    let _hub = place.hub();
+    for (oldest, newest) in [(OLDEST_VERSION, VERSION), (OLDEST_VERSION, VERSION + 7), (0, VERSION), (0, u16::MAX)] {
+        assert_eq!(greeting(&place, oldest, newest), (Some(VERSION), None), "{oldest}–{newest}");
+    }
+    // A client of each version that is still served.
+    for version in OLDEST_VERSION..=VERSION {
+        assert_eq!(greeting(&place, version, version), (Some(version), None));
+    }
+    for (oldest, newest) in [(VERSION + 1, VERSION + 7), (0, OLDEST_VERSION - 1)] {
+        assert_eq!(greeting(&place, oldest, newest), (None, Some(FailureCode::Unsupported)), "{oldest}–{newest}");
+    }
+}
+
 #[test]
 fn a_repeated_key_is_published_and_counted_once() {
     let place = Place::new();
@@ -341,7 +451,7 @@ fn a_repeated_key_is_published_and_counted_once() {
 fn a_status_says_which_hub_it_is() {
     let place = Place::new();
     let hub = place.hub();
-    hub.publish(&realtime_core::Publish::new("c", "e", Payload::Text("x"))).unwrap();
+    hub.publish(&Publish::new("c", "e", Payload::Text("x"))).unwrap();
     let status: Value = place.client().query(&BusQuery::Status).unwrap();
     assert_eq!(status["published"], 1);
     assert_eq!(status["pid"], std::process::id());
@@ -374,8 +484,8 @@ async fn a_watcher_sees_what_is_published_and_to_how_many() {
     let mut client = place.client();
     client.publish_with_receipt(&publish("other", Payload::Text("x"))).unwrap();
     client.publish_with_receipt(&publish("news", Payload::Json("{\"n\":1}"))).unwrap();
-    hub.publish(&realtime_core::Publish::new("nobody", "e", Payload::Text("hi"))).unwrap();
-    hub.publish(&realtime_core::Publish::new("news", "e", Payload::Binary(b"\xff"))).unwrap();
+    hub.publish(&Publish::new("nobody", "e", Payload::Text("hi"))).unwrap();
+    hub.publish(&Publish::new("news", "e", Payload::Binary(b"\xff"))).unwrap();
     let (ended, seen) = watching.join().unwrap();
     ended.unwrap();
     let short: Vec<_> = seen.iter().map(|line| json!([line["channel"], line["matched"], line["offset"], line["data"]])).collect();
@@ -412,7 +522,7 @@ fn a_watcher_that_does_not_read_delays_nobody_and_is_told_what_it_missed() {
     // More than the socket's buffers and the tap hold together.
     let body = "x".repeat(4_000);
     for _ in 0..5_000 {
-        hub.publish(&realtime_core::Publish::new("c", "e", Payload::Text(&body))).unwrap();
+        hub.publish(&Publish::new("c", "e", Payload::Text(&body))).unwrap();
     }
     assert_eq!(place.client().query::<Value>(&BusQuery::Status).unwrap()["published"], 5_000);
     go_on.send(()).unwrap();
@@ -420,7 +530,7 @@ fn a_watcher_that_does_not_read_delays_nobody_and_is_told_what_it_missed() {
     let mut last = 0;
     eventually("the watcher has caught up", || {
         last += 1;
-        hub.publish(&realtime_core::Publish::new("last", "e", Payload::Text("x"))).unwrap();
+        hub.publish(&Publish::new("last", "e", Payload::Text("x"))).unwrap();
         watching.is_finished()
     });
     let (ended, shown, dropped) = watching.join().unwrap();

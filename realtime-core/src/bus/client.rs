@@ -153,6 +153,10 @@ pub struct Client {
     allowance: Option<(Duration, Duration)>,
     /// Of the call under way.
     deadline: Deadline,
+    /// Whose channels and users calls mean; empty is the default app, or the one that the hub binds this system user to.
+    app: String,
+    /// The one that the connection is in.
+    entered: String,
     rescue: Option<Rescue>,
     /// The request that the hub answers with events, without being asked for each, and what of them
     /// has come and not been taken.
@@ -193,6 +197,8 @@ impl Client {
             paused_until: None,
             allowance: None,
             deadline,
+            app: String::new(),
+            entered: String::new(),
             rescue: None,
             events: None,
         }
@@ -401,6 +407,14 @@ impl Client {
         self.allowance = allowance.map(|allowance| (allowance, Duration::ZERO));
     }
 
+    /// Whose channels and users the calls from now on mean; empty is the default app. Costs a question
+    /// to the hub with the next call, if it is another one than before.
+    pub fn use_app(&mut self, app: &str) {
+        if self.app != app {
+            self.app = app.to_owned();
+        }
+    }
+
     /// Whether somebody serves the socket. Connects if there is no connection.
     pub fn is_reachable(&mut self) -> bool {
         self.link.is_some() || self.call(Client::connect).is_ok()
@@ -411,6 +425,7 @@ impl Client {
         self.link = None;
         self.received.clear();
         self.events = None;
+        self.entered.clear();
         self.paused_until = None;
     }
 
@@ -461,21 +476,44 @@ impl Client {
         }
         self.check_pause()?;
         if self.link.is_some() {
-            match self.try_send(head, body) {
-                Err(error) if is_timeout(&error) => return Err(self.timed_out()),
-                Err(_) => self.forget(),
-                Ok(()) => return Ok(()),
+            match self.attempt(head, body) {
+                Err(ClientError::Broken(_)) => self.forget(),
+                outcome => return outcome,
             }
         }
         self.connect().or_else(|error| self.connect_after_rescue(error))?;
-        match self.try_send(head, body) {
-            Ok(()) => Ok(()),
-            Err(error) if is_timeout(&error) => Err(self.timed_out()),
-            Err(error) => {
-                self.forget();
-                Err(ClientError::Broken(error))
-            }
+        self.attempt(head, body)
+    }
+
+    /// Sends over the connection that there is, in the app that is meant.
+    fn attempt(&mut self, head: &[u8], body: &[u8]) -> Result<(), ClientError> {
+        if self.entered != self.app {
+            self.enter_app()?;
         }
+        self.try_send(head, body).map_err(|error| {
+            if is_timeout(&error) {
+                return self.timed_out();
+            }
+            self.forget();
+            ClientError::Broken(error)
+        })
+    }
+
+    /// Tells the hub which app is meant. Nothing is sent behind it before the hub has agreed: it would go to another one.
+    #[cold]
+    fn enter_app(&mut self) -> Result<(), ClientError> {
+        let query = BusQuery::UseApp { app: self.app.clone() };
+        let text = serde_json::to_string(&query).map_err(|error| ClientError::Protocol(error.to_string()))?;
+        let request = self.next_request();
+        let mut frame = Vec::new();
+        Request::Query { request, query: &text }.write(&mut frame);
+        self.try_send(&frame, &[]).map_err(|error| if is_timeout(&error) { self.timed_out() } else { ClientError::Broken(error) })?;
+        self.await_answer(request, |response| match response {
+            Response::Answer { .. } => Ok(Some(())),
+            _ => Err(ClientError::Protocol("expected an answer".into())),
+        })?;
+        self.entered.clone_from(&self.app);
+        Ok(())
     }
 
     fn check_pause(&mut self) -> Result<(), ClientError> {

@@ -185,6 +185,11 @@ pub enum BusQuery {
         /// Number of the event that is done.
         done: Option<u64>,
     },
+    /// From here on this connection's channels and users are an app's.
+    UseApp {
+        /// Its name; empty is the default one.
+        app: String,
+    },
     /// What is published from now on, live; owner and root only. One a connection.
     Tail {
         /// A channel's name, or a pattern in which each `*` stands for any text.

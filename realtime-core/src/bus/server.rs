@@ -256,6 +256,10 @@ pub(crate) struct Peer {
     /// Whether it is the hub's own user, or root, or knows the secret: others may publish and ask only.
     trusted: bool,
     pid: u32,
+    /// Whose channels and users it means.
+    app: AppId,
+    /// It cannot choose another: its system user belongs to this one.
+    bound: bool,
     /// It reads no answers any more: it has sent what it had to send, and has ended.
     deaf: bool,
     watching: Option<Watching>,
@@ -331,7 +335,10 @@ impl Peer {
     pub(crate) fn local(node: Arc<Node>, stream: UnixStream) -> Self {
         let trusted = stream.peer_cred().is_ok_and(|peer| peer.uid() == 0 || peer.uid() == rustix::process::geteuid().as_raw());
         let noted = Noted::new(stream.as_raw_fd());
-        Peer::new(node, Stream::Unix(stream), noted, None, trusted)
+        let bound = stream.peer_cred().ok().and_then(|peer| node.apps.by_uid(peer.uid()));
+        // Who is bound to an app sees nothing of the others: that takes away what the hub's own user may.
+        let peer = Peer::new(node, Stream::Unix(stream), noted, None, trusted && bound.is_none());
+        Peer { app: bound.unwrap_or_default(), bound: bound.is_some(), ..peer }
     }
 
     fn remote(node: Arc<Node>, stream: TcpStream, noted: Noted, seals: Seals) -> Self {
@@ -349,6 +356,8 @@ impl Peer {
             greeted: false,
             trusted,
             pid: 0,
+            app: AppId::DEFAULT,
+            bound: false,
             deaf: false,
             watching: None,
             leased: None,
@@ -479,6 +488,22 @@ impl Peer {
         Ok(())
     }
 
+    fn as_publish<'a>(&'a self, publish: &'a BusPublish<'_>, channel: &'a str) -> Publish<'a> {
+        let app = (self.app != AppId::DEFAULT).then(|| self.node.apps.of(self.app).name());
+        Publish { app, except: &publish.except, id: publish.id, ..Publish::new(channel, publish.event, publish.payload) }
+    }
+
+    /// Moves to another app, if this peer may.
+    fn use_app(&mut self, name: &str) -> Result<String, (FailureCode, String)> {
+        let app = self.node.apps.by_name(name).map_err(|error| (FailureCode::InvalidMessage, error.to_string()))?;
+        if self.bound && app != self.app {
+            let own = self.node.apps.of(self.app).name();
+            return Err((FailureCode::Unauthorized, format!("this system user is in the app `{own}` and in no other")));
+        }
+        self.app = app;
+        Ok("true".into())
+    }
+
     fn check(&self, publish: &BusPublish<'_>) -> Result<(), PublishError> {
         if publish.to_user {
             User::new(publish.target, None)?;
@@ -489,13 +514,13 @@ impl Peer {
             // It is written into frames as it is, and a peer may be mistaken.
             validate_json(text).map_err(|reason| PublishError::InvalidJson { reason })?;
         }
-        self.node.check(&as_publish(publish, publish.target))
+        self.node.check(&self.as_publish(publish, publish.target))
     }
 
     async fn publish(&self, publish: &BusPublish<'_>) -> Result<Receipt, PublishError> {
         self.check(publish)?;
         let user_channel = publish.to_user.then(|| User::channel_name(publish.target));
-        let message = as_publish(publish, user_channel.as_deref().unwrap_or(publish.target));
+        let message = self.as_publish(publish, user_channel.as_deref().unwrap_or(publish.target));
         let timeout = self.node.config.publish_timeout();
         let start = Instant::now();
         let reply = loop {
@@ -665,6 +690,7 @@ impl Peer {
             }
             Ok(BusQuery::Act { connection, shard, act }) => self.act(request, &connection, shard, act).await,
             Ok(BusQuery::NextEvent { timeout_ms, done }) => self.next_event(Duration::from_millis(timeout_ms), done).await,
+            Ok(BusQuery::UseApp { app }) => self.use_app(&app),
             Ok(query) => self.ask(query).await,
             Err(error) => Err((FailureCode::Unsupported, error.to_string())),
         };
@@ -686,9 +712,9 @@ impl Peer {
         if privileged && !self.trusted {
             return Err((FailureCode::Unauthorized, ONLY_TRUSTED.into()));
         }
-        let node = self.node.clone();
+        let (node, app) = (self.node.clone(), self.app);
         // Shards answer within a second; other peers go on meanwhile.
-        let answered = tokio::task::spawn_blocking(move || node.answer_query(query)).await;
+        let answered = tokio::task::spawn_blocking(move || node.answer_query(app, query)).await;
         match answered {
             Ok(Ok(text)) => Ok(text),
             Ok(Err(error)) => Err((query_code(&error), error.to_string())),
@@ -699,10 +725,10 @@ impl Peer {
 
 impl Node {
     /// A bus query's answer, as JSON text. Blocks up to a second.
-    fn answer_query(&self, query: BusQuery) -> Result<String, QueryError> {
+    fn answer_query(&self, app: AppId, query: BusQuery) -> Result<String, QueryError> {
         let answer: serde_json::Value = match query {
             BusQuery::ChannelUsers { channel } => {
-                let users = self.channel_users(AppId::DEFAULT, &channel)?;
+                let users = self.channel_users(app, &channel)?;
                 return Ok(serde_json::to_string(&users.iter().map(ListedUser::from).collect::<Vec<_>>()).unwrap_or_default());
             }
             BusQuery::History { channel, since, limit, reverse } => {
@@ -710,19 +736,19 @@ impl Node {
                 let position = |since: Since| Position { epoch: since.epoch.parse().unwrap_or(NO_EPOCH), offset: since.offset };
                 let limit = limit.unwrap_or(history::DEFAULT_LIMIT);
                 let query = history::Query { since: since.map(position), limit, newest_first: reverse };
-                let history = self.read_history(AppId::DEFAULT, &channel, &query)?;
+                let history = self.read_history(app, &channel, &query)?;
                 return Ok(serde_json::to_string(&history).unwrap_or_default());
             }
-            BusQuery::DisconnectUser { user, code, reason } => self.disconnect_user(AppId::DEFAULT, &user, code, &reason)?.into(),
+            BusQuery::DisconnectUser { user, code, reason } => self.disconnect_user(app, &user, code, &reason)?.into(),
             BusQuery::SetUser { socket, user, info } => {
                 let user = user.map(|id| User::new(&id, info.as_deref())).transpose()?;
                 match socket.parse::<SocketId>() {
-                    Ok(socket) => self.set_user(AppId::DEFAULT, socket, user)?.into(),
+                    Ok(socket) => self.set_user(app, socket, user)?.into(),
                     Err(_) => false.into(),
                 }
             }
             BusQuery::Channels => self
-                .channels(AppId::DEFAULT)
+                .channels(app)
                 .iter()
                 .map(|ChannelInfo { name, subscribers }| serde_json::json!({"name": name, "subscribers": subscribers}))
                 .collect(),
@@ -739,10 +765,10 @@ impl Node {
             BusQuery::Follow { pid } => self.follow.as_ref().is_some_and(|follow| follow(pid)).into(),
             BusQuery::Presence { channel, user } => {
                 let is_there = match user {
-                    Some(user) => Some(self.channel_user(AppId::DEFAULT, &channel, &user)?.is_some()),
+                    Some(user) => Some(self.channel_user(app, &channel, &user)?.is_some()),
                     None => None,
                 };
-                let count = if is_there.is_some() { None } else { Some(self.count_users(AppId::DEFAULT, &channel)?) };
+                let count = if is_there.is_some() { None } else { Some(self.count_users(app, &channel)?) };
                 serde_json::json!({"count": count, "has": is_there})
             }
             // Answered by their connection.
@@ -750,7 +776,8 @@ impl Node {
             | BusQuery::Handle { .. }
             | BusQuery::Decide { .. }
             | BusQuery::Act { .. }
-            | BusQuery::NextEvent { .. } => serde_json::Value::Null,
+            | BusQuery::NextEvent { .. }
+            | BusQuery::UseApp { .. } => serde_json::Value::Null,
         };
         Ok(answer.to_string())
     }
@@ -819,10 +846,6 @@ fn act_of(act: BusAct, limit: usize) -> Result<Act, (FailureCode, String)> {
             Ok(Act::Close { code, reason })
         }
     }
-}
-
-fn as_publish<'a>(publish: &'a BusPublish<'_>, channel: &'a str) -> Publish<'a> {
-    Publish { except: &publish.except, id: publish.id, ..Publish::new(channel, publish.event, publish.payload) }
 }
 
 fn publish_code(error: &PublishError) -> FailureCode {
