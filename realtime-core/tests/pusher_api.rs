@@ -83,6 +83,12 @@ async fn a_user_is_reached_by_name_and_can_be_sent_away() {
     assert_eq!(member.client.closed().await.0, 4009);
     other.expect("pusher_internal:member_removed").await;
     assert_eq!(ApiRequest::new("POST", "users/nobody/terminate_connections", &[], "").ask(&hub), json!({}));
+    // As the Python SDK writes it.
+    let mut request = ApiRequest::new("POST", "", &[], "{}");
+    request.path = "/users/u2/terminate_connections".into();
+    assert_eq!(ApiRequest { secret: "another".into(), ..request.clone() }.send(&hub).status, 401);
+    assert_eq!(request.ask(&hub), json!({}));
+    assert_eq!(other.client.closed().await.0, 4009);
 }
 
 #[tokio::test]

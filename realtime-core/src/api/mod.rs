@@ -25,7 +25,12 @@ pub(crate) use body::Bodies;
 
 /// Whether a path is one of the API's.
 pub(crate) fn serves(path: &str) -> bool {
-    path.starts_with("/apps/")
+    path.starts_with("/apps/") || is_without_app(path)
+}
+
+/// A path that the Python SDK (3.3.4) writes without the app; the request's key says which it is.
+fn is_without_app(path: &str) -> bool {
+    path.starts_with("/users/") && path.ends_with("/terminate_connections")
 }
 
 /// Why a request is not carried out: a status, and a text for people.
@@ -100,15 +105,21 @@ fn text(status: StatusCode, kind: &'static str, body: String) -> Answer {
 async fn respond(node: &Arc<Node>, request: Request<Incoming>) -> Result<Value, Fault> {
     let (head, body) = request.into_parts();
     let path = head.uri.path();
-    let segments = path.split('/').skip(2).map(|segment| percent_decode_str(segment).decode_utf8()).collect::<Result<Vec<_>, _>>();
+    let segments = path.split('/').skip(1).map(|segment| percent_decode_str(segment).decode_utf8()).collect::<Result<Vec<_>, _>>();
     let segments = segments.map_err(|_| Fault::bad("the path is not UTF-8"))?;
     let segments: Vec<&str> = segments.iter().map(|segment| &**segment).collect();
-    let (id, rest) = segments.split_first().ok_or_else(|| Fault::new(StatusCode::NOT_FOUND, "no app is named"))?;
-    let unknown = || Fault::new(StatusCode::NOT_FOUND, format!("there is no app with the id `{}`", id.escape_debug()));
-    let app = node.apps.by_id(id).ok_or_else(unknown)?;
+    let query = signed::Query::parse(head.uri.query().unwrap_or_default())?;
+    let unknown =
+        |what: &str, name: &str| Fault::new(StatusCode::NOT_FOUND, format!("there is no app with the {what} `{}`", name.escape_debug()));
+    let (app, rest) = if is_without_app(path) {
+        let key = query.get("auth_key").unwrap_or_default();
+        (node.apps.by_key(key).ok_or_else(|| unknown("key", key))?, &segments[..])
+    } else {
+        let id = segments.get(1).copied().unwrap_or_default();
+        (node.apps.by_id(id).ok_or_else(|| unknown("id", id))?, segments.get(2..).unwrap_or_default())
+    };
     let call = call(&head.method, rest)?;
     let config = node.apps.of(app).config();
-    let query = signed::Query::parse(head.uri.query().unwrap_or_default())?;
     query.check_claims(&config.key, signed::unix_seconds())?;
     let body = node.bodies.read(node, body).await?;
     query.check_body(&body)?;

@@ -171,8 +171,16 @@ impl Shard {
         let format = &node.formats[usize::from(connection.session.format)];
         let mut inbound = connection.session.inbound.take().map(|inbound| *inbound).unwrap_or_default();
         loop {
-            if self.connection(key).is_none_or(|connection| connection.phase != Phase::Open) {
-                return;
+            let Some(phase) = self.connection(key).map(|connection| connection.phase) else { return };
+            if let Phase::Closing { finished, .. } = phase {
+                // Of what comes behind our close frame only the peer's counts: then the server ends the
+                // connection (section 7.1.1), and clients wait for that.
+                match format.framing.next(&mut inbound, &mut input, &limits) {
+                    Ok(Some(Event::Close(_))) if finished => return self.remove(key, CloseReason::Peer),
+                    Ok(Some(_)) => continue,
+                    Ok(None) => break,
+                    Err(_) => return,
+                }
             }
             if self.keep_input_back(key, input) {
                 break;
