@@ -37,8 +37,10 @@ pub struct Config {
     /// Who may connect.
     pub auth: AuthConfig,
     /// Origins that may open connections: `https://app.example.com`, `https://*.example.com`, or
-    /// `*`. Default empty: the host that the request names, whatever its port. A request without
-    /// an `Origin` header does not come from a browser and is always allowed.
+    /// `*`. Default empty: the host that the request names, whatever its port; any for protocols
+    /// whose clients send nothing by which a browser could speak for its user (Pusher's). The entry
+    /// `default` keeps that beside others. A request without an `Origin` header does not come from
+    /// a browser and is always allowed.
     pub allowed_origins: Vec<String>,
     /// Threads that own connections. Default 0: one a core.
     pub shards: usize,
@@ -744,6 +746,8 @@ pub enum Source {
     Default,
     /// The TOML file.
     File,
+    /// A `.env` file of an application (`realtime serve --env-file`).
+    EnvFile,
     /// A `realtime.*` INI setting.
     Ini,
     /// A `REALTIME_*` variable.
@@ -757,6 +761,7 @@ impl fmt::Display for Source {
         f.write_str(match self {
             Source::Default => "default",
             Source::File => "file",
+            Source::EnvFile => "env file",
             Source::Ini => "php.ini",
             Source::Environment => "environment",
             Source::Code => "code",

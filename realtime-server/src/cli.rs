@@ -61,7 +61,7 @@ pub(crate) enum Command {
 }
 
 const SERVE_HELP: &str = "\
-Settings come from, weakest first: defaults, the TOML file, REALTIME_* variables (REALTIME_LISTEN,
+Settings come from, weakest first: defaults, the TOML file, the .env file, REALTIME_* variables (REALTIME_LISTEN,
 REALTIME_LIMITS__OUTBOX_BYTES), these options. `realtime config` takes the same options and shows the result.
 
 Signals:
@@ -77,6 +77,7 @@ Examples:
   realtime serve
   realtime serve --listen 127.0.0.1:9000 --set limits.max_connections=5000
   realtime serve --config /etc/realtime/realtime.toml --log-format json
+  realtime serve --env-file /srv/app/.env
   realtime serve --follow \"$(cat /run/php/php8.2-fpm.pid)\"";
 
 const PUBLISH_HELP: &str = "\
@@ -115,6 +116,9 @@ pub(crate) struct SettingsArgs {
     /// TOML file; default: $REALTIME_CONFIG, else /etc/realtime/realtime.toml if it exists
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) config: Option<PathBuf>,
+    /// An application's .env: its REALTIME_*, REVERB_* and PUSHER_* variables, APP_URL, ALLOWED_ORIGINS, SERVER_ADDRESS
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) env_file: Option<PathBuf>,
     /// Address and port for clients; port 0 takes a free one [default: 127.0.0.1:8080]
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) listen: Option<String>,

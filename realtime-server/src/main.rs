@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | `cli` | commands, options, help |
 //! | `settings` | the configuration from file, environment and command line |
+//! | `env_file` | an application's `.env` as settings |
 //! | `serve` | a hub's life: start, signals, drain |
 //! | `follow` | living as long as another process |
 //! | `spawned` | the hub that a PHP worker has started |
@@ -19,6 +20,7 @@
 mod ask;
 mod cli;
 mod doctor;
+mod env_file;
 mod failure;
 mod follow;
 mod logs;

@@ -7,6 +7,7 @@ use realtime_core::{ConfigBuilder, ConfigError, EffectiveConfig, Source};
 use serde_json::Value;
 
 use crate::cli::SettingsArgs;
+use crate::env_file;
 
 /// Read when it exists and no other file is named.
 pub(crate) const DEFAULT_FILE: &str = "/etc/realtime/realtime.toml";
@@ -41,11 +42,29 @@ pub(crate) fn load(args: &SettingsArgs) -> Result<Settings, ConfigError> {
             error => error,
         })?;
     }
+    let mut warnings = Vec::new();
+    if let Some(file) = &args.env_file {
+        let text = std::fs::read_to_string(file).map_err(|source| ConfigError::File { path: file.clone(), source })?;
+        let in_file = |error: ConfigError| match error {
+            ConfigError::Syntax { reason } => ConfigError::Syntax { reason: format!("{}: {reason}", file.display()) },
+            error => error,
+        };
+        let listed = builder.value("allowed_origins").is_some();
+        let application = env_file::parse(&text).and_then(|variables| env_file::read(&variables, listed)).map_err(in_file)?;
+        builder = builder.layer(Source::EnvFile, application.settings)?;
+        for (name, value) in application.own.iter().filter(|(name, _)| name != FILE_VARIABLE && !NOT_OURS.contains(&name.as_str())) {
+            let key = name.trim_start_matches("REALTIME_").to_ascii_lowercase().replace("__", ".");
+            builder = builder.text(Source::EnvFile, &key, value)?;
+        }
+        warnings = application.warnings;
+    }
     builder = builder.environment(variables.into_iter().filter(|(name, _)| name != FILE_VARIABLE && !NOT_OURS.contains(&name.as_str())));
     for (key, value) in args.given() {
         builder = builder.text(Source::Code, &key, &value)?;
     }
-    Ok(Settings { effective: builder.build()?, file })
+    let mut effective = builder.build()?;
+    effective.warnings.extend(warnings);
+    Ok(Settings { effective, file })
 }
 
 fn file(named: Option<&Path>, variables: &[(String, String)]) -> Option<PathBuf> {

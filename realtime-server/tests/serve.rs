@@ -169,6 +169,55 @@ fn settings_come_from_file_environment_and_command_line() {
 }
 
 #[test]
+fn an_applications_env_file_is_enough() {
+    let place = Place::new();
+    let file = place.path(".env");
+    let text = "APP_NAME=\"My shop\"\nAPP_URL=https://shop.test\nREVERB_APP_ID=123456\nREVERB_APP_KEY=thekey\nREVERB_APP_SECRET=geheimnis-geheim\n\
+                REVERB_HOST=ws.shop.test\nREVERB_SERVER_PORT=1\nREVERB_SCALING_ENABLED=true\nREALTIME_SHARDS=1\nREALTIME_MODE=bus\n";
+    std::fs::write(&file, text).unwrap();
+    let file = file.to_str().unwrap();
+    let output = place.run(&["config", "--env-file", file, "--json"]);
+    let config: Value = serde_json::from_str(&printed(&output)).unwrap();
+    for (key, value) in
+        [("listen", json!("127.0.0.1:1")), ("shards", json!(1)), ("allowed_origins", json!(["default", "https://shop.test"]))]
+    {
+        assert_eq!((&config[key]["value"], &config[key]["origin"]), (&value, &json!("env file")), "{key}");
+    }
+    assert_eq!(config["apps"]["value"][0]["id"], "123456");
+    assert!(!config.to_string().contains("geheimnis"), "{config}");
+    assert!(stderr(&output).contains("ignored REVERB_SCALING_ENABLED"), "{}", stderr(&output));
+    // The environment and the command line are stronger; a pusher-js of a page of the application is let in.
+    let hub = place.hub(&["--env-file", file]);
+    for (path, origin, status) in [
+        ("/app/thekey?protocol=7", "https://elsewhere.test", 101),
+        ("/ws", "https://shop.test", 101),
+        ("/ws", "https://elsewhere.test", 403),
+    ] {
+        let mut client = RawClient::tcp(hub.address);
+        client.write(realtime_testkit::raw::upgrade(path, &format!("Origin: {origin}\r\n")).as_bytes());
+        assert_eq!(client.response().status, status, "{path} {origin}");
+    }
+    let mut client = RawClient::tcp(hub.address);
+    client.upgrade("/app/thekey?protocol=7");
+    assert_eq!(client.next_message().json()["event"], "pusher:connection_established");
+    drop(client);
+    hub.process.signal(Signal::TERM);
+    hub.record("stopped");
+    for (text, said) in [
+        ("REVERB_SERVER_HOST=0.0.0.0\n", "auth.mode"),
+        ("REVERB_APP_KEY=a\n", "REVERB_APP_SECRET is missing"),
+        ("A=1\nB=\"2\n", ".env: line 2: the quotes of B have no end"),
+        ("REALTIME_SHRADS=1\n", "did you mean `shards`"),
+    ] {
+        std::fs::write(file, text).unwrap();
+        let output = place.run(&["serve", "--env-file", file]);
+        assert_eq!(output.status.code(), Some(2), "{text}");
+        assert!(stderr(&output).contains(said), "{text}: {}", stderr(&output));
+    }
+    assert!(stderr(&place.run(&["serve", "--env-file", "/nowhere/.env"])).contains("/nowhere/.env"));
+}
+
+#[test]
 fn the_service_manager_is_told() {
     let place = Place::new();
     let manager = UnixDatagram::bind(place.path("notify")).unwrap();

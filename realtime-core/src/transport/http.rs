@@ -336,7 +336,7 @@ fn upgrade(node: &Arc<Node>, mut request: Request<Incoming>, format: usize, open
     let origin = single(headers, header::ORIGIN)?;
     let protocol = &node.formats[format].protocol;
     let allowed = &node.config.allowed_origins;
-    let anywhere = allowed.is_empty() && !protocol.needs_same_host();
+    let anywhere = origin::has_default(allowed) && !protocol.needs_same_host();
     let opening = if anywhere || origin::is_allowed(origin, host, allowed) {
         opening
     } else {

@@ -3,18 +3,25 @@
 /// Decides by the request's `Origin` and `Host`.
 ///
 /// With an empty list an origin must have the request's own host, whatever the port. Entries of
-/// the list are `*`, an origin, or an origin whose host starts with `*.`: that stands for one or
-/// more whole labels. Compared without regard to case. `null` matches only `*`.
+/// the list are `*`, an origin, an origin whose host starts with `*.`, which stands for one or
+/// more whole labels, or `default`, which stands for what holds without a list. Compared without
+/// regard to case. `null` matches only `*`.
 pub(crate) fn is_allowed(origin: Option<&str>, host: Option<&str>, allowed: &[String]) -> bool {
     let Some(origin) = origin else { return true };
     let origin = origin.to_ascii_lowercase();
-    if allowed.is_empty() {
-        return match (host_of(&origin), host) {
-            (Some(from), Some(host)) => from == without_port(&host.to_ascii_lowercase()),
-            _ => false,
-        };
+    let own_host = || match (host_of(&origin), host) {
+        (Some(from), Some(host)) => from == without_port(&host.to_ascii_lowercase()),
+        _ => false,
+    };
+    if has_default(allowed) && own_host() {
+        return true;
     }
     allowed.iter().any(|entry| matches(&entry.to_ascii_lowercase(), &origin))
+}
+
+/// Whether the default holds: alone, or beside what is listed.
+pub(crate) fn has_default(allowed: &[String]) -> bool {
+    allowed.is_empty() || allowed.iter().any(|entry| entry.eq_ignore_ascii_case("default"))
 }
 
 fn matches(entry: &str, origin: &str) -> bool {
@@ -44,6 +51,21 @@ fn without_port(authority: &str) -> &str {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn the_default_may_stand_beside_others() {
+        let allowed = ["default".to_owned(), "https://app.test".to_owned()];
+        for (origin, expected) in [
+            ("https://app.test", true),
+            ("http://hub.test:8000", true),
+            ("https://evil.test", false),
+            ("http://default", false),
+            ("default", false),
+        ] {
+            assert_eq!(super::is_allowed(Some(origin), Some("hub.test:8080"), &allowed), expected, "{origin}");
+        }
+        assert!(super::is_allowed(Some("http://default"), Some("default"), &allowed));
+    }
+
     use super::is_allowed;
 
     #[test]

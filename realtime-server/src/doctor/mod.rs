@@ -372,7 +372,7 @@ fn origins(config: &Config) -> Vec<Finding> {
         return vec![Finding::fine("origins", text)];
     }
     let mut findings = Vec::new();
-    for origin in allowed.iter().filter(|origin| *origin != "*") {
+    for origin in allowed.iter().filter(|origin| !matches!(origin.as_str(), "*" | "default")) {
         let rest = origin.strip_prefix("https://").or_else(|| origin.strip_prefix("http://"));
         let fix = match rest {
             None => format!("write it with its scheme: https://{origin}"),
@@ -469,7 +469,7 @@ mod tests {
             origins(config).into_iter().map(|finding| (finding.grade == Grade::Broken, finding.fix)).collect()
         }
         assert_eq!(look(&[]), [(false, None)]);
-        assert_eq!(look(&["https://a.test", "https://*.b.test"]), [(false, None)]);
+        assert_eq!(look(&["default", "https://a.test", "https://*.b.test"]), [(false, None)]);
         assert_eq!(look(&["a.test"]), [(true, Some("write it with its scheme: https://a.test".into()))]);
         assert_eq!(look(&["https://a.test/"]), [(true, Some("an origin has no path: https://a.test".into()))]);
         assert!(!look(&["*"])[0].0);
