@@ -22,6 +22,14 @@ pub enum CloseReason {
     TooManyErrors,
     /// The app has as many connections as it may have.
     OverQuota,
+    /// The credential was refused, or none was given in time.
+    Unauthorized,
+    /// Whether the credential is good could not be found out now.
+    AuthUnavailable,
+    /// The user has as many connections as one may have.
+    TooManyOfUser,
+    /// The credential was good until now.
+    Expired,
     /// The application asked for it.
     Application {
         /// Close code that the application chose, 1000 or 3000–4999.
@@ -60,6 +68,10 @@ impl CloseReason {
             CloseReason::TooLarge => (1009, "message too large"),
             CloseReason::TooManyErrors => (4000, "too many errors"),
             CloseReason::OverQuota => (4004, "app is over its connection quota"),
+            CloseReason::Unauthorized => (4009, "not authenticated"),
+            CloseReason::AuthUnavailable => (4101, "authentication is not available now"),
+            CloseReason::TooManyOfUser => (4102, "the user has too many connections"),
+            CloseReason::Expired => (4203, "the credential has expired"),
             CloseReason::Application { code } => (code, ""),
             CloseReason::Interrupted => (4202, "publications were missed"),
             CloseReason::Refused => (4003, "refused"),
@@ -80,6 +92,10 @@ impl CloseReason {
             CloseReason::Protocol | CloseReason::InvalidUtf8 | CloseReason::TooLarge | CloseReason::TooManyErrors => "protocol",
             CloseReason::Application { .. } => "application",
             CloseReason::Refused => "refused",
+            CloseReason::Unauthorized => "unauthorized",
+            CloseReason::AuthUnavailable => "unavailable",
+            CloseReason::TooManyOfUser => "over_quota",
+            CloseReason::Expired => "expired",
             CloseReason::OverQuota => "over_quota",
             CloseReason::Interrupted => "interrupted",
             CloseReason::Internal => "internal",

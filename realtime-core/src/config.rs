@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use tracing::level_filters::LevelFilter;
@@ -17,6 +18,10 @@ use crate::history::Retention;
 use crate::hooks::Kind;
 use crate::message::INTERNAL_PREFIX;
 use crate::protocol::pusher::names;
+
+mod auth;
+
+pub use auth::{AuthConfig, AuthMode, AuthModes, CallbackConfig, FastCgiConfig, JwtAlgorithm, JwtConfig, JwtKeyConfig};
 
 /// Everything that can be set. Durations are `_ms`, sizes are `_bytes`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -42,6 +47,9 @@ pub struct Config {
     /// `default` keeps that beside others. A request without an `Origin` header does not come from
     /// a browser and is always allowed.
     pub allowed_origins: Vec<String>,
+    /// Addresses or networks (`10.0.0.0/8`) of proxies whose `X-Forwarded-For` is believed. Default:
+    /// loopback.
+    pub trusted_proxies: Vec<String>,
     /// Threads that own connections. Default 0: one a core.
     pub shards: usize,
     /// Liveness of connections.
@@ -115,33 +123,6 @@ pub enum LogFormat {
     Json,
 }
 
-/// Who may connect.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct AuthConfig {
-    /// How connections are authenticated. Absent: not at all, and only on loopback.
-    pub mode: Option<AuthModes>,
-}
-
-/// One mode or a list of them.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(untagged)]
-pub enum AuthModes {
-    /// A single mode.
-    One(AuthMode),
-    /// Tried in order.
-    Many(Vec<AuthMode>),
-}
-
-/// A way to authenticate connections.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-#[non_exhaustive]
-pub enum AuthMode {
-    /// Everybody may connect.
-    None,
-}
-
 /// Liveness of connections.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -182,6 +163,9 @@ pub struct Limits {
     pub max_handshakes: usize,
     /// Subscriptions of one connection. Default 1,024.
     pub max_subscriptions: usize,
+    /// Connections of one user on this hub. Default 0: no limit, because a wall of dashboards can
+    /// be one user. Past it new ones are closed with a code that tells them to come back later.
+    pub max_user_connections: usize,
     /// Protocol errors after which a connection is closed. Default 10.
     pub max_protocol_errors: u8,
     /// Bytes of one publication's body. Default 256 KiB, at most a quarter of `outbox_bytes`.
@@ -309,6 +293,8 @@ pub enum Access {
     /// Who has a signature made with the app's secret. Channels whose names begin with `private-`
     /// or `presence-` are always `signed`.
     Signed,
+    /// Whom the application lets in when it is asked (`auth.callback`).
+    Callback,
 }
 
 /// Policy of the channels whose name matches.
@@ -442,6 +428,7 @@ impl Default for Config {
             socket_mode: "0660".into(),
             auth: AuthConfig::default(),
             allowed_origins: Vec::new(),
+            trusted_proxies: vec!["127.0.0.0/8".into(), "::1".into()],
             shards: 0,
             heartbeat: HeartbeatConfig::default(),
             limits: Limits::default(),
@@ -478,6 +465,7 @@ impl Default for Limits {
             handshake_timeout_ms: 5_000,
             max_handshakes: 4_096,
             max_subscriptions: 1_024,
+            max_user_connections: 0,
             max_protocol_errors: 10,
             publication_bytes: 256 << 10,
             outbox_bytes: 1 << 20,
@@ -509,9 +497,14 @@ impl Config {
         if self.auth.mode.is_none() && !address.ip().is_loopback() {
             return Err(ConfigError::UnsafeListen { address });
         }
-        if matches!(&self.auth.mode, Some(AuthModes::Many(modes)) if modes.is_empty()) {
-            return invalid("auth.mode", "the list is empty; write \"none\" to let everybody in".into());
+        self.auth.validate()?;
+        if let Some(at) = self.channels.iter().position(|policy| policy.access == Some(Access::Callback))
+            && !self.auth.callback.is_set()
+        {
+            return invalid(&format!("channels[{at}].access"), "`callback` needs `auth.callback`".into());
         }
+        self.validate_origins()?;
+        self.trusted_networks()?;
         self.socket_mode()?;
         self.bus_addresses()?;
         self.validate_apps()?;
@@ -613,12 +606,36 @@ impl Config {
         Ok(())
     }
 
+    fn validate_origins(&self) -> Result<(), ConfigError> {
+        for origin in &self.allowed_origins {
+            if !origin.is_ascii() {
+                return Err(ConfigError::InvalidValue {
+                    key: "allowed_origins".into(),
+                    reason: format!("`{origin}` is not how a browser writes it; international names are written `xn--…`"),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// `trusted_proxies` as networks.
+    pub(crate) fn trusted_networks(&self) -> Result<Vec<IpNet>, ConfigError> {
+        self.trusted_proxies
+            .iter()
+            .map(|text| text.parse().or_else(|_| text.parse::<IpAddr>().map(IpNet::from)))
+            .zip(&self.trusted_proxies)
+            .map(|(network, text)| {
+                network.map_err(|_| ConfigError::InvalidValue {
+                    key: "trusted_proxies".into(),
+                    reason: format!("`{text}` is neither an address nor a network such as 10.0.0.0/8"),
+                })
+            })
+            .collect()
+    }
+
     /// Whether connections have to say whose they are.
     pub(crate) fn authenticates(&self) -> bool {
-        match &self.auth.mode {
-            None | Some(AuthModes::One(AuthMode::None)) => false,
-            Some(AuthModes::Many(modes)) => modes.iter().any(|mode| *mode != AuthMode::None),
-        }
+        self.auth.modes().iter().any(|mode| *mode != AuthMode::None)
     }
 
     /// Who may subscribe to a channel.

@@ -129,6 +129,9 @@ pub enum QueryError {
     /// Nothing is queued for workers.
     #[error("this hub queues no events: name those that are wanted in hooks.events")]
     NoEvents,
+    /// There are as many bans as a hub keeps.
+    #[error(transparent)]
+    TooManyBans(#[from] crate::auth::TooManyBans),
     /// Nothing is kept of the channel.
     #[error("no policy gives channel `{channel}` a history")]
     NoHistory {

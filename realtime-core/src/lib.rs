@@ -41,6 +41,7 @@ pub mod history;
 pub mod hooks;
 pub mod hub;
 pub mod message;
+mod outbound;
 pub mod presence;
 pub mod protocol;
 mod session;

@@ -39,5 +39,5 @@ fn a_listener_that_others_can_reach_needs_its_auth_mode_too() {
     let start = |config| HubBuilder::new(config).listener(TcpListener::bind("0.0.0.0:0").unwrap()).start();
     let refused = start(config(|_| {})).map(|_| ());
     assert!(matches!(refused, Err(StartError::Config(ConfigError::UnsafeListen { .. }))), "{refused:?}");
-    start(config(|config| config.auth = AuthConfig { mode: Some(AuthModes::One(AuthMode::None)) })).unwrap();
+    start(config(|config| config.auth = AuthConfig { mode: Some(AuthModes::One(AuthMode::None)), ..AuthConfig::default() })).unwrap();
 }

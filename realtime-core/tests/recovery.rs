@@ -557,13 +557,13 @@ async fn who_recovers_learns_who_has_come_and_gone_meanwhile() {
     assert_eq!(offsets(&mut ada, 2).await, [1, 2]);
 
     let mut bob = as_user("bob").await;
+    let mut eve = as_user("eve").await;
     eventually("the broker has answered", || broker.backlog() == 0);
     broker.pause();
     bob.send_json(recover("room", &epoch, 1)).await;
     assert_eq!(ada.expect("joined").await["user"]["id"], "bob");
     eventually("the broker is asked", || broker.backlog() == 1);
     // The channel is live: who asks for nothing of the past is there at once.
-    let mut eve = as_user("eve").await;
     eve.subscribe("room").await;
     eve.close().await;
     assert_eq!(ada.expect("joined").await["user"]["id"], "eve");

@@ -299,10 +299,20 @@ async fn a_connection_that_changes_hands_while_the_broker_thinks_hears_its_new_u
     let mut client = Client::connect(&hub).await;
     let user = |id| Some(User::new(id, None).unwrap());
     broker.pause();
+    let mut answers = Vec::new();
     for owner in [user("ada"), user("bob"), None, user("cy"), user("bob")] {
-        assert!(hub.set_user(client.socket_id(), owner).unwrap());
+        if owner.is_none() {
+            assert!(hub.set_user(client.socket_id(), None).unwrap());
+            continue;
+        }
+        // Who gives it to somebody waits until that somebody's messages would come.
+        let (hub, socket, before) = (hub.clone(), client.socket_id(), broker.backlog());
+        answers.push(std::thread::spawn(move || hub.set_user(socket, owner).unwrap()));
+        eventually("the broker is asked", || broker.backlog() > before);
     }
     broker.resume();
+    let answers: Vec<bool> = answers.into_iter().map(|answer| answer.join().unwrap()).collect();
+    assert_eq!(answers, [false, false, false, true]);
     eventually("the broker has nothing to do", || broker.backlog() == 0);
     client.expect_nothing().await;
     for id in ["ada", "cy", "bob"] {
@@ -322,7 +332,7 @@ async fn a_user_whose_channel_could_not_be_heard_may_still_subscribe() {
     let hub = delayed(&broker, |_| {});
     let mut client = Client::connect(&hub).await;
     broker.fail_subscribes(true);
-    hub.set_user(client.socket_id(), Some(User::new("ada", None).unwrap())).unwrap();
+    assert!(!hub.set_user(client.socket_id(), Some(User::new("ada", None).unwrap())).unwrap());
     client.expect_nothing().await;
     eventually("the broker has failed", || broker.backlog() == 0);
     client.expect_nothing().await;

@@ -44,12 +44,17 @@ pub enum SignatureError {
 
 /// Signs a text with a secret: lower-case hexadecimal, as clients and servers write it.
 pub fn sign(secret: &str, text: &str) -> String {
-    hex::encode(mac(secret, text).finalize().into_bytes())
+    sign_bytes(secret, text.as_bytes())
+}
+
+/// Signs bytes with a secret, the same way.
+pub(crate) fn sign_bytes(secret: &str, bytes: &[u8]) -> String {
+    hex::encode(mac(secret, bytes).finalize().into_bytes())
 }
 
 /// Checks a signature in constant time.
 pub fn verify(secret: &str, text: &str, signature: &str) -> bool {
-    hex::decode(signature).is_ok_and(|signature| mac(secret, text).verify_slice(&signature).is_ok())
+    hex::decode(signature).is_ok_and(|signature| mac(secret, text.as_bytes()).verify_slice(&signature).is_ok())
 }
 
 /// Checks what a client gives with its subscription.
@@ -95,10 +100,10 @@ fn check_text(
     if verify(config.secret.expose(), &text(), signature) { Ok(()) } else { Err(SignatureError::Wrong) }
 }
 
-fn mac(secret: &str, text: &str) -> Hmac<Sha256> {
+fn mac(secret: &str, bytes: &[u8]) -> Hmac<Sha256> {
     // HMAC takes keys of every length (RFC 2104 section 3); only its trait does not know that.
     let mut mac = Hmac::<Sha256>::new_from_slice(secret.as_bytes()).unwrap_or_else(|_| unreachable!("HMAC takes keys of every length"));
-    mac.update(text.as_bytes());
+    mac.update(bytes);
     mac
 }
 

@@ -3,12 +3,12 @@
 use crate::apps::AppId;
 use crate::auth::{signature, user_data};
 use crate::broker::Reply;
-use crate::config::Access;
 use crate::error::{BrokerError, PublishError, QueryError};
 use crate::history::{self, Page};
 use crate::message::{InvalidChannel, MAX_CHANNEL_BYTES, MAX_EVENT_BYTES, Payload, Publish, User, find_control, validate_channel};
 use crate::protocol::{Command, Credentials, ProtocolError, Push, Recover, RelayBody, RequestId};
 
+use super::access::Gate;
 use super::fanout::{ConnectionKey, JoinRequest};
 use super::roster::Seat;
 use super::shard::{Job, Shard};
@@ -31,7 +31,13 @@ pub(crate) struct HistoryAnswer {
 
 impl Shard {
     pub(crate) fn apply(&mut self, key: ConnectionKey, command: Command) -> Result<(), ProtocolError> {
+        let rights = self.connection(key).and_then(|connection| connection.session.rights.as_ref());
+        if rights.is_some_and(|rights| rights.awaiting.is_some()) && !matches!(command, Command::Authenticate { .. } | Command::Ping { .. })
+        {
+            return Err(ProtocolError::new("unauthenticated", "the connection has to authenticate first").with_id(command.into_id()));
+        }
         match command {
+            Command::Authenticate { id, token } => self.authenticate(key, id.clone(), token).map_err(|error| error.with_id(id)),
             command @ Command::Subscribe { .. } => self.ask_or_subscribe(key, command),
             Command::Message { id, event, data } => self.message(key, id.as_ref(), &event, &data).map_err(|error| error.with_id(id)),
             Command::Unsubscribe { id, channel } => self.unsubscribe(key, id.as_ref(), &channel).map_err(|error| error.with_id(id)),
@@ -71,7 +77,7 @@ impl Shard {
     /// Carries a subscription out that nobody has to be asked about any more.
     pub(super) fn subscribe_now(&mut self, key: ConnectionKey, command: Command) -> Result<(), ProtocolError> {
         let Command::Subscribe { id, channel, recover, credentials } = command else { return Ok(()) };
-        let outcome = self.subscribe(key, id.clone(), &channel, recover, credentials.as_deref());
+        let outcome = self.subscribe(key, id.clone(), &channel, recover, credentials);
         outcome.map_err(|error| self.subscription_refused(key, &channel, error.with_id(id)))
     }
 
@@ -81,16 +87,33 @@ impl Shard {
         id: Option<RequestId>,
         channel: &str,
         recover: Option<Recover>,
-        credentials: Option<&Credentials>,
+        credentials: Option<Box<Credentials>>,
     ) -> Result<(), ProtocolError> {
         check_channel(channel)?;
-        let signed = self.authorize(key, channel, credentials)?;
+        match self.authorize(key, channel, credentials.as_deref())? {
+            Gate::Open(signed) => self.subscribe_authorized(key, id, channel, recover, signed),
+            Gate::Ask => {
+                self.check_room(key)?;
+                self.ask_for(key, id, channel, recover);
+                Ok(())
+            }
+        }
+    }
+
+    /// Subscribes a connection that may.
+    pub(super) fn subscribe_authorized(
+        &mut self,
+        key: ConnectionKey,
+        id: Option<RequestId>,
+        channel: &str,
+        recover: Option<Recover>,
+        signed: Option<User>,
+    ) -> Result<(), ProtocolError> {
         let rules = self.node.config.room(channel);
         let node = self.node.clone();
         let Some(connection) = self.connection(key) else { return Ok(()) };
         let channel = node.apps.scope(connection.session.app, channel);
         let index = self.find_channel(node.channel_ref(&channel));
-        let limit = node.config.limits.max_subscriptions;
         let Some(connection) = self.connection(key) else { return Ok(()) };
         let session = &connection.session;
         if let Some((index, at)) = index.and_then(|index| Some((index, session.subscriptions.find(index as u32)?))) {
@@ -102,15 +125,25 @@ impl Shard {
             self.join_again(key, index, at, JoinRequest::Client { id, recover });
             return Ok(());
         }
-        let own = usize::from(session.user.is_some());
-        // The user's own channel may be missing: the broker can have failed.
-        if (session.subscriptions.len() + session.joining as usize).saturating_sub(own) >= limit {
-            return Err(ProtocolError::refusal("too_many_subscriptions", format!("a connection may have {limit} subscriptions")));
-        }
+        self.check_room(key)?;
         let request = JoinRequest::Client { id, recover };
         match rules {
             None => self.join(key, &channel, request),
             Some(rules) => self.enter(key, &channel, rules, signed, request),
+        }
+        Ok(())
+    }
+
+    /// Whether a connection may have one subscription more.
+    fn check_room(&mut self, key: ConnectionKey) -> Result<(), ProtocolError> {
+        let limit = self.node.config.limits.max_subscriptions;
+        let Some(connection) = self.connection(key) else { return Ok(()) };
+        let session = &connection.session;
+        let own = usize::from(session.user.is_some());
+        let asked = session.rights.as_ref().map_or(0, |rights| rights.asked.len());
+        // The user's own channel may be missing: the broker can have failed.
+        if (session.subscriptions.len() + session.joining as usize + asked).saturating_sub(own) >= limit {
+            return Err(ProtocolError::refusal("too_many_subscriptions", format!("a connection may have {limit} subscriptions")));
         }
         Ok(())
     }
@@ -142,7 +175,7 @@ impl Shard {
         match &session.user {
             Some(known) if known.id() == user.id() => {}
             Some(_) => return Err(ProtocolError::refusal("unauthorized", "this connection is another user's already")),
-            None => self.set_user(key, Some(user)),
+            None => self.claim(key, user).map_err(|denied| ProtocolError::refusal("unauthorized", denied.message))?,
         }
         self.push(key, &Push::SignedIn { user_data });
         Ok(())
@@ -158,39 +191,6 @@ impl Shard {
         let scoped = node.apps.scope(connection.session.app, channel);
         self.join(key, &scoped, JoinRequest::Client { id: None, recover: None });
         Ok(())
-    }
-
-    /// Whether a connection may hear a channel; gives the user that the application has signed for it.
-    fn authorize(&mut self, key: ConnectionKey, channel: &str, credentials: Option<&Credentials>) -> Result<Option<User>, ProtocolError> {
-        let node = self.node.clone();
-        let Some(connection) = self.connection(key) else { return Ok(None) };
-        let session = &connection.session;
-        let allowed = match node.config.access(channel) {
-            Access::Public => Ok(None),
-            Access::Authenticated if session.user.is_some() => Ok(None),
-            Access::Authenticated => Err("this channel is for users, and the connection is nobody's".to_owned()),
-            Access::Signed => {
-                let (auth, data) = credentials.map_or((None, None), |given| (Some(&*given.auth), given.channel_data.as_deref()));
-                signature::check(&node.apps, session.app, session.socket_id, channel, data, auth)
-                    .map_err(|error| error.to_string())
-                    .and_then(|()| match data.map(signed_user).transpose() {
-                        // Only where it is shown must it be somebody.
-                        Err(_) if !node.config.room(channel).is_some_and(|rules| rules.shows) => Ok(None),
-                        signed => signed,
-                    })
-            }
-        };
-        let must_show = channel.starts_with("presence-") && session.user.is_none();
-        let allowed = allowed.and_then(|signed| match signed {
-            None if must_show => Err("this channel shows who is there: `channel_data` must name a `user_id`".to_owned()),
-            signed => Ok(signed),
-        });
-        let signed = allowed.map_err(|reason| ProtocolError::refusal("unauthorized", reason))?;
-        // The application has said whose connection this is; it may have said so before.
-        if session.user.is_none() && signed.is_some() {
-            self.set_user(key, signed.clone());
-        }
-        Ok(signed)
     }
 
     fn tell_presence(&mut self, key: ConnectionKey, id: Option<&RequestId>, channel: &str) -> Result<(), ProtocolError> {
@@ -212,17 +212,20 @@ impl Shard {
         let Some(connection) = self.connection(key) else { return Ok(()) };
         let scoped = node.apps.scope(connection.session.app, channel);
         let name = node.channel_ref(&scoped);
-        let not_subscribed = || ProtocolError::refusal("not_subscribed", "not subscribed to that channel");
-        let index = self.find_channel(name).ok_or_else(not_subscribed)?;
-        let subscribed = self.connection(key).and_then(|connection| connection.session.subscriptions.find(index as u32));
-        match subscribed {
-            Some(at) => self.leave(key, at, true),
-            None => {
-                // It may still wait for the broker.
-                if !self.stop_waiting(key, index) {
-                    return Err(not_subscribed());
-                }
+        let index = self.find_channel(name);
+        let subscribed = index.and_then(|index| self.connection(key)?.session.subscriptions.find(index as u32));
+        // It may still wait, for the application or for the broker.
+        let mut ended = self.stop_asking(key, channel);
+        match (subscribed, index) {
+            (Some(at), _) => {
+                self.leave(key, at, true);
+                ended = true;
             }
+            (None, Some(index)) => ended |= self.stop_waiting(key, index),
+            (None, None) => {}
+        }
+        if !ended {
+            return Err(ProtocolError::refusal("not_subscribed", "not subscribed to that channel"));
         }
         self.push(key, &Push::Unsubscribed { id, channel });
         self.unsubscribed(key, channel);
@@ -409,23 +412,6 @@ impl Shard {
             Err(error) => Err(ProtocolError::refusal("unavailable", error.to_string())),
         }
     }
-}
-
-/// Who it is, as the application writes it: `{"user_id": …, "user_info": …}`.
-fn signed_user(data: &str) -> Result<User, String> {
-    #[derive(serde::Deserialize)]
-    struct ChannelData<'a> {
-        user_id: serde_json::Value,
-        #[serde(borrow)]
-        user_info: Option<&'a serde_json::value::RawValue>,
-    }
-    let data: ChannelData<'_> = serde_json::from_str(data).map_err(|error| format!("`channel_data`: {error}"))?;
-    let id = match data.user_id {
-        serde_json::Value::String(id) => id,
-        serde_json::Value::Number(id) => id.to_string(),
-        _ => return Err("`channel_data`: `user_id` must be a string or a number".into()),
-    };
-    User::new(&id, data.user_info.map(serde_json::value::RawValue::get)).map_err(|error| format!("`channel_data`: {error}"))
 }
 
 fn check_client_event(event: &str) -> Result<(), ProtocolError> {

@@ -12,6 +12,7 @@ use slab::Slab;
 
 use super::fanout::ConnectionKey;
 use super::shard::{Accepted, CLOSE_MS, Connection, Phase, READ_BYTES, Shard};
+use crate::auth::jwt::MAX_TOKEN_BYTES;
 use crate::close::{CloseCode, CloseReason};
 use crate::message::SocketId;
 use crate::protocol::{Command, ProtocolError, Push};
@@ -22,6 +23,9 @@ use crate::transport::{Event, InboundLimits};
 
 /// Reads in a row from one connection before others have their turn.
 const MAX_READS: usize = 4;
+/// Bytes of one message from a connection that has yet to authenticate: the longest token, and what
+/// is around it.
+const MAX_BYTES_OF_STRANGERS: usize = MAX_TOKEN_BYTES + 1_024;
 
 impl Shard {
     pub(crate) fn key(&self, index: usize) -> Option<ConnectionKey> {
@@ -56,7 +60,7 @@ impl Shard {
             self.counters().connections.fetch_sub(1, Relaxed);
             return;
         }
-        let Accepted { link, format, opening, early } = accepted;
+        let Accepted { link, format, opening, admission, early } = accepted;
         let Ok(socket_id) = SocketId::random() else {
             tracing::error!("no random numbers; connection refused");
             self.node.connections.fetch_sub(1, Relaxed);
@@ -78,8 +82,12 @@ impl Shard {
             return;
         }
         self.connections[key.index as usize].admitted = true;
-        self.guard(key, |shard| {
-            shard.arrived(key, opening.request.as_deref(), opening.commands, &early);
+        self.guard(key, |shard| match shard.begin(key, admission, opening.commands) {
+            Ok(commands) => shard.arrived(key, opening.request.as_deref(), commands, &early),
+            Err(denied) => {
+                let code = shard.node.formats[usize::from(format)].protocol.close_code(denied.reason);
+                shard.turn_away(key, code, &denied.message);
+            }
         });
     }
 
@@ -88,7 +96,9 @@ impl Shard {
         tracing::info!(code = code.code, message = %message.escape_debug(), "connection refused");
         self.node.refused.fetch_add(1, Relaxed);
         self.push(key, &Push::Refused { code, message });
-        self.close_as(key, CloseReason::Application { code: code.code }, code, code.reason);
+        // RFC 6455 section 5.5 leaves 123 bytes for it.
+        let reason = if message.len() <= 123 { message } else { code.reason };
+        self.close_as(key, CloseReason::Application { code: code.code }, code, reason);
     }
 
     /// Takes a connection in and polls it.
@@ -165,9 +175,12 @@ impl Shard {
     /// Decodes what came in and carries it out.
     pub(super) fn consume(&mut self, key: ConnectionKey, mut input: &mut [u8]) {
         let node = self.node.clone();
-        let limits =
+        let mut limits =
             InboundLimits { max_message_bytes: node.config.limits.max_message_bytes, max_fragments: node.config.limits.max_fragments };
         let Some(connection) = self.connection(key) else { return };
+        if connection.session.rights.as_ref().is_some_and(|rights| rights.awaiting.is_some()) {
+            limits.max_message_bytes = limits.max_message_bytes.min(MAX_BYTES_OF_STRANGERS);
+        }
         let format = &node.formats[usize::from(connection.session.format)];
         let mut inbound = connection.session.inbound.take().map(|inbound| *inbound).unwrap_or_default();
         loop {
@@ -374,6 +387,9 @@ impl Shard {
         let Some(mut connection) = self.connections.try_remove(key.index as usize) else { return };
         self.crowded -= usize::from(connection.crowded);
         self.by_socket.remove(&connection.session.socket_id);
+        if let Some(user) = &connection.session.user {
+            self.node.users.leave(connection.session.app, user.id(), self.index);
+        }
         connection.link.deregister(self.poll.registry());
         if connection.admitted {
             self.node.apps.of(connection.session.app).leave();

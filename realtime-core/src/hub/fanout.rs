@@ -7,6 +7,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::mpsc::Sender;
 
 use bytes::Bytes;
 
@@ -79,8 +80,32 @@ pub(crate) enum JoinRequest {
         /// Who waits for the answer.
         told: Told,
     },
-    /// The hub itself did; nothing is said.
-    Silent,
+    /// It is the channel of the connection's user.
+    User {
+        /// The host that waits for it; `None`: a credential made it the user's.
+        asker: Option<Asker>,
+    },
+}
+
+/// A host that waits to hear whether something was done. Dropped, it hears that it was not.
+pub(crate) struct Asker(pub(crate) Option<Sender<bool>>);
+
+impl Asker {
+    pub(crate) fn yes(mut self) {
+        self.tell(true);
+    }
+
+    fn tell(&mut self, done: bool) {
+        if self.0.take().is_some_and(|host| host.send(done).is_err()) {
+            tracing::debug!("nobody waits for an answer any more");
+        }
+    }
+}
+
+impl Drop for Asker {
+    fn drop(&mut self) {
+        self.tell(false);
+    }
 }
 
 /// See the module's documentation.

@@ -4,6 +4,7 @@
 //! place → `Routes::deliver` looks up who hears the channel and queues it to those shards → each
 //! shard batches, encodes once per format and writes (`fanout`, `shard`).
 
+mod access;
 mod commands;
 mod connections;
 mod delivery;
@@ -39,6 +40,7 @@ use tokio::sync::{Notify, mpsc as mpsc_async, watch};
 
 use crate::api;
 use crate::apps::{AppId, Apps, UnknownApp};
+use crate::auth::{Admission, Authenticator, Users};
 use crate::broker::memory::Memory;
 use crate::broker::{Broker, Published, Reply};
 use crate::bus;
@@ -82,6 +84,10 @@ const MAX_REASON_BYTES: usize = 123;
 pub(crate) struct Node {
     pub(crate) config: Config,
     pub(crate) apps: Apps,
+    pub(crate) auth: Authenticator,
+    pub(crate) users: Users,
+    /// Whose word about a client's address counts.
+    pub(crate) trusted_proxies: Vec<ipnet::IpNet>,
     /// Where it listens, with the port that was given for port 0.
     pub(crate) local_addr: SocketAddr,
     /// Where the bus listens over TCP.
@@ -215,6 +221,7 @@ impl Node {
         shard.failed.store(true, Ordering::Relaxed);
         shard.counters.panics.fetch_add(1, Ordering::Relaxed);
         shard.inbox.close();
+        self.users.clear(index);
         self.connections.fetch_sub(shard.counters.connections.swap(0, Ordering::Relaxed), Ordering::Relaxed);
     }
 
@@ -225,8 +232,8 @@ impl Node {
     }
 
     /// Hands a connection to the shard on which it has a place.
-    pub(crate) fn hand_over(&self, shard: usize, link: Box<dyn Link>, format: u16, opening: Opening, early: Bytes) {
-        if !self.shards[shard].inbox.push(Job::Accept(Box::new(Accepted { link, format, opening, early }))) {
+    pub(crate) fn hand_over(&self, shard: usize, link: Box<dyn Link>, format: u16, opening: Opening, admission: Admission, early: Bytes) {
+        if !self.shards[shard].inbox.push(Job::Accept(Box::new(Accepted { link, format, opening, admission, early }))) {
             self.give_back(shard);
         }
     }
@@ -320,6 +327,7 @@ impl HubBuilder {
             config.listen = listener.local_addr()?.to_string();
         }
         config.validate()?;
+        let (auth, trusted_proxies) = (Authenticator::new(&config)?, config.trusted_networks()?);
         let listener = match listener {
             Some(listener) => {
                 listener.set_nonblocking(true)?;
@@ -389,6 +397,9 @@ impl HubBuilder {
             local_addr,
             bus_addr,
             apps: Apps::new(&config.apps),
+            auth,
+            users: Users::new(config.limits.max_user_connections, count),
+            trusted_proxies,
             config,
         });
         node.broker.start(node.routes.clone())?;
@@ -566,7 +577,15 @@ impl Hub {
         self.default_app().disconnect_user(user_id, code, reason)
     }
 
-    /// Says whose a connection is; `None` makes it nobody's. False: there is no such connection.
+    /// Closes all connections of a user, and keeps the user out for so long whatever credential
+    /// comes; says how many were closed. The bans of one hub: others do not know of them.
+    pub fn ban_user(&self, user_id: &str, duration: Duration, code: u16, reason: &str) -> Result<usize, QueryError> {
+        self.default_app().ban_user(user_id, duration, code, reason)
+    }
+
+    /// Says whose a connection is; `None` makes it nobody's. What a credential has said of it is
+    /// over. False: there is no such connection, the user has as many as the limit allows, or the
+    /// broker failed, and then the connection is nobody's.
     pub fn set_user(&self, socket: SocketId, user: Option<User>) -> Result<bool, QueryError> {
         self.default_app().set_user(socket, user)
     }
@@ -676,7 +695,7 @@ impl Hub {
             commands: vec![Command::Subscribe { id: None, channel: channel.to_owned(), recover: None, credentials: None }],
             ..Opening::default()
         };
-        node.hand_over(shard, Box::new(SinkLink(sink)), 0, opening, Bytes::new());
+        node.hand_over(shard, Box::new(SinkLink(sink)), 0, opening, Admission::Nobody, Bytes::new());
         Ok(())
     }
 
@@ -773,6 +792,11 @@ impl App<'_> {
         self.hub.0.node.disconnect_user(self.id, user_id, code, reason)
     }
 
+    /// See [`Hub::ban_user`].
+    pub fn ban_user(&self, user_id: &str, duration: Duration, code: u16, reason: &str) -> Result<usize, QueryError> {
+        self.hub.0.node.ban_user(self.id, user_id, duration, code, reason)
+    }
+
     /// See [`Hub::set_user`]; a connection of another app is not found.
     pub fn set_user(&self, socket: SocketId, user: Option<User>) -> Result<bool, QueryError> {
         self.hub.0.node.set_user(self.id, socket, user)
@@ -782,6 +806,17 @@ impl App<'_> {
     pub fn channels(&self) -> Vec<ChannelInfo> {
         self.hub.0.node.channels(self.id)
     }
+}
+
+fn check_disconnect(user_id: &str, code: u16, reason: &str) -> Result<(), QueryError> {
+    User::new(user_id, None)?;
+    if !is_application_code(code) {
+        return Err(QueryError::InvalidCloseCode { code });
+    }
+    if reason.len() > MAX_REASON_BYTES {
+        return Err(QueryError::ReasonTooLong { bytes: reason.len(), limit: MAX_REASON_BYTES });
+    }
+    Ok(())
 }
 
 fn receive<T>(receiver: &Receiver<T>, deadline: Instant) -> Result<T, QueryError> {
@@ -842,18 +877,23 @@ impl Node {
 
     /// Closes all connections of a user with a code of the application's choice; says how many.
     pub(crate) fn disconnect_user(&self, app: AppId, user_id: &str, code: u16, reason: &str) -> Result<usize, QueryError> {
-        User::new(user_id, None)?;
-        if !is_application_code(code) {
-            return Err(QueryError::InvalidCloseCode { code });
-        }
-        if reason.len() > MAX_REASON_BYTES {
-            return Err(QueryError::ReasonTooLong { bytes: reason.len(), limit: MAX_REASON_BYTES });
+        check_disconnect(user_id, code, reason)?;
+        if let Some(callback) = &self.auth.callback {
+            callback.forget(self.apps.of(app).name(), user_id);
         }
         let counts = self.ask(|answer| Query::DisconnectUser { app, user: user_id.to_owned(), code, reason: reason.to_owned(), answer })?;
         Ok(counts.into_iter().sum())
     }
 
-    /// Says whose a connection is; `None` makes it nobody's. False: there is no such connection.
+    /// See [`Hub::ban_user`].
+    pub(crate) fn ban_user(&self, app: AppId, user_id: &str, duration: Duration, code: u16, reason: &str) -> Result<usize, QueryError> {
+        check_disconnect(user_id, code, reason)?;
+        // First, so that whoever comes now is either banned or found.
+        self.auth.bans.add(app, user_id, duration)?;
+        self.disconnect_user(app, user_id, code, reason)
+    }
+
+    /// See [`Hub::set_user`].
     pub(crate) fn set_user(&self, app: AppId, socket: SocketId, user: Option<User>) -> Result<bool, QueryError> {
         let found = self.ask(|answer| Query::SetUser { app, socket, user: user.clone(), answer })?;
         Ok(found.into_iter().any(|here| here))

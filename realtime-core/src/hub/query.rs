@@ -9,15 +9,17 @@ use serde::{Deserialize, Serialize};
 
 use crate::apps::AppId;
 
-use super::fanout::{ConnectionKey, JoinRequest};
+use super::fanout::{Asker, ConnectionKey};
 use super::hooks::{Act, Told, Verdict};
 use super::roster::{Seat, SeatRequest};
 use super::shard::{Connection, Job, Phase, Shard};
+use crate::auth::Grant;
 use crate::close::CloseReason;
 use crate::config::RoomRules;
 use crate::message::{ChannelUser, SocketId, User};
 use crate::session::heartbeat::Heartbeat;
 use crate::session::outbox::Outbox;
+use crate::session::rights::Rights;
 use crate::session::{FROZEN_VERSION, FrozenSession, SessionState};
 use crate::transport::link::Link;
 
@@ -79,10 +81,10 @@ impl Shard {
             Query::SetUser { app, socket, user, answer } => {
                 let found = self.by_socket.get(&socket).and_then(|index| self.key(*index as usize));
                 let found = found.filter(|key| self.connection(*key).is_some_and(|connection| connection.session.app == app));
-                if let Some(key) = found {
-                    self.set_user(key, user);
+                match found {
+                    Some(key) => self.set_user(key, user, Asker(Some(answer))),
+                    None => tell(&answer, false),
                 }
-                tell(&answer, found.is_some());
             }
             Query::ChannelUsers { channel, answer } => tell(&answer, self.channel_users(&channel)),
             Query::DisconnectUser { app, user, code, reason, answer } => tell(&answer, self.disconnect_user(app, &user, code, &reason)),
@@ -118,33 +120,18 @@ impl Shard {
         }
     }
 
-    pub(crate) fn set_user(&mut self, key: ConnectionKey, user: Option<User>) {
-        let node = self.node.clone();
-        let Some(connection) = self.connection(key) else { return };
-        let app = connection.session.app;
-        if let Some(previous) = connection.session.user.take() {
-            let channel = User::channel_name(previous.id());
-            let index = self.find_channel(node.channel_ref(&node.apps.scope(app, &channel)));
-            if let Some(index) = index {
-                match self.connection(key).and_then(|connection| connection.session.subscriptions.find(index as u32)) {
-                    Some(at) => self.leave(key, at, true),
-                    // What the previous user is sent must not come to the next one.
-                    None => drop(self.stop_waiting(key, index)),
-                }
-            }
+    /// The host says whose a connection is. What its credential said is over.
+    fn set_user(&mut self, key: ConnectionKey, user: Option<User>, asker: Asker) {
+        if self.give_user(key, user, Some(asker))
+            && let Some(rights) = self.connection(key).and_then(|connection| connection.session.rights.as_mut())
+        {
+            rights.grant = Grant::default();
+            rights.awaiting = None;
         }
-        if let Some(user) = user {
-            let channel = User::channel_name(user.id());
-            if let Some(connection) = self.connection(key).filter(|connection| connection.phase == Phase::Open) {
-                connection.session.user = Some(Box::new(user));
-                self.join(key, &node.apps.scope(app, &channel), JoinRequest::Silent);
-            }
-        }
-        self.show_user(key);
     }
 
     /// Shows the connection's user where its subscriptions show it.
-    fn show_user(&mut self, key: ConnectionKey) {
+    pub(super) fn show_user(&mut self, key: ConnectionKey) {
         let Some(connection) = self.connection(key) else { return };
         let user = connection.session.user.as_deref().cloned();
         let mut joined: Vec<u32> = connection.session.subscriptions.iter().map(|subscription| subscription.channel).collect();
@@ -177,8 +164,11 @@ impl Shard {
         let node = self.node.clone();
         let channel = User::channel_name(user);
         let Some(index) = self.find_channel(node.channel_ref(&node.apps.scope(app, &channel))) else { return 0 };
-        let subscribers: Vec<u32> = self.channels[index].subscribers.iter().map(|subscriber| subscriber.connection).collect();
-        let keys: Vec<_> = subscribers.into_iter().filter_map(|connection| self.key(connection as usize)).collect();
+        let channel = &self.channels[index];
+        // Those that wait for the broker are the user's already.
+        let subscribers = channel.subscribers.iter().filter_map(|subscriber| self.key(subscriber.connection as usize));
+        let mut keys: Vec<_> = subscribers.chain(channel.joining.iter().map(|joining| joining.connection)).collect();
+        keys.retain(|key| self.connection(*key).is_some_and(|connection| connection.phase == Phase::Open));
         for key in &keys {
             self.close(*key, CloseReason::Application { code }, reason);
         }
@@ -232,9 +222,13 @@ impl Shard {
                 })
             })
         };
-        let settled = self
-            .connection(key)
-            .is_some_and(|connection| connection.phase == Phase::Open && connection.session.joining == 0 && connection.held.is_none());
+        let settled = self.connection(key).is_some_and(|connection| {
+            let session = &connection.session;
+            connection.phase == Phase::Open
+                && session.joining == 0
+                && connection.held.is_none()
+                && session.rights.as_ref().is_none_or(|rights| rights.is_settled())
+        });
         // A batch that is under way may or may not have reached this connection.
         let between = self.connections[key.index as usize]
             .session
@@ -277,6 +271,9 @@ impl Shard {
             return;
         };
         let Connection { link, session, .. } = *connection;
+        if let Some(user) = &session.user {
+            self.node.users.leave(session.app, user.id(), self.index);
+        }
         let (outbox, outbox_begun) = session.outbox.to_bytes();
         let frozen = FrozenSession {
             version: FROZEN_VERSION,
@@ -284,6 +281,7 @@ impl Shard {
             app: self.node.apps.of(session.app).name().to_owned(),
             format: session.format,
             protocol: session.protocol,
+            grant: session.rights.map(|rights| rights.grant).unwrap_or_default(),
             user: session.user.map(|user| *user),
             inbound: session.inbound.map(|inbound| *inbound),
             outbox,
@@ -339,6 +337,12 @@ impl Shard {
         }
         let mut state = SessionState::new(session.socket_id, app, session.format, session.protocol, self.now_ms);
         state.user = session.user.map(Box::new);
+        if session.grant != Grant::default() {
+            state.rights = Some(Box::new(Rights::new(session.grant)));
+        }
+        if let Some(user) = &state.user {
+            self.node.users.arrive(app, user.id(), self.index);
+        }
         state.inbound = session.inbound.map(Box::new);
         state.outbox = Outbox::from_bytes(session.outbox, session.outbox_begun, self.now_ms);
         state.protocol_errors = session.protocol_errors;

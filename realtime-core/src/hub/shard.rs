@@ -15,6 +15,7 @@ use mio::{Events, Poll, Registry, Token};
 use slab::Slab;
 
 use super::Node;
+use super::access::Decision;
 use super::commands::HistoryAnswer;
 use super::delivery::{Delivery, Scratch};
 use super::fanout::{ConnectionKey, LocalChannel};
@@ -24,6 +25,7 @@ use super::query::Query;
 use super::recovery::{Cursor, CursorKey};
 use super::roster::Seat;
 use super::stats::ShardCounters;
+use crate::auth::{Admission, unix_ms};
 use crate::close::CloseReason;
 use crate::descriptors;
 use crate::error::BrokerError;
@@ -34,6 +36,7 @@ use crate::presence::Present;
 use crate::protocol::{Command, Opening, ProtocolError, Push};
 use crate::session::SessionState;
 use crate::session::heartbeat::Verdict;
+use crate::session::rights::Over;
 use crate::transport::link::Link;
 
 /// The inbox's wake-up; connections' tokens are below it.
@@ -71,6 +74,8 @@ pub(crate) enum Job {
     Entered { connection: ConnectionKey, channel: Channel, seat: Result<Seat, ProtocolError> },
     /// A client's publication was refused by the broker.
     Refused { connection: ConnectionKey, error: ProtocolError },
+    /// The control thread's answer to a connection's question.
+    Decided { connection: ConnectionKey, ticket: u64, decision: Box<Decision> },
     /// A question, or an operation on connections.
     Query(Query),
     /// Finish what was accepted, say goodbye, end.
@@ -82,6 +87,7 @@ pub(crate) struct Accepted {
     pub(crate) link: Box<dyn Link>,
     pub(crate) format: u16,
     pub(crate) opening: Opening,
+    pub(crate) admission: Admission,
     /// What the client sent behind its request.
     pub(crate) early: Bytes,
 }
@@ -306,6 +312,7 @@ impl Shard {
             Job::Watched { channel, opening, result } => self.on_watched(&channel, opening, result),
             Job::Entered { connection, channel, seat } => self.on_entered(connection, &channel, seat),
             Job::Refused { connection, error } => self.push(connection, &Push::Error(&error)),
+            Job::Decided { connection, ticket, decision } => self.guard(connection, |shard| shard.on_decided(connection, ticket, decision)),
             Job::Query(query) => self.answer(query),
             Job::Drain { deadline } => self.draining = Some(deadline),
         }
@@ -348,6 +355,13 @@ impl Shard {
             }
             if connection.session.outbox.stalled_ms(now_ms) >= limits.outbox_age_ms {
                 self.close(key, CloseReason::SlowClient, "");
+                continue;
+            }
+            if let Some(over) = connection.session.rights.as_ref().and_then(|rights| rights.over(now_ms, unix_ms)) {
+                match over {
+                    Over::Expired => self.close(key, CloseReason::Expired, ""),
+                    Over::Unauthenticated => self.close(key, CloseReason::Unauthorized, "not authenticated in time"),
+                }
                 continue;
             }
             match connection.session.heartbeat.check(now_ms, heartbeat.ping_interval_ms, heartbeat.pong_timeout_ms) {

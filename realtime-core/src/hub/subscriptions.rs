@@ -235,7 +235,7 @@ impl Shard {
                 self.push(key, &Push::Error(&error));
             }
             JoinRequest::Program { told } => hooks::answer(told, Acted::Refused(error.code, error.message)),
-            JoinRequest::Silent => {}
+            JoinRequest::User { asker } => self.user_not_heard(key, asker),
         }
     }
 
@@ -298,7 +298,11 @@ impl Shard {
                             self.tell_of_subscription(key, index);
                             hooks::answer(told, Acted::Done);
                         }
-                        JoinRequest::Silent => {}
+                        JoinRequest::User { asker } => {
+                            if let Some(asker) = asker {
+                                asker.yes();
+                            }
+                        }
                     }
                 }
             }

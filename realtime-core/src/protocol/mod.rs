@@ -87,6 +87,8 @@ pub struct OpenRequest<'a> {
 pub struct Opening {
     /// The app that the connection is in.
     pub app: AppId,
+    /// When the connection says whose it is, where the hub wants to know.
+    pub authentication: Authentication,
     /// The connection's initial state.
     pub state: ProtocolState,
     /// Carried out as if the client had sent them.
@@ -104,6 +106,18 @@ pub struct Refused {
     pub code: CloseCode,
     /// For people.
     pub message: String,
+}
+
+/// When a connection says whose it is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Authentication {
+    /// With the request, or it is refused.
+    #[default]
+    AtOpen,
+    /// With the request, or by [`Command::Authenticate`] soon after.
+    Later,
+    /// As the protocol has it: the request alone is let in, and is nobody's.
+    Own,
 }
 
 /// Why a request on a protocol's own path is refused, as an HTTP answer.
@@ -227,6 +241,13 @@ pub enum Command {
         /// JSON text of the data.
         data: String,
     },
+    /// Say whose the connection is, or that it still is.
+    Authenticate {
+        /// Echoed in the answer.
+        id: Option<RequestId>,
+        /// What the application has signed, see [`crate::auth::jwt`].
+        token: String,
+    },
     /// Application-level ping.
     Ping {
         /// Echoed in the answer.
@@ -255,6 +276,28 @@ impl Recover {
     /// The position, if its epoch can be one.
     pub fn position(self) -> Option<Position> {
         self.epoch.map(|epoch| Position { epoch, offset: self.offset })
+    }
+}
+
+impl Command {
+    /// The request's id.
+    pub(crate) fn into_id(self) -> Option<RequestId> {
+        match self {
+            Command::Subscribe { id, .. }
+            | Command::Unsubscribe { id, .. }
+            | Command::Publish { id, .. }
+            | Command::Authenticate { id, .. }
+            | Command::Presence { id, .. }
+            | Command::History { id, .. }
+            | Command::Message { id, .. }
+            | Command::Ping { id }
+            | Command::Unavailable { id, .. } => id,
+            Command::Relay { .. }
+            | Command::ClientEvent { .. }
+            | Command::SignIn { .. }
+            | Command::SubscribeUser { .. }
+            | Command::Refused { .. } => None,
+        }
     }
 }
 
@@ -365,6 +408,15 @@ pub enum Push<'a> {
         channel: &'a str,
         /// What is kept of it.
         history: &'a History,
+    },
+    /// Answer to [`Command::Authenticate`].
+    Authenticated {
+        /// From the request.
+        id: Option<&'a RequestId>,
+        /// Whose the connection is.
+        user_id: &'a str,
+        /// When the credential ends, in milliseconds since 1970.
+        expires_at_ms: Option<u64>,
     },
     /// Answer to [`Command::Ping`].
     Pong {

@@ -5,8 +5,8 @@ use serde_json::{Map, Value};
 
 use super::json::{Object, write_number, write_string};
 use super::{
-    Command, Credentials, Inbound, MessageKind, OpenRequest, Opening, Protocol, ProtocolError, ProtocolState, Push, Recover, Refusal,
-    RelayBody, RequestId,
+    Authentication, Command, Credentials, Inbound, MessageKind, OpenRequest, Opening, Protocol, ProtocolError, ProtocolState, Push,
+    Recover, Refusal, RelayBody, RequestId,
 };
 use crate::history::{self, DEFAULT_LIMIT};
 use crate::message::{Body, NO_EPOCH, Position, Publication, User};
@@ -78,7 +78,7 @@ impl Protocol for Native {
 
 fn open(channel: Option<&str>, request: &OpenRequest<'_>) -> Result<Opening, Refusal> {
     let refuse = |code, message: String| Refusal { status: 400, code, message };
-    let mut opening = Opening::default();
+    let mut opening = Opening { authentication: Authentication::Later, ..Opening::default() };
     for pair in request.query.split('&').filter(|pair| !pair.is_empty()) {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
         if name == "envelope" {
@@ -223,6 +223,14 @@ fn write_push(push: &Push<'_>, out: &mut Vec<u8>) -> bool {
             write_id(&mut object, *id);
             object.members(history);
         }
+        Push::Authenticated { id, user_id, expires_at_ms } => {
+            object.text("type", "authenticated");
+            write_id(&mut object, *id);
+            object.text("user_id", user_id);
+            if let Some(expires_at_ms) = expires_at_ms {
+                object.number("expires_at_ms", *expires_at_ms);
+            }
+        }
         Push::Pong { id } => {
             object.text("type", "pong");
             write_id(&mut object, *id);
@@ -325,7 +333,11 @@ fn decode_request(text: &str) -> Result<Command, ProtocolError> {
             };
             Ok(Command::History { id: id.clone(), channel, query: history::Query { since, limit, newest_first } })
         }),
-        "auth" => Ok(Command::Unavailable { id: id.clone(), what: "authentication" }),
+        "auth" => match object.remove("token") {
+            Some(Value::String(token)) => Ok(Command::Authenticate { id: id.clone(), token }),
+            Some(other) => Err(wrong_type("token", "a string", &other)),
+            None => Err(missing("token")),
+        },
         "message" => take_event(&mut object).map(|(event, data)| Command::Message { id: id.clone(), event, data }),
         other => Err(unknown_action(other)),
     };

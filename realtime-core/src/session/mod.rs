@@ -3,12 +3,14 @@
 pub(crate) mod heartbeat;
 pub(crate) mod outbox;
 pub(crate) mod rate;
+pub(crate) mod rights;
 
 use std::collections::HashMap;
 
 use serde::{Deserialize, Serialize};
 
 use crate::apps::AppId;
+use crate::auth::Grant;
 use crate::hub::query::Reached;
 use crate::message::{SocketId, User};
 use crate::protocol::{FormatKey, ProtocolState};
@@ -16,9 +18,10 @@ use crate::transport::InboundState;
 use heartbeat::Heartbeat;
 use outbox::Outbox;
 use rate::Rate;
+use rights::Rights;
 
 /// Raised when [`FrozenSession`] changes its meaning.
-pub(crate) const FROZEN_VERSION: u16 = 3;
+pub(crate) const FROZEN_VERSION: u16 = 4;
 
 /// Everything that a connection is, besides its link.
 pub(crate) struct SessionState {
@@ -32,6 +35,8 @@ pub(crate) struct SessionState {
     pub(crate) protocol: ProtocolState,
     /// Whose connection it is.
     pub(crate) user: Option<Box<User>>,
+    /// What it may do; `None`: what everybody may.
+    pub(crate) rights: Option<Box<Rights>>,
     /// Partial input; `None`, and without memory, between messages.
     pub(crate) inbound: Option<Box<InboundState>>,
     /// What the peer has not taken yet.
@@ -56,6 +61,7 @@ impl SessionState {
             format,
             protocol,
             user: None,
+            rights: None,
             inbound: None,
             outbox: Outbox::default(),
             subscriptions: Subscriptions::default(),
@@ -82,6 +88,7 @@ pub(crate) struct FrozenSession {
     pub(crate) format: u16,
     pub(crate) protocol: ProtocolState,
     pub(crate) user: Option<User>,
+    pub(crate) grant: Grant,
     pub(crate) inbound: Option<InboundState>,
     /// Bytes that the peer has not taken, starting in the middle of a frame if one was cut.
     pub(crate) outbox: Vec<u8>,

@@ -5,7 +5,7 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -30,6 +30,8 @@ use tungstenite::handshake::derive_accept_key;
 use super::link::TcpLink;
 use super::origin;
 use crate::api;
+use crate::auth::Admission;
+use crate::auth::connect::{ConnectRequest, FromPage, chosen_subprotocol, client_address};
 use crate::descriptors;
 use crate::hooks::Kind;
 use crate::hub::Node;
@@ -94,6 +96,8 @@ impl Control {
     pub(crate) fn run(self) {
         let Control { node, listener, arriving, runtime, stop } = self;
         let fd = listener.as_raw_fd();
+        // A thread that is started once has set it once.
+        drop(node.auth.runtime.set(runtime.handle().clone()));
         runtime.block_on(async {
             let ticking = {
                 let node = node.clone();
@@ -129,6 +133,7 @@ async fn accept(node: Arc<Node>, listener: TcpListener, mut arriving: mpsc::Rece
         };
         match accepted {
             Ok(stream) => {
+                let peer = stream.peer_addr().map_or(IpAddr::from([0; 4]), |peer| peer.ip());
                 let stream = Tracked::new(stream);
                 // Past the limit the newest is dropped: the others end by their deadline.
                 let Ok(permit) = handshakes.clone().try_acquire_owned() else {
@@ -138,7 +143,7 @@ async fn accept(node: Arc<Node>, listener: TcpListener, mut arriving: mpsc::Rece
                 };
                 let node = node.clone();
                 tokio::spawn(async move {
-                    serve(node, stream).await;
+                    serve(node, stream, peer).await;
                     drop(permit);
                 });
             }
@@ -208,8 +213,7 @@ impl AsyncWrite for Tracked {
     }
 }
 
-async fn serve(node: Arc<Node>, stream: Tracked) {
-    let peer = stream.0.as_ref().and_then(|stream| stream.peer_addr().ok()).map_or("gone".to_owned(), |peer| peer.to_string());
+async fn serve(node: Arc<Node>, stream: Tracked, peer: IpAddr) {
     let limits = &node.config.limits;
     let mut builder = hyper::server::conn::http1::Builder::new();
     builder
@@ -218,12 +222,12 @@ async fn serve(node: Arc<Node>, stream: Tracked) {
         .max_buf_size(limits.max_header_bytes)
         .max_headers(limits.max_headers);
     let service = service_fn(|request| {
-        let (node, peer) = (node.clone(), &peer);
+        let node = node.clone();
         async move { Ok::<_, Infallible>(respond(&node, peer, request).await) }
     });
     if let Err(error) = builder.serve_connection(TokioIo::new(stream), service).with_upgrades().await {
         node.refused.fetch_add(1, Ordering::Relaxed);
-        tracing::info!(peer, %error, "request refused");
+        tracing::info!(%peer, %error, "request refused");
     }
 }
 
@@ -235,26 +239,27 @@ type Handling = Pin<Box<dyn Future<Output = Result<Answer, Refusal>> + Send>>;
 /// Plain HTTP on some paths.
 struct Route {
     serves: fn(&str) -> bool,
-    /// Called with the peer's address, on the control thread, which it must not block.
+    /// Called with the client's address, on the control thread, which it must not block.
     handle: fn(Arc<Node>, String, Request<Incoming>) -> Handling,
 }
 
 /// Asked in order, before the protocols.
 const ROUTES: [Route; 2] = [
     Route { serves: |path| path == "/health", handle: |node, _, request| Box::pin(async move { health(&node, request.method()) }) },
-    Route { serves: api::serves, handle: |node, peer, request| Box::pin(async move { Ok(api::serve(node, &peer, request).await) }) },
+    Route { serves: api::serves, handle: |node, client, request| Box::pin(async move { Ok(api::serve(node, &client, request).await) }) },
 ];
 
-async fn respond(node: &Arc<Node>, peer: &str, request: Request<Incoming>) -> Answer {
+async fn respond(node: &Arc<Node>, peer: IpAddr, request: Request<Incoming>) -> Answer {
+    let client = client_address(peer, request.headers(), &node.trusted_proxies);
     let target = request.uri().clone();
     let answer = match ROUTES.iter().find(|route| (route.serves)(target.path())) {
-        Some(route) => (route.handle)(node.clone(), peer.to_owned(), request).await,
-        None => open(node, request),
+        Some(route) => (route.handle)(node.clone(), client.to_string(), request).await,
+        None => open(node, request, client).await,
     };
     answer.unwrap_or_else(|refusal| {
         node.refused.fetch_add(1, Ordering::Relaxed);
         tracing::info!(
-            peer,
+            %client,
             path = %target.path().escape_debug(),
             status = refusal.status,
             code = refusal.code,
@@ -286,11 +291,11 @@ async fn respond(node: &Arc<Node>, peer: &str, request: Request<Incoming>) -> An
 }
 
 /// Finds the protocol that a connection on this path speaks.
-fn open(node: &Arc<Node>, request: Request<Incoming>) -> Result<Answer, Refusal> {
+async fn open(node: &Arc<Node>, request: Request<Incoming>, client: IpAddr) -> Result<Answer, Refusal> {
     let open = OpenRequest { path: request.uri().path(), query: request.uri().query().unwrap_or_default(), apps: &node.apps };
     let opened = node.formats.iter().enumerate().find_map(|(index, format)| Some((index, format.protocol.open(&open)?)));
     match opened {
-        Some((format, opening)) => upgrade(node, request, format, opening),
+        Some((format, opening)) => upgrade(node, request, client, format, opening).await,
         None => Err(refusal(404, "not_found", "nothing is served on this path")),
     }
 }
@@ -329,7 +334,13 @@ fn refusal(status: u16, code: &'static str, message: impl Into<String>) -> Refus
 }
 
 /// Checks an upgrade, answers it and arranges for the socket to reach a shard.
-fn upgrade(node: &Arc<Node>, mut request: Request<Incoming>, format: usize, opening: Result<Opening, Refusal>) -> Result<Answer, Refusal> {
+async fn upgrade(
+    node: &Arc<Node>,
+    mut request: Request<Incoming>,
+    client: IpAddr,
+    format: usize,
+    opening: Result<Opening, Refusal>,
+) -> Result<Answer, Refusal> {
     let accept = check_upgrade(&request)?;
     let headers = request.headers();
     let host = single(headers, header::HOST)?;
@@ -350,9 +361,14 @@ fn upgrade(node: &Arc<Node>, mut request: Request<Incoming>, format: usize, open
         let uri = request.uri();
         opening.request = Some(Box::new((uri.path().to_owned(), uri.query().unwrap_or_default().to_owned())));
     }
+    let from_page = FromPage(origin.is_some() && !anywhere);
+    let subprotocol = chosen_subprotocol(headers)
+        .map(|name| HeaderValue::from_str(name).map_err(|_| refusal(400, "bad_header", "the subprotocol is not text")))
+        .transpose()?;
     if node.is_stopping() {
         return Err(refusal(503, "stopping", "this hub is stopping"));
     }
+    let (opening, admission) = admit(node, &request, client, format, opening, from_page).await?;
     let format = u16::try_from(format).map_err(|_| refusal(500, "internal", "too many formats"))?;
     let Some(shard) = node.place() else {
         return Err(refusal(503, "too_many_connections", format!("this hub takes {} connections", node.config.limits.max_connections)));
@@ -361,7 +377,7 @@ fn upgrade(node: &Arc<Node>, mut request: Request<Incoming>, format: usize, open
     let upgraded = hyper::upgrade::on(&mut request);
     tokio::spawn(async move {
         match upgraded.await {
-            Ok(upgraded) => place.take(upgraded, format, opening),
+            Ok(upgraded) => place.take(upgraded, format, opening, admission),
             Err(error) => tracing::info!(%error, "upgrade not completed"),
         }
     });
@@ -371,7 +387,37 @@ fn upgrade(node: &Arc<Node>, mut request: Request<Incoming>, format: usize, open
     headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
     headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
     headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
+    if let Some(subprotocol) = subprotocol {
+        headers.insert(header::SEC_WEBSOCKET_PROTOCOL, subprotocol);
+    }
     Ok(response)
+}
+
+/// Finds out whose a connection is. One that is refused is opened and closed: a page learns nothing of
+/// an upgrade's HTTP status, but it does of a close code.
+async fn admit(
+    node: &Node,
+    request: &Request<Incoming>,
+    client: IpAddr,
+    format: usize,
+    opening: Opening,
+    from_page: FromPage,
+) -> Result<(Opening, Admission), Refusal> {
+    if !node.config.authenticates() || opening.refused.is_some() {
+        return Ok((opening, Admission::Nobody));
+    }
+    let (path, query) = (request.uri().path(), request.uri().query().unwrap_or_default());
+    let asking = ConnectRequest::new(opening.app, client, path, query, request.headers(), from_page, &node.config.auth.callback)
+        .map_err(|reason| refusal(400, "bad_credential", reason))?;
+    match node.auth.admit(&node.apps, &asking, opening.authentication).await {
+        Ok(admission) => Ok((opening, admission)),
+        Err(denied) => {
+            tracing::info!(%client, reason = %denied.message.escape_debug(), "not authenticated");
+            let code = node.formats[format].protocol.close_code(denied.reason);
+            let refused = Some(Box::new(Refused { code, message: denied.message }));
+            Ok((Opening { refused, ..opening }, Admission::Nobody))
+        }
+    }
 }
 
 /// A connection's place on a shard, given back unless the connection arrives.
@@ -382,7 +428,7 @@ struct Place {
 }
 
 impl Place {
-    fn take(mut self, upgraded: hyper::upgrade::Upgraded, format: u16, opening: Opening) {
+    fn take(mut self, upgraded: hyper::upgrade::Upgraded, format: u16, opening: Opening, admission: Admission) {
         let Ok(parts) = upgraded.downcast::<TokioIo<Tracked>>() else {
             tracing::error!("an upgraded connection is not a TCP socket");
             return;
@@ -390,7 +436,7 @@ impl Place {
         match parts.io.into_inner().into_std() {
             Ok(stream) => {
                 self.taken = true;
-                self.node.hand_over(self.shard, Box::new(TcpLink::new(stream)), format, opening, parts.read_buf);
+                self.node.hand_over(self.shard, Box::new(TcpLink::new(stream)), format, opening, admission, parts.read_buf);
             }
             Err(error) => tracing::warn!(%error, "cannot hand a socket over"),
         }

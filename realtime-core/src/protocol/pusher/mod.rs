@@ -9,7 +9,7 @@ use data_encoding::BASE64;
 use percent_encoding::percent_decode_str;
 
 use super::json::{Object, write_number, write_string};
-use super::{Command, Inbound, MessageKind, OpenRequest, Opening, Protocol, ProtocolError, ProtocolState, Push, Refusal};
+use super::{Authentication, Command, Inbound, MessageKind, OpenRequest, Opening, Protocol, ProtocolError, ProtocolState, Push, Refusal};
 use crate::close::{CloseCode, CloseReason};
 use crate::message::{Body, Publication, User};
 
@@ -102,7 +102,8 @@ fn open(key: &str, request: &OpenRequest<'_>) -> Result<Opening, Refusal> {
     if request.apps.of(app).config().disabled {
         return Err(refuse(403, "app_disabled", "this app is disabled".into()));
     }
-    Ok(Opening { app, ..Opening::default() })
+    // Who a client is it says by signing in.
+    Ok(Opening { app, authentication: Authentication::Own, ..Opening::default() })
 }
 
 fn encode(publication: &Publication, out: &mut Vec<u8>) {
@@ -178,6 +179,7 @@ impl Pusher {
             | Push::Left { .. }
             | Push::Presence { .. }
             | Push::Answer { .. }
+            | Push::Authenticated { .. }
             | Push::History { .. }
             | Push::Interrupted { .. } => return false,
             Push::SubscriptionRefused { channel, error } => {
