@@ -12,9 +12,11 @@ pub(crate) struct Users {
     /// 0: none.
     limit: usize,
     shards: usize,
-    /// By shard, so that a shard that fails takes its own with it.
-    counts: Mutex<HashMap<(AppId, Box<str>), Box<[usize]>>>,
+    counts: Mutex<HashMap<(AppId, Box<str>), ByShard>>,
 }
+
+/// So that a shard that fails takes its own with it.
+type ByShard = Box<[usize]>;
 
 impl Users {
     pub(crate) fn new(limit: usize, shards: usize) -> Self {

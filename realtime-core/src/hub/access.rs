@@ -307,11 +307,11 @@ impl Shard {
     }
 
     /// Acts on an answer. One that nobody waits for any more is dropped.
-    pub(super) fn on_decided(&mut self, key: ConnectionKey, ticket: u64, decision: Box<Decision>) {
+    pub(super) fn on_decided(&mut self, key: ConnectionKey, ticket: u64, decision: Decision) {
         if self.connection(key).is_none_or(|connection| connection.phase != Phase::Open) {
             return;
         }
-        match *decision {
+        match decision {
             Decision::Token(outcome) => self.on_token(key, ticket, outcome),
             Decision::Subscribe(outcome) => self.on_permission(key, ticket, outcome),
         }
@@ -357,9 +357,10 @@ impl Shard {
         });
         match outcome {
             Ok((user_id, expires_at_ms)) => {
-                self.push(key, &Push::Authenticated { id: id.as_ref(), user_id: &user_id, expires_at_ms });
                 let awaiting = self.rights(key).and_then(|rights| rights.awaiting.take());
-                for command in awaiting.map(|awaiting| awaiting.commands).unwrap_or_default() {
+                let commands = awaiting.map(|awaiting| awaiting.commands).unwrap_or_default();
+                self.push(key, &Push::Authenticated { id: id.as_ref(), user_id: &user_id, expires_at_ms });
+                for command in commands {
                     self.carry_out(key, command);
                 }
             }

@@ -352,6 +352,7 @@ impl Shard {
             return;
         }
         connection.phase = Phase::Closing { deadline_ms, finished: false };
+        connection.session.rights = None;
         self.departed(key, reason);
         self.node.shards[self.index].counters.count_close(reason);
         let Some(connection) = self.connections.get_mut(key.index as usize) else { return };

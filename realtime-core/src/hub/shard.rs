@@ -312,7 +312,9 @@ impl Shard {
             Job::Watched { channel, opening, result } => self.on_watched(&channel, opening, result),
             Job::Entered { connection, channel, seat } => self.on_entered(connection, &channel, seat),
             Job::Refused { connection, error } => self.push(connection, &Push::Error(&error)),
-            Job::Decided { connection, ticket, decision } => self.guard(connection, |shard| shard.on_decided(connection, ticket, decision)),
+            Job::Decided { connection, ticket, decision } => {
+                self.guard(connection, |shard| shard.on_decided(connection, ticket, *decision))
+            }
             Job::Query(query) => self.answer(query),
             Job::Drain { deadline } => self.draining = Some(deadline),
         }
