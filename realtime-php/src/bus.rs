@@ -105,6 +105,7 @@ fn with_link<R>(run: impl FnOnce(&mut Link) -> Result<R, Failure>) -> Result<R, 
     if autospawn {
         client.on_unreachable(spawn::bring_up);
     }
+    client.use_app(&settings.app);
     client.allow_waiting(allowance());
     // The old connection's descriptor is closed here; in a forked child it was a copy.
     let link = slot.insert(Link { client, settings, origin: settings::Origin::now(), forks: host::forks() });

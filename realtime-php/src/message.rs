@@ -266,7 +266,7 @@ fn id(value: &Zval) -> Result<Option<&str>, Failure> {
 
 fn app(value: &Zval) -> Result<(), Failure> {
     match value.zend_str() {
-        Some(string) => check_app(&String::from_utf8_lossy(string.as_bytes()), "option `app`"),
+        Some(string) => check_app(&String::from_utf8_lossy(string.as_bytes())),
         None if value.is_null() => Ok(()),
         None => Err(Failure::config(format!("option `app` must be a string, {} given", zend::type_name(value)))),
     }

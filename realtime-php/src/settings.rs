@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use ext_php_rs::flags::IniEntryPermission;
 use ext_php_rs::zend::{IniEntryDef, IniEntryDefs};
+use realtime_core::apps::DEFAULT_APP;
 use realtime_core::bus::address::BusAddress;
 use realtime_core::bus::socket::default_addresses;
 use realtime_core::config::{Limits, Secret, check_secret};
@@ -153,17 +154,23 @@ pub(crate) fn throws_on_outage() -> Result<bool, Failure> {
     }
 }
 
-/// Refuses the name of an app that this build does not have; `what` says where it was given.
-pub(crate) fn check_app(app: &str, what: &str) -> Result<(), Failure> {
-    match app {
-        "" | "default" => Ok(()),
-        other => Err(Failure::config(format!("{what} names the app `{other}`, but this build has only `default`"))),
+/// The app whose channels and users calls of this process mean.
+fn app() -> String {
+    let app = own(&APP);
+    if app.is_empty() { DEFAULT_APP.to_owned() } else { app }
+}
+
+/// Refuses an app other than that of this process.
+pub(crate) fn check_app(named: &str) -> Result<(), Failure> {
+    let own = app();
+    if named.is_empty() || named == own {
+        return Ok(());
     }
+    Err(Failure::config(format!("option `app` names the app `{named}`, but calls of this process are in `{own}` (realtime.app)")))
 }
 
 /// Everything but what code says.
 fn layers() -> Result<ConfigBuilder, Failure> {
-    check_app(&own(&APP), "realtime.app")?;
     let mut builder = ConfigBuilder::new();
     let file = own(&CONFIG);
     if !file.is_empty() {
@@ -177,6 +184,12 @@ fn layers() -> Result<ConfigBuilder, Failure> {
 
 /// The whole configuration of a hub, `code` being its strongest layer.
 pub(crate) fn effective(code: Map<String, Value>) -> Result<EffectiveConfig, Failure> {
+    let app = app();
+    if app != DEFAULT_APP {
+        let text =
+            format!("realtime.app is `{app}`, and calls reach a hub in their own process in `{DEFAULT_APP}` only; run `realtime serve`");
+        return Err(Failure::config(text));
+    }
     Ok(layers()?.layer(Source::Code, Value::Object(code))?.build()?)
 }
 
@@ -187,6 +200,8 @@ pub(crate) struct BusSettings {
     pub(crate) sockets: Vec<BusAddress>,
     /// What it knows too, over TCP.
     pub(crate) secret: Secret,
+    /// Whose channels and users calls mean; empty where nothing is said.
+    pub(crate) app: String,
     /// `limits.publication_bytes`.
     pub(crate) publication_bytes: usize,
 }
@@ -204,7 +219,7 @@ pub(crate) fn bus() -> Result<BusSettings, Failure> {
     let over_tcp = sockets.iter().any(|address| address.path().is_none());
     check_secret(&secret, over_tcp).map_err(|reason| Failure::config(format!("realtime.secret: {reason}")))?;
     let limit = layers.value("limits.publication_bytes").and_then(Value::as_u64).and_then(|bytes| usize::try_from(bytes).ok());
-    Ok(BusSettings { sockets, secret, publication_bytes: limit.unwrap_or(Limits::default().publication_bytes) })
+    Ok(BusSettings { sockets, secret, app: own(&APP), publication_bytes: limit.unwrap_or(Limits::default().publication_bytes) })
 }
 
 /// Whether a worker may spawn the hub that it does not find. Other processes than php-fpm's have nobody whose life the hub

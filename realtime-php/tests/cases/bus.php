@@ -228,6 +228,16 @@ test('a forked child has a connection of its own', function () {
     $hub->stop();
 });
 
+test('two sites on one hub have channels of their own (realtime.app)', function () {
+    $hub = new HubProcess(['apps' => [['name' => 'shop'], ['name' => 'blog']]]);
+    $in = fn (string $app, string $code) => php($code, ['-d', "realtime.app=$app"], ['REALTIME_SOCKET' => $hub->socket])->output();
+    $publish = "broadcast('a', 'x'); echo Realtime\\publish('a', 'x', options: ['app' => '%s'])->offset;";
+    same(['2', '2', '4', '2'], [$in('shop', sprintf($publish, 'shop')), $in('blog', sprintf($publish, '')), $in('shop', sprintf($publish, 'shop')), $in('', sprintf($publish, 'default'))]);
+    $in('shop', "throws(Realtime\\Exception\\ConfigError::class, 'are in `shop`', fn () => broadcast('a', 'x', options: ['app' => 'blog']));");
+    $in('shpo', "throws(Realtime\\Exception\\InvalidMessage::class, 'did you mean `shop`', fn () => Realtime\\publish('a', 'x'));");
+    $hub->stop();
+});
+
 // What belongs to other users can only be shown by one who may become them.
 if (posix_geteuid() === 0) {
     test('another user may publish and ask, not disconnect', function () {
