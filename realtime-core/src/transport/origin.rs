@@ -16,12 +16,16 @@ pub(crate) fn is_allowed(origin: Option<&str>, host: Option<&str>, allowed: &[St
     if has_default(allowed) && own_host() {
         return true;
     }
-    allowed.iter().any(|entry| matches(&entry.to_ascii_lowercase(), &origin))
+    allowed.iter().filter(|entry| !is_default(entry)).any(|entry| matches(&entry.to_ascii_lowercase(), &origin))
 }
 
 /// Whether the default holds: alone, or beside what is listed.
 pub(crate) fn has_default(allowed: &[String]) -> bool {
-    allowed.is_empty() || allowed.iter().any(|entry| entry.eq_ignore_ascii_case("default"))
+    allowed.is_empty() || allowed.iter().any(|entry| is_default(entry))
+}
+
+fn is_default(entry: &str) -> bool {
+    entry.eq_ignore_ascii_case("default")
 }
 
 fn matches(entry: &str, origin: &str) -> bool {
