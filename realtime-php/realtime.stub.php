@@ -178,6 +178,46 @@ namespace Realtime {
     function channels(): array {}
 
     /**
+     * Who is on a channel, asked of the hub whenever it is used.
+     *
+     * ```php
+     * $room = Realtime\presence('room.7');
+     * echo count($room), $room->has(42) ? ' with 42' : ' without 42';
+     * ```
+     *
+     * @param array{app?: string|null} $options
+     *
+     * @throws Exception\InvalidChannel
+     */
+    function presence(string $channel, array $options = []): Presence {}
+
+    /**
+     * What happened to connections and channels, of what `hooks.events` names.
+     *
+     * Each event goes to one reader. Asking for the next one acknowledges it; who stops in between
+     * leaves it to somebody else, so that it may come twice (`attempt` is above 1 then). Ends when
+     * nothing has happened for the timeout.
+     *
+     * ```php
+     * while (true) {
+     *     foreach (Realtime\events(5000) as $event) {
+     *         match ($event['kind']) {
+     *             'joined' => markOnline($event['user_id']),
+     *             'left' => markOffline($event['user_id']),
+     *         };
+     *     }
+     * }
+     * ```
+     *
+     * @param int $timeoutMs How long to wait for an event; 0 takes what is there.
+     *
+     * @throws Exception\ConfigError  `hooks.events` of the hub is empty.
+     * @throws Exception\Unavailable  No hub runs in this process, and none answers on the bus.
+     * @throws Exception\Unauthorized Another user than the hub's own.
+     */
+    function events(int $timeoutMs): Events {}
+
+    /**
      * Counters of the hub and of this process.
      *
      * @return array<string, int|float|array<mixed>> `failed_calls` counts calls of the global
@@ -289,6 +329,222 @@ namespace Realtime {
         public readonly int $matched;
 
         private function __construct() {}
+    }
+}
+
+namespace Realtime {
+
+    /** Who is on a channel; see {@see presence()}. `count($presence)` is {@see Presence::count()}. */
+    final class Presence implements \Countable
+    {
+        public readonly string $channel;
+
+        private function __construct() {}
+
+        /**
+         * How many users there are. The hub does not look at each of them where the channel shows its users.
+         *
+         * @throws Exception\Unavailable
+         */
+        public function count(): int {}
+
+        /**
+         * The users, by id; see {@see \getChannelUsers()}, which logs where this throws.
+         *
+         * @return list<array{id: string, info: mixed, connections: int}>
+         *
+         * @throws Exception\Unavailable
+         */
+        public function users(): array {}
+
+        /**
+         * Whether a user is there.
+         *
+         * @throws Exception\Unavailable
+         */
+        public function has(string|int $userId): bool {}
+    }
+
+    /**
+     * Events for a worker; see {@see events()}.
+     *
+     * @implements \Iterator<int, array{
+     *   kind: string, at_ms: int, number: int, attempt: int, dropped: int, app?: string, connection?: string,
+     *   channel?: string, user_id?: string, user_info?: mixed, event?: string, data?: mixed, reason?: string,
+     * }>
+     */
+    final class Events implements \Iterator
+    {
+        private readonly int $timeoutMs;
+
+        private int $number;
+
+        private mixed $event;
+
+        private function __construct() {}
+
+        /** Leaves the event that was not acknowledged to others. */
+        public function __destruct() {}
+
+        /** The event. */
+        public function current(): mixed {}
+
+        /** Its number, by which a repeat is told. */
+        public function key(): mixed {}
+
+        /** Acknowledges the event and waits for the next one. */
+        public function next(): void {}
+
+        /** Waits for the first event. */
+        public function rewind(): void {}
+
+        /** Whether there is an event; false when none came in time. */
+        public function valid(): bool {}
+    }
+
+    /**
+     * Handlers for connections, run on this thread: what a program of Ratchet or Swoole is made of.
+     *
+     * Works where the hub is in this process, and on the hub behind the bus (its own user only).
+     * Several programs share a hub's connections; each connection is one program's.
+     *
+     * ```php
+     * $server = new Realtime\Server();
+     * $server->on('connect', fn (Realtime\Connection $c) => isset($c->query['name']));
+     * $server->on('message', fn (Realtime\Connection $c, string $event, mixed $data) => ['echo' => $data]);
+     * $server->run();
+     * ```
+     */
+    final class Server
+    {
+        private int $id;
+
+        /** A server without handlers. It looks for a hub when it is first used. */
+        public function __construct() {}
+
+        /** Leaves the connections to others. What this server decided is refused until another does. */
+        public function __destruct() {}
+
+        /**
+         * Sets the handler of an event, before the server runs.
+         *
+         * | event | handler | return value |
+         * | --- | --- | --- |
+         * | `connect` | `fn (Connection $c)` | false refuses the connection |
+         * | `subscribe` | `fn (Connection $c, string $channel)` | false refuses the subscription |
+         * | `message` | `fn (Connection $c, string $event, mixed $data)` | the answer, where the client gave an `id`; false refuses, null says nothing |
+         * | `unsubscribe` | `fn (Connection $c, string $channel)` | |
+         * | `disconnect` | `fn (Connection $c, string $reason)` | |
+         *
+         * Connections and subscriptions wait for their handler, for `hooks.timeout_ms` (2 s) at most;
+         * no answer is a refusal, and so is an exception, which is logged.
+         */
+        public function on(string $event, callable $handler): Server {}
+
+        /**
+         * Handles what has come, waiting for it at most this long; for programs with a loop of their own.
+         *
+         * @return int How many events were handled.
+         *
+         * @throws Exception\Unavailable  There is no hub, or it has gone; the next call looks for one.
+         * @throws Exception\Unauthorized Another user than the hub's own.
+         */
+        public function poll(int $timeoutMs = 0): int {}
+
+        /**
+         * Handles events until TERM or INT, then stops the hub of this process, if there is one. Looks
+         * for the hub of another process again when it restarts. Only on the command line.
+         *
+         * @return int 0, or 1 when not everything had ended in time.
+         *
+         * @throws Exception\Unavailable There is no hub at the start.
+         */
+        public function run(): int {}
+
+        /**
+         * A stream that is readable when {@see poll()} has something to do, for `stream_select()` and
+         * loops like ReactPHP's. It must not be read from.
+         *
+         * @return resource
+         *
+         * @throws Exception\Unavailable
+         */
+        public function stream(): mixed {}
+
+        /**
+         * Sends a message to one connection, whichever program has it. Nothing happens where there is none.
+         *
+         * @param array{json?: bool, binary?: bool} $options See {@see \broadcast()}.
+         *
+         * @throws Exception\InvalidMessage
+         * @throws Exception\Unavailable
+         */
+        public function send(string $socketId, mixed $message, string $as = 'message', array $options = []): void {}
+    }
+
+    /** A client's connection, as handlers of a {@see Server} get it. */
+    final class Connection
+    {
+        /** The socket id. */
+        public readonly string $id;
+
+        public readonly ?string $userId;
+
+        /** Path of the request; empty for a connection that another program had before. */
+        public readonly string $path;
+
+        /** @var array<string, string> Query of the request, decoded. */
+        public readonly array $query;
+
+        /** Whatever the program wants to keep with the connection. */
+        public mixed $data = null;
+
+        private readonly int $server;
+
+        private readonly int $shard;
+
+        private function __construct() {}
+
+        /**
+         * Sends a message to this connection alone.
+         *
+         * @param array{json?: bool, binary?: bool} $options See {@see \broadcast()}.
+         *
+         * @throws Exception\InvalidMessage
+         * @throws Exception\MessageTooLarge
+         * @throws Exception\Unavailable
+         */
+        public function send(mixed $message, string $as = 'message', array $options = []): void {}
+
+        /**
+         * Subscribes the connection to a channel, whatever the channel's `access` says.
+         *
+         * @return bool False: the channel is full (`max_members`), or the connection has gone.
+         *
+         * @throws Exception\InvalidChannel
+         * @throws Exception\Unavailable
+         */
+        public function join(string $channel): bool {}
+
+        /**
+         * Ends a subscription.
+         *
+         * @return bool False: there was none.
+         *
+         * @throws Exception\InvalidChannel
+         * @throws Exception\Unavailable
+         */
+        public function leave(string $channel): bool {}
+
+        /**
+         * Closes the connection.
+         *
+         * @param int $code 1000, or 3000–4999.
+         * @param string $reason At most 123 bytes.
+         *
+         * @throws Exception\Unavailable
+         */
+        public function close(int $code = 1000, string $reason = ''): void {}
     }
 }
 

@@ -113,6 +113,20 @@ fn with_link<R>(run: impl FnOnce(&mut Link) -> Result<R, Failure>) -> Result<R, 
     run(link)
 }
 
+/// A further connection to that hub, for who keeps one busy.
+pub(crate) fn another_client() -> Result<Client, Failure> {
+    if role()? == Role::Off {
+        return Err(Failure::unavailable("realtime.mode is off"));
+    }
+    let settings = settings::bus()?;
+    host::register_fork_handler();
+    Ok(Client::new(ClientOptions {
+        secret: settings.secret.clone(),
+        resolve: |address, timeout| host::with_signals_blocked(|| resolve(address, timeout)),
+        ..ClientOptions::probing(settings.sockets.clone())
+    }))
+}
+
 /// What the calls of one web request may wait together; a program decides for itself how long it runs.
 fn allowance() -> Option<Duration> {
     host::shares_requests_among_processes().then_some(WAIT_OF_A_REQUEST)

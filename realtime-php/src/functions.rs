@@ -22,7 +22,7 @@ use crate::publishing::{self, Elsewhere, FAILED_CALLS, Outcome};
 use crate::signature::{ARRAY, CALLABLE, FunctionTable, INT, MIXED, Parameter, STRING, Signature, Type, VOID, optional, parameter};
 use crate::testing::{self, Record};
 use crate::zend::{self, Call, handler, parse};
-use crate::{batch, host, json, laravel, objects, serve};
+use crate::{batch, events, host, json, laravel, objects, presence, serve};
 
 const USER_ID: Type = STRING.or(INT);
 const CHANNEL: Type = Type::class("Stringable|BackedEnum").or(ARRAY).or(STRING);
@@ -31,7 +31,7 @@ const AS: Parameter = optional(c"as", STRING, c"'message'");
 const OPTIONS: Parameter = optional(c"options", ARRAY, c"[]");
 
 /// What the functions outside the publishing ones take in `options`.
-const QUERY_OPTIONS: [&str; 1] = ["app"];
+pub(crate) const QUERY_OPTIONS: [&str; 1] = ["app"];
 /// `id` and `history` belong to a channel.
 const USER_OPTIONS: [&str; 4] = ["except", "json", "binary", "app"];
 
@@ -79,6 +79,20 @@ fn namespaced_functions() -> &'static FunctionTable {
                 RECEIPT,
             ),
             Signature::new(c"Realtime\\batch", handler!(batch::batch), 1, const { &[parameter(c"callback", CALLABLE)] }, MIXED),
+            Signature::new(
+                c"Realtime\\presence",
+                handler!(presence::presence),
+                1,
+                const { &[parameter(c"channel", STRING), OPTIONS] },
+                Type::class("Realtime\\Presence"),
+            ),
+            Signature::new(
+                c"Realtime\\events",
+                handler!(events::events),
+                1,
+                const { &[parameter(c"timeoutMs", INT)] },
+                Type::class("Realtime\\Events"),
+            ),
             Signature::new(c"Realtime\\channels", handler!(channels), 0, &[], ARRAY),
             Signature::new(c"Realtime\\stats", handler!(stats), 0, &[], ARRAY),
             Signature::new(c"Realtime\\start", handler!(start), 0, const { &[CONFIG] }, Type::class("Realtime\\Hub")),
@@ -230,21 +244,31 @@ fn get_channel_users(call: &Call<'_>, result: &mut Zval) -> Result<(), Failure> 
     let channel =
         text(call, channel).and_then(zend::text_of).ok_or_else(|| Failure::invalid_channel("the channel name is not valid UTF-8"))?;
     validate_channel(channel).map_err(message::invalid_channel)?;
-    let mut list = ZendHashTable::new();
-    if publishing::lowered().is_none() {
-        match publishing::ask(|hub| hub.channel_users(channel).map(users_of_hub), |client| users_over_bus(client, channel)) {
-            Ok(users) => users.into_iter().flatten().for_each(|user| {
-                let mut entry = ZendHashTable::new();
-                json::set(&mut entry, "id", json::zval(user.id.as_str()));
-                json::set(&mut entry, "info", user.info.as_deref().map_or_else(Zval::null, |info| zend::decode_json(info.get())));
-                json::set(&mut entry, "connections", json::zval(saturated(user.connections)));
-                json::push(&mut list, json::array(entry));
-            }),
-            Err(failure) => publishing::report("getChannelUsers", failure)?,
-        }
-    }
-    *result = json::array(list);
+    *result = match publishing::lowered() {
+        Some(_) => json::array(ZendHashTable::new()),
+        None => match list_users(channel) {
+            Ok(list) => list,
+            Err(failure) => {
+                publishing::report("getChannelUsers", failure)?;
+                json::array(ZendHashTable::new())
+            }
+        },
+    };
     Ok(())
+}
+
+/// The users of a channel as PHP's list.
+pub(crate) fn list_users(channel: &str) -> Result<Zval, Failure> {
+    let users = publishing::ask(|hub| hub.channel_users(channel).map(users_of_hub), |client| users_over_bus(client, channel))?;
+    let mut list = ZendHashTable::new();
+    for user in users.into_iter().flatten() {
+        let mut entry = ZendHashTable::new();
+        json::set(&mut entry, "id", json::zval(user.id.as_str()));
+        json::set(&mut entry, "info", user.info.as_deref().map_or_else(Zval::null, |info| zend::decode_json(info.get())));
+        json::set(&mut entry, "connections", json::zval(saturated(user.connections)));
+        json::push(&mut list, json::array(entry));
+    }
+    Ok(json::array(list))
 }
 
 /// A user of a channel, from this process' hub or from another one's.
@@ -302,7 +326,7 @@ fn disconnect_user(call: &Call<'_>, result: &mut Zval) -> Result<(), Failure> {
     Ok(())
 }
 
-fn saturated(number: usize) -> i64 {
+pub(crate) fn saturated(number: usize) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
 

@@ -2,6 +2,7 @@
 //! saw last and its connection to the hub of another process.
 
 use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use ext_php_rs::types::Zval;
@@ -10,6 +11,7 @@ use ext_php_rs::zend::{ModuleGlobal, ModuleGlobals};
 use crate::batch::{self, Batch};
 use crate::bus::Link;
 use crate::host::Running;
+use crate::server;
 use crate::settings::Mode;
 
 /// One per PHP thread; PHP runs one request at a time on it.
@@ -33,6 +35,8 @@ pub(crate) struct Globals {
     pub(crate) link: RefCell<Option<Link>>,
     /// In this request `link` was seen to be what the settings want.
     pub(crate) link_checked: Cell<bool>,
+    /// The `Realtime\Server` objects by number. Released in RSHUTDOWN, while objects still may be.
+    pub(crate) servers: RefCell<HashMap<u64, server::State>>,
     /// A `Realtime\batch()` runs.
     pub(crate) batching: Cell<bool>,
     /// What it has collected.
@@ -49,6 +53,7 @@ pub(crate) fn end_request() {
     globals.mode.set(None);
     globals.link_checked.set(false);
     batch::end_request();
+    server::end_request();
     // Taken first: releasing the object may run PHP code.
     let fake = globals.fake.take();
     drop(fake);

@@ -16,6 +16,8 @@
 //! | `batch` | publications that are sent together |
 //! | `functions` | what PHP calls |
 //! | `laravel` | `broadcast($event)` as Laravel's helper of that name does it |
+//! | `server` | handlers for connections: the classes `Server` and `Connection` |
+//! | `events`, `presence` | what happened, for workers; who is on a channel |
 //! | `objects`, `testing` | the classes `Hub`, `Receipt` and `Testing\Fake` |
 //! | `serve` | block until a signal asks to stop |
 //! | `info` | the section of `phpinfo()` |
@@ -32,6 +34,7 @@ use ext_php_rs::zend::ModuleEntry;
 
 mod batch;
 mod bus;
+mod events;
 mod failure;
 mod functions;
 mod globals;
@@ -42,8 +45,10 @@ mod laravel;
 mod logs;
 mod message;
 mod objects;
+mod presence;
 mod publishing;
 mod serve;
+mod server;
 mod settings;
 mod signature;
 mod spawn;
@@ -81,6 +86,9 @@ extern "C" fn module_startup(_type: i32, module_number: i32) -> i32 {
         failure::register_classes()?;
         objects::register_classes()?;
         testing::register_class()?;
+        presence::register_class()?;
+        events::register_class()?;
+        server::register_classes()?;
         functions::register(settings::global_functions())
     })
 }

@@ -18,8 +18,8 @@ use crate::signature::{BOOL, Class, FunctionTable, INT, MIXED, NULL, Property, S
 use crate::zend::{self, Call, handler, parse};
 
 /// Not in the bindings of every PHP version that has it.
-const READONLY: u32 = ZEND_ACC_PUBLIC | 1 << 7;
-const PRIVATE_READONLY: u32 = ZEND_ACC_PRIVATE | 1 << 7;
+pub(crate) const READONLY: u32 = ZEND_ACC_PUBLIC | 1 << 7;
+pub(crate) const PRIVATE_READONLY: u32 = ZEND_ACC_PRIVATE | 1 << 7;
 
 static HUB: Class = Class::new();
 static RECEIPT: Class = Class::new();
@@ -68,7 +68,7 @@ pub(crate) fn register_classes() -> Result<(), &'static str> {
 }
 
 /// An object of one of the classes above with all its properties, in the order of declaration.
-fn object<const N: usize>(class: &Class, properties: [Zval; N]) -> Zval {
+pub(crate) fn object<const N: usize>(class: &Class, properties: [Zval; N]) -> Zval {
     let Some(class) = class.entry() else { return Zval::null() };
     let mut object = ZendObject::new(class);
     for (index, value) in properties.into_iter().enumerate() {

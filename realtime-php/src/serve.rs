@@ -53,13 +53,13 @@ fn wait(signals: &BlockedSignals, running: &Arc<Running>) -> Option<&'static str
 }
 
 /// TERM and INT, blocked on this thread while it lives.
-struct BlockedSignals {
+pub(crate) struct BlockedSignals {
     set: libc::sigset_t,
     before: libc::sigset_t,
 }
 
 impl BlockedSignals {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let mut set = MaybeUninit::uninit();
         let mut before = MaybeUninit::uninit();
         // SAFETY: the set is initialized before it is used; the old mask is written by the call.
@@ -73,7 +73,7 @@ impl BlockedSignals {
     }
 
     /// Takes a pending signal, or waits for one.
-    fn wait(&self, timeout: Duration) -> Option<libc::c_int> {
+    pub(crate) fn wait(&self, timeout: Duration) -> Option<libc::c_int> {
         // Below a second by the constant above and zero.
         let timeout = libc::timespec { tv_sec: 0, tv_nsec: timeout.subsec_nanos().into() };
         // SAFETY: both structures live for the call; no information is asked for.

@@ -9,7 +9,7 @@ use std::ptr;
 
 use ext_php_rs::boxed::ZBox;
 use ext_php_rs::types::{ZendHashTable, ZendObject, ZendStr, Zval};
-use ext_php_rs::zend::{ClassEntry, ExecuteData, FunctionEntry, ModuleEntry, ce};
+use ext_php_rs::zend::{ClassEntry, ExecuteData, ExecutorGlobals, FunctionEntry, ModuleEntry, ce};
 
 use crate::failure::Failure;
 
@@ -40,6 +40,10 @@ unsafe extern "C" {
     fn zend_ini_string_ex(name: *const c_char, length: usize, original: c_int, exists: *mut bool) -> *const c_char;
     fn php_log_err_with_severity(message: *const c_char, severity: c_int);
     fn php_json_decode_ex(result: *mut Zval, text: *const c_char, length: usize, options: c_long, depth: c_long) -> c_int;
+    fn zend_is_unwind_exit(exception: *const ZendObject) -> bool;
+    fn zend_class_implements(class: *mut ClassEntry, count: c_int, ...);
+    static zend_ce_iterator: *mut ClassEntry;
+    static zend_ce_countable: *mut ClassEntry;
     static zend_ce_backed_enum: *mut ClassEntry;
     static php_json_serializable_ce: *mut ClassEntry;
     static php_json_exception_ce: *mut ClassEntry;
@@ -204,6 +208,25 @@ pub(crate) fn decode_json(text: &str) -> Zval {
     // SAFETY: PHP writes a value, or null after an error, to a slot that needs no destruction.
     unsafe { php_json_decode_ex(&raw mut value, text.as_bytes().as_ptr().cast(), text.len(), OBJECT_AS_ARRAY, DEPTH) };
     value
+}
+
+/// Whether the script is about to end, by `exit` for example.
+pub(crate) fn is_exit_pending() -> bool {
+    let globals = ExecutorGlobals::get();
+    // SAFETY: the pending exception lives until it is cleared; only its class is looked at.
+    globals.exception().is_some_and(|exception| unsafe { zend_is_unwind_exit(ptr::from_ref(exception)) })
+}
+
+/// Makes a class of this extension iterable by its methods. Only in MINIT.
+pub(crate) fn implement_iterator(class: &ClassEntry) {
+    // SAFETY: a class that was just registered, and one that the engine has made.
+    unsafe { zend_class_implements(ptr::from_ref(class).cast_mut(), 1, zend_ce_iterator) };
+}
+
+/// Makes `count($object)` call its method. Only in MINIT.
+pub(crate) fn implement_countable(class: &ClassEntry) {
+    // SAFETY: as above.
+    unsafe { zend_class_implements(ptr::from_ref(class).cast_mut(), 1, zend_ce_countable) };
 }
 
 /// The class that enum cases with a value belong to.

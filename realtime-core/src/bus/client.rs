@@ -371,6 +371,14 @@ impl Client {
         }
     }
 
+    /// An event that has been received already.
+    pub fn received_event(&mut self) -> Result<Option<String>, ClientError> {
+        while let Some(frame) = self.take_frame()? {
+            self.keep_events(&Response::read(&frame)?);
+        }
+        self.take_event()
+    }
+
     /// Asks the hub for something that it does not answer.
     pub fn tell(&mut self, query: &BusQuery) -> Result<(), ClientError> {
         let text = serde_json::to_string(query).map_err(|error| ClientError::Protocol(error.to_string()))?;
