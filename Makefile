@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup build build-extension build-server demo demo-check check-demo-page test test-laravel fmt lint install uninstall bench fuzz clean
+.PHONY: help setup build build-extension build-server demo demo-check check-demo-page test test-deep test-laravel fmt lint install uninstall bench fuzz clean
 .PHONY: public-api build-capi header header-check install-capi
 
 # Where rustup puts cargo, for shells that do not have it on their PATH. Never twice: a changed PATH makes cargo build
@@ -100,9 +100,12 @@ check-demo-page:
 		$(if $(UPDATE_SCREENSHOT),--seconds=50) -- $(run_php) $(demo)/poller.php
 	@$(if $(UPDATE_SCREENSHOT),cp $(target)/demo.png docs/demo.png)
 
-test: ## Run every test; ONLY="rust php" runs some (fmt lint docs rust build php server laravel packaging install capi examples websocket demo)
+test: ## Run every test; ONLY="rust php" runs some (fmt lint docs rust build php server laravel packaging install capi examples websocket pusher demo)
 	@scripts/setup build demo test
 	@$(with_php) MAKE='$(MAKE)' scripts/test $(ONLY)
+
+test-deep: ## Tests that measure and need a quiet machine: whether the time of a signature's check tells anything
+	@cargo run $(locked) --release --quiet -p realtime-testkit --example signature_timing
 
 test-laravel: ## Run the Laravel package's tests on Laravel 8, 10 and 13 (makes Debian roots on the first run)
 	@scripts/setup build test laravel

@@ -4,15 +4,22 @@ use crate::clock::{Schedule, now_ns};
 use crate::control::{Done, Listening, ServerCommand, answer, serve};
 use crate::wire::stamped;
 use anyhow::Result;
+use realtime_core::config::AppConfig;
 use realtime_core::{Config, Hub, Payload, Publish, PublishError};
 
 /// Longer than any part runs: pings of thousands of idle connections would disturb whoever is measured next to them.
 const PING_INTERVAL_MS: u64 = 600_000;
 
+/// The key of the app that Pusher clients connect to.
+pub(crate) const KEY: &str = "bench";
+
 /// Serves until standard input closes. Commands run concurrently, each on its own thread.
-pub(crate) fn run(shards: usize) -> Result<()> {
+pub(crate) fn run(shards: usize, pusher: bool) -> Result<()> {
     let mut config = Config { listen: "127.0.0.1:0".to_owned(), socket: Some(String::new()), shards, ..Config::default() };
     config.heartbeat.ping_interval_ms = PING_INTERVAL_MS;
+    if pusher {
+        config.apps.push(AppConfig { name: "default".into(), key: KEY.into(), secret: KEY.into(), ..AppConfig::default() });
+    }
     let hub = Hub::start(config)?;
     answer(&Listening { port: hub.local_addr().port(), pid: None })?;
     serve(|command| {

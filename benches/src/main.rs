@@ -32,7 +32,7 @@ parts: latency saturation idle php bus poller channels beside sinks capi sequenc
   --rounds N      rounds of each measurement, 5 by default; the tables show medians
   --envelope E    native (default) or raw: what the hub's subscribers ask for; the others send frames of the same size
   --shards N      shards of the hub; one per core by default
-  --only A,B      some contenders of the parts that compare several: floor floor10 naive ws socketio hub
+  --only A,B      some contenders of the parts that compare several: floor floor10 naive ws socketio hub pusher
 ";
 
 /// A machine that is less busy than this before a part disturbs it little.
@@ -71,7 +71,8 @@ fn run() -> Result<()> {
         Role::Load => loadgen::run(),
         Role::Floor => floor::run(arguments.options.envelope, arguments.batch),
         Role::Naive => naive::run(arguments.options.envelope),
-        Role::Hub => hub::run(arguments.options.shards),
+        Role::Hub => hub::run(arguments.options.shards, false),
+        Role::HubPusher => hub::run(arguments.options.shards, true),
         Role::Drive => drive(&arguments),
     }
 }
@@ -85,6 +86,8 @@ enum Role {
     Floor,
     Naive,
     Hub,
+    /// With an app for Pusher clients.
+    HubPusher,
 }
 
 struct Arguments {
@@ -149,6 +152,7 @@ impl Arguments {
             "floor" => self.role = Role::Floor,
             "naive" => self.role = Role::Naive,
             "hub" => self.role = Role::Hub,
+            "hub-pusher" => self.role = Role::HubPusher,
             part if PARTS.iter().any(|(known, _)| *known == part) => self.parts.push(part.to_owned()),
             other => bail!("unknown part {other}\n\n{USAGE}"),
         }

@@ -1,6 +1,7 @@
 //! A contender's server and a load generator connected to it, kept open from round to round.
 
 use crate::control::{Collected, Dialect, Done, Listening, LoadCommand, Peer, ServerCommand, Snapshot};
+use crate::hub::KEY;
 use crate::wire::Envelope;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
@@ -51,6 +52,8 @@ pub(crate) enum Contender {
     Ws,
     Socketio,
     Hub,
+    /// The hub with clients that speak as pusher-js does.
+    Pusher,
 }
 
 impl Contender {
@@ -63,6 +66,7 @@ impl Contender {
             "ws" => Self::Ws,
             "socketio" => Self::Socketio,
             "hub" => Self::Hub,
+            "pusher" => Self::Pusher,
             other => bail!("unknown contender {other}"),
         })
     }
@@ -75,6 +79,7 @@ impl Contender {
             Self::Ws => "Node ws",
             Self::Socketio => "Socket.IO",
             Self::Hub => "hub",
+            Self::Pusher => "hub, Pusher",
         }
     }
 
@@ -88,6 +93,7 @@ impl Contender {
             Self::FloorTen => own(&["floor", "--envelope", envelope, "--batch", "10"])?,
             Self::Naive => own(&["naive", "--envelope", envelope])?,
             Self::Hub => own(&["hub", "--shards", &options.shards.to_string()])?,
+            Self::Pusher => own(&["hub-pusher", "--shards", &options.shards.to_string()])?,
             Self::Ws => node(options, "ws.js"),
             Self::Socketio => node(options, "socketio.js"),
         })
@@ -95,13 +101,18 @@ impl Contender {
 
     /// How `count` subscribers of [`CHANNEL`] connect.
     pub(crate) fn subscribers(self, port: u16, count: usize, envelope: Envelope) -> LoadCommand {
+        let mut send = Vec::new();
         let (path, dialect, greetings) = match (self, envelope) {
+            (Self::Pusher, _) => {
+                send.push(format!(r#"{{"event":"pusher:subscribe","data":{{"auth":"","channel":"{CHANNEL}"}}}}"#));
+                (format!("/app/{KEY}?protocol=7&client=js&version=8.6.0&flash=false"), Dialect::Websocket, 2)
+            }
             (Self::Socketio, _) => ("/socket.io/?EIO=4&transport=websocket".to_owned(), Dialect::Socketio, 0),
             (Self::Hub, Envelope::Native) => (format!("/ws/{CHANNEL}"), Dialect::Websocket, 2),
             (Self::Hub, Envelope::Raw) => (format!("/ws/{CHANNEL}?envelope=raw"), Dialect::Websocket, 0),
             _ => ("/".to_owned(), Dialect::Websocket, 0),
         };
-        LoadCommand::Connect { port, path, count, modulo: 1, dialect, send: Vec::new(), greetings }
+        LoadCommand::Connect { port, path, count, modulo: 1, dialect, send, greetings }
     }
 }
 

@@ -46,13 +46,13 @@ impl Drop for Process {
     }
 }
 
-fn everything_published_arrives(role: &str, path: &str, greetings: usize) {
+fn everything_published_arrives(role: &str, path: &str, send: &[&str], greetings: usize) {
     let (subscribers, messages) = (20, 5);
     let mut server = Process::start(role);
     let port = server.receive()["port"].clone();
     let mut load = Process::start("load");
     let ready = load.ask(&json!({
-        "cmd": "connect", "port": port, "path": path, "count": subscribers, "modulo": 1, "dialect": "websocket", "send": [],
+        "cmd": "connect", "port": port, "path": path, "count": subscribers, "modulo": 1, "dialect": "websocket", "send": send,
         "greetings": greetings,
     }));
     assert_eq!(ready["ready"], subscribers);
@@ -72,15 +72,21 @@ fn everything_published_arrives(role: &str, path: &str, greetings: usize) {
 
 #[test]
 fn the_floor_delivers_every_message_to_every_subscriber() {
-    everything_published_arrives("floor", "/", 0);
+    everything_published_arrives("floor", "/", &[], 0);
 }
 
 #[test]
 fn the_naive_hub_delivers_every_message_to_every_subscriber() {
-    everything_published_arrives("naive", "/", 0);
+    everything_published_arrives("naive", "/", &[], 0);
 }
 
 #[test]
 fn the_hub_delivers_every_message_to_every_subscriber() {
-    everything_published_arrives("hub", "/ws/bench", 2);
+    everything_published_arrives("hub", "/ws/bench", &[], 2);
+}
+
+#[test]
+fn the_hub_delivers_every_message_to_every_pusher_client() {
+    let subscribe = r#"{"event":"pusher:subscribe","data":{"auth":"","channel":"bench"}}"#;
+    everything_published_arrives("hub-pusher", "/app/bench?protocol=7", &[subscribe], 2);
 }

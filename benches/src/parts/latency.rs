@@ -4,7 +4,8 @@ use crate::report::{Metric, Part, Row, Target, median};
 use crate::session::{Contender, Options, progress, sessions};
 use anyhow::Result;
 
-const CONTENDERS: [Contender; 5] = [Contender::Floor, Contender::Naive, Contender::Ws, Contender::Socketio, Contender::Hub];
+const CONTENDERS: [Contender; 6] =
+    [Contender::Floor, Contender::Naive, Contender::Ws, Contender::Socketio, Contender::Hub, Contender::Pusher];
 const SUBSCRIBERS: [usize; 3] = [1, 1000, 5000];
 const SIZES: [usize; 2] = [100, 1024];
 const MESSAGES: u32 = 50;
@@ -46,6 +47,8 @@ pub(crate) fn run(options: &Options) -> Result<Part> {
     for size in SIZES {
         let ratio = part.ratio(&load(1000, size), "last subscriber", "hub", "floor");
         part.targets.push(Target::at_most(format!("last of 1,000 subscribers, {size} bytes, against the floor"), ratio, 1.1));
+        let ratio = part.ratio(&load(1000, size), "last subscriber", Contender::Pusher.name(), "hub");
+        part.targets.push(Target::at_most(format!("the same over the Pusher protocol, {size} bytes, against the native one"), ratio, 1.1));
     }
     Ok(part)
 }
