@@ -34,7 +34,9 @@ fn as_toml(effective: &EffectiveConfig) -> String {
     let mut table = "";
     let all = leaves(effective);
     // Plain settings first: in TOML they would otherwise belong to the table above them.
-    let (plain, nested): (Vec<_>, Vec<_>) = all.iter().partition(|(key, _)| !key.contains('.'));
+    let (plain, mut nested): (Vec<_>, Vec<_>) = all.iter().partition(|(key, _)| !key.contains('.'));
+    // A table is opened once: what stands in it directly comes before the tables inside it.
+    nested.sort_by_key(|(key, _)| key.rsplit_once('.').map(|(table, _)| table));
     let is_table_list = |value: &Value| value.as_array().is_some_and(|items| items.iter().any(Value::is_object));
     for (key, value) in plain.iter().filter(|(_, value)| !is_table_list(value)).chain(&nested) {
         let (within, name) = key.rsplit_once('.').unwrap_or(("", key));

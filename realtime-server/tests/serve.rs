@@ -121,7 +121,7 @@ fn every_refused_connection_and_subscription_is_logged_with_its_reason() {
         client.write(realtime_testkit::raw::upgrade(path, header).as_bytes());
         client.response();
         let record = hub.record("request refused");
-        assert_eq!((&record["level"], &record["code"], &record["peer"]), (&json!("INFO"), &json!(code), &json!(peer.to_string())));
+        assert_eq!((&record["level"], &record["code"], &record["client"]), (&json!("INFO"), &json!(code), &json!(peer.ip().to_string())));
         assert!(path.starts_with(record["path"].as_str().unwrap()) && record["reason"].is_string(), "{record}");
     }
     let (mut client, socket) = hub.subscriber("a");
