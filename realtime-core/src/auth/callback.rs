@@ -46,6 +46,7 @@ pub(crate) struct Callback {
     tls: Tls,
     timeout: Duration,
     slots: Arc<Semaphore>,
+    max_in_flight: usize,
     queued: AtomicUsize,
     max_queue: usize,
     turns: Turns,
@@ -97,6 +98,7 @@ struct Decision {
 impl Callback {
     pub(crate) fn new(config: &CallbackConfig) -> Result<Self, ConfigError> {
         let [connect, subscribe] = config.addresses()?;
+        let max_in_flight = config.max_in_flight.min(Semaphore::MAX_PERMITS);
         let secure = [&connect, &subscribe].into_iter().any(Address::is_secure);
         let tls = if secure { Tls::new(&config.ca_file) } else { Ok(Tls::none()) };
         Ok(Callback {
@@ -104,12 +106,18 @@ impl Callback {
             subscribe,
             tls: tls.map_err(|reason| ConfigError::InvalidValue { key: "auth.callback.ca_file".into(), reason })?,
             timeout: Duration::from_millis(config.timeout_ms),
-            slots: Arc::new(Semaphore::new(config.max_in_flight.min(Semaphore::MAX_PERMITS))),
+            slots: Arc::new(Semaphore::new(max_in_flight)),
+            max_in_flight,
             queued: AtomicUsize::new(0),
             max_queue: config.max_queue,
             turns: Turns::default(),
             decisions: Mutex::default(),
         })
+    }
+
+    /// Requests that are under way, and that wait.
+    pub(crate) fn load(&self) -> (u64, u64) {
+        ((self.max_in_flight - self.slots.available_permits()) as u64, self.queued.load(Ordering::Relaxed) as u64)
     }
 
     /// Whose a connection is.

@@ -950,6 +950,9 @@ impl Node {
             uptime_ms: self.started.elapsed().as_millis() as u64,
             ..Stats::default()
         };
+        if let Some(callback) = &self.auth.callback {
+            (stats.callbacks, stats.callbacks_queued) = callback.load();
+        }
         self.routes.interest.for_each(|channel, subscribers| {
             stats.channels += u64::from(subscribers > 0 && !channel.is_internal());
         });

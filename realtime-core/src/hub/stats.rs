@@ -64,6 +64,10 @@ pub struct Stats {
     pub protocol_errors: u64,
     /// Messages of raw clients that no channel's policy allowed to relay.
     pub relays_refused: u64,
+    /// Requests to the application about connections and channels that are under way.
+    pub callbacks: u64,
+    /// Those that wait for their turn.
+    pub callbacks_queued: u64,
     /// Requests refused before they became connections.
     pub refused: u64,
     /// Connections on the bus that were closed because of what they sent.
