@@ -100,7 +100,8 @@ namespace {
      * @param int $code WebSocket close code, 1000 or 3000–4999. Clients that follow Pusher's ranges
      *   stay away after 40xx, come back later after 41xx and at once after 42xx.
      * @param string $reason For people, at most 123 bytes.
-     * @param array{app?: string|null} $options
+     * @param array{app?: string|null, ban_ms?: int|null} $options `ban_ms`: the user is kept out for so many
+     *   milliseconds from now, whatever credential comes.
      *
      * @return int How many connections were closed.
      *

@@ -32,6 +32,7 @@ const OPTIONS: Parameter = optional(c"options", ARRAY, c"[]");
 
 /// What the functions outside the publishing ones take in `options`.
 pub(crate) const QUERY_OPTIONS: [&str; 1] = ["app"];
+const DISCONNECT_OPTIONS: [&str; 2] = ["ban_ms", "app"];
 /// `id` and `history` belong to a channel.
 const USER_OPTIONS: [&str; 4] = ["except", "json", "binary", "app"];
 
@@ -299,7 +300,7 @@ fn disconnect_user(call: &Call<'_>, result: &mut Zval) -> Result<(), Failure> {
         (ptr::null_mut::<Zval>(), 4009_i64, ptr::null_mut::<ZendStr>(), ptr::null_mut::<ZendHashTable>());
     parse!(call, c"z|lSh", user_id, code, reason, options)?;
     let user_id = call.string_or_int(0)?;
-    Options::parse(table(call, options), &QUERY_OPTIONS)?;
+    let ban_ms = Options::parse(table(call, options), &DISCONNECT_OPTIONS)?.ban_ms;
     check_user_id(&user_id)?;
     let code = u16::try_from(code).ok().filter(|code| *code == 1000 || (3000..5000).contains(code));
     let code = code.ok_or_else(|| zend::argument_value_error(1, "must be 1000 or between 3000 and 4999"))?;
@@ -312,8 +313,17 @@ fn disconnect_user(call: &Call<'_>, result: &mut Zval) -> Result<(), Failure> {
         }
         Some(Elsewhere::Off) => 0,
         None => match publishing::ask(
-            |hub| hub.disconnect_user(&user_id, code, reason),
-            |client| client.query(&BusQuery::DisconnectUser { user: user_id.clone(), code, reason: reason.to_owned() }),
+            |hub| match ban_ms {
+                0 => hub.disconnect_user(&user_id, code, reason),
+                ban_ms => hub.ban_user(&user_id, Duration::from_millis(ban_ms), code, reason),
+            },
+            |client| {
+                let (user, reason) = (user_id.clone(), reason.to_owned());
+                client.query(&match ban_ms {
+                    0 => BusQuery::DisconnectUser { user, code, reason },
+                    ban_ms => BusQuery::BanUser { user, ban_ms, code, reason },
+                })
+            },
         ) {
             Ok(closed) => closed.unwrap_or(0),
             Err(failure) => {

@@ -200,6 +200,7 @@ pub(crate) struct Options<'a> {
     pub(crate) id: Option<&'a str>,
     pub(crate) json: bool,
     pub(crate) binary: bool,
+    pub(crate) ban_ms: u64,
 }
 
 const OPTIONS: [&str; 7] = ["except", "id", "ttl_ms", "history", "json", "binary", "app"];
@@ -228,6 +229,7 @@ impl<'a> Options<'a> {
                 "ttl_ms" if value.is_null() => {}
                 "ttl_ms" => return Err(Failure::invalid_message("option `ttl_ms` needs history, which is not part of this build")),
                 "app" => app(value)?,
+                "ban_ms" => options.ban_ms = milliseconds(&key, value)?,
                 _ => {}
             }
         }
@@ -253,6 +255,16 @@ fn flag(key: &str, value: &Zval) -> Result<bool, Failure> {
         Some(flag) => Ok(flag),
         None if value.is_null() => Ok(false),
         None => Err(Failure::invalid_message(format!("option `{key}` must be true or false, {} given", zend::type_name(value)))),
+    }
+}
+
+fn milliseconds(key: &str, value: &Zval) -> Result<u64, Failure> {
+    match value.long() {
+        Some(number) => {
+            u64::try_from(number).map_err(|_| Failure::invalid_message(format!("option `{key}` must not be negative, {number} given")))
+        }
+        None if value.is_null() => Ok(0),
+        None => Err(Failure::invalid_message(format!("option `{key}` must be a whole number, {} given", zend::type_name(value)))),
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! What a token says is believed only once its signature fits, with a key and an algorithm that
 //! the configuration binds together: a token's header chooses among configured keys and nothing
-//! else. See `docs/adr/0010-authentication.md`.
+//! else. See `docs/adr/0011-authentication.md`.
 
 use std::fs;
 

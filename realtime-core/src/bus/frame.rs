@@ -131,6 +131,17 @@ pub enum BusQuery {
         /// Close reason.
         reason: String,
     },
+    /// Close a user's connections and keep the user out for a while; owner and root only.
+    BanUser {
+        /// Who.
+        user: String,
+        /// For how long, in milliseconds.
+        ban_ms: u64,
+        /// Close code.
+        code: u16,
+        /// Close reason.
+        reason: String,
+    },
     /// Say whose a connection is; owner and root only.
     SetUser {
         /// The connection.

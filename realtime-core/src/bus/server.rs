@@ -708,7 +708,10 @@ impl Peer {
     }
 
     async fn ask(&self, query: BusQuery) -> Result<String, (FailureCode, String)> {
-        let privileged = matches!(query, BusQuery::DisconnectUser { .. } | BusQuery::SetUser { .. } | BusQuery::Follow { .. });
+        let privileged = matches!(
+            query,
+            BusQuery::DisconnectUser { .. } | BusQuery::BanUser { .. } | BusQuery::SetUser { .. } | BusQuery::Follow { .. }
+        );
         if privileged && !self.trusted {
             return Err((FailureCode::Unauthorized, ONLY_TRUSTED.into()));
         }
@@ -740,6 +743,9 @@ impl Node {
                 return Ok(serde_json::to_string(&history).unwrap_or_default());
             }
             BusQuery::DisconnectUser { user, code, reason } => self.disconnect_user(app, &user, code, &reason)?.into(),
+            BusQuery::BanUser { user, ban_ms, code, reason } => {
+                self.ban_user(app, &user, Duration::from_millis(ban_ms), code, &reason)?.into()
+            }
             BusQuery::SetUser { socket, user, info } => {
                 let user = user.map(|id| User::new(&id, info.as_deref())).transpose()?;
                 match socket.parse::<SocketId>() {

@@ -92,6 +92,12 @@ mod tests {
             (Some("http://a.test/"), Some("a.test"), false),
             (Some("http://a.test, http://b.test"), Some("a.test"), false),
             (Some("http://a.test"), None, false),
+            (Some("https://xn--bcher-kva.test"), Some("xn--bcher-kva.test"), true),
+            (Some("https://bücher.test"), Some("xn--bcher-kva.test"), false),
+            (Some("https://a.test."), Some("a.test"), false),
+            (Some("https://a.test:x"), Some("a.test"), false),
+            (Some("https://a.test\\@evil.test"), Some("a.test"), false),
+            (Some("file://"), Some("a.test"), false),
         ] {
             assert_eq!(is_allowed(origin, host, &[]), expected, "{origin:?} at {host:?}");
         }
