@@ -1228,7 +1228,7 @@ mod tests {
             ("[auth]\nmode = [\"jwt\", \"jwt\"]".into(), "named twice"),
             ("[auth]\nmode = \"jwt\"\n[auth.jwt]\nsecret = \"short\"".into(), "HS256 needs 32"),
             ("[auth.jwt]\nleeway_ms = 30001".into(), "more than 30000"),
-            ("[auth.callback]\nurl = \"file:///etc/passwd\"".into(), "does not begin with http"),
+            ("[auth.callback]\nurl = \"ftp://a.test/\"".into(), "does not begin with http"),
             ("[auth.callback]\nurl = \"http://a/\"\nheaders = [\"Proxy\"]".into(), "`Proxy` is not passed on"),
             (fastcgi("script = \"/srv/auth.php\""), "`socket` is missing"),
             (fastcgi("socket = \"/run/php.sock\", script = \"auth.php\""), "absolute path"),
