@@ -93,7 +93,7 @@ pub(crate) fn unregister(module_number: i32) {
 
 /// MINIT: remembers the environment.
 pub(crate) fn snapshot_environment() {
-    let variables = std::env::vars_os().filter_map(|(name, value)| {
+    let variables = zend::environment().into_iter().filter_map(|(name, value)| {
         let name = name.into_string().ok().filter(|name| name.starts_with("REALTIME_") || GENERAL.contains(&name.as_str()))?;
         Some((name, value.to_string_lossy().into_owned()))
     });

@@ -2,8 +2,9 @@
 //! possible, and the boundary between PHP's C frames and this crate.
 
 use std::any::Any;
-use std::ffi::{CStr, CString, c_char, c_int, c_long};
+use std::ffi::{CStr, CString, OsStr, OsString, c_char, c_int, c_long};
 use std::marker::PhantomData;
+use std::os::unix::ffi::OsStrExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr;
 
@@ -281,6 +282,37 @@ pub(crate) fn ini(name: &CStr) -> Option<String> {
         let value = zend_ini_string_ex(name.as_ptr(), name.count_bytes(), 0, &raw mut exists);
         (exists && !value.is_null()).then(|| CStr::from_ptr(value).to_string_lossy().into_owned())
     }
+}
+
+/// The environment of this process.
+///
+/// Not `std::env::vars_os()`: a PHP that was linked with a copy relocation has the variable
+/// `environ` in its executable, and extensions, which PHP loads with `RTLD_DEEPBIND`, see the
+/// libc's own, which nobody ever set. Asking the executable finds the one that is in use.
+pub(crate) fn environment() -> Vec<(OsString, OsString)> {
+    // SAFETY: a handle of the executable, which is never unloaded.
+    let executable = unsafe { libc::dlopen(ptr::null(), libc::RTLD_LAZY) };
+    // SAFETY: that handle and a C string; the result is null or the address of a `char **`.
+    let environ = unsafe { libc::dlsym(executable, c"environ".as_ptr()) }.cast::<*const *const c_char>();
+    let mut variables = Vec::new();
+    if environ.is_null() {
+        return variables;
+    }
+    // SAFETY: as above.
+    let mut entry = unsafe { *environ };
+    // SAFETY: null, or an array of C strings that a null pointer ends. In MINIT nobody changes it.
+    while let Some(variable) = unsafe { entry.as_ref() }.filter(|variable| !variable.is_null()) {
+        // SAFETY: as above.
+        let text = unsafe { CStr::from_ptr(*variable) }.to_bytes();
+        // As std does it: a name may begin with `=`.
+        if let Some(equals) = text.iter().skip(1).position(|byte| *byte == b'=') {
+            let (name, value) = (&text[..=equals], &text[equals + 2..]);
+            variables.push((OsStr::from_bytes(name).to_owned(), OsStr::from_bytes(value).to_owned()));
+        }
+        // SAFETY: not past the null pointer that ends the array.
+        entry = unsafe { entry.add(1) };
+    }
+    variables
 }
 
 /// Writes to PHP's error log, through the SAPI where no file is set. Never a PHP warning.

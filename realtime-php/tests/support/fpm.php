@@ -72,7 +72,7 @@ final class Fpm
     public static function binary(): string
     {
         $version = PHP_MAJOR_VERSION . '.' . PHP_MINOR_VERSION;
-        foreach (["/usr/sbin/php-fpm$version", dirname(PHP_BINARY, 2) . '/sbin/php-fpm'] as $path) {
+        foreach ([dirname(PHP_BINARY, 2) . '/sbin/php-fpm', "/usr/sbin/php-fpm$version"] as $path) {
             if (is_executable($path)) {
                 return $path;
             }

@@ -91,7 +91,13 @@ function laravel_results(): array
     unset($pending);
     $results['released'] = count(Remembering::$sent);
 
-    $results['none'] = get_class(broadcast());
+    $pending = broadcast();
+    $results['none'] = $pending::class;
+    try {
+        unset($pending);
+    } catch (TypeError) {
+        // Laravel 8 dispatches the null event, later versions refuse it.
+    }
 
     $fake = Realtime\Testing\fake();
     $results['two arguments'] = broadcast(new PrivateChannel('a'), ['n' => 1]);
