@@ -20,7 +20,7 @@ use crate::settings::{self, Mode};
 use crate::{logs, zend};
 
 /// How long the end of the process may wait for the hub's threads.
-const SHUTDOWN_TIMEOUT: Duration = Duration::from_millis(500);
+pub(crate) const SHUTDOWN_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// A hub that this process started.
 pub(crate) struct Running {
@@ -129,6 +129,12 @@ pub(crate) fn shares_requests_among_processes() -> bool {
 /// Stops the hub with this id, gracefully until the deadline. True when nothing was left to do
 /// after it; also true when that hub is not running (any more) in this process.
 pub(crate) fn stop(id: u64, timeout: Option<Duration>) -> bool {
+    GLOBALS.get().hub.take();
+    stop_without_php(id, timeout)
+}
+
+/// The same from a thread that is not PHP's.
+pub(crate) fn stop_without_php(id: u64, timeout: Option<Duration>) -> bool {
     let running = {
         let mut slot = slot().lock();
         match slot.as_ref() {
@@ -138,7 +144,6 @@ pub(crate) fn stop(id: u64, timeout: Option<Duration>) -> bool {
     };
     let Some(running) = running else { return true };
     VERSION.fetch_add(1, Ordering::Release);
-    GLOBALS.get().hub.take();
     let timeout = timeout.unwrap_or(Duration::from_millis(running.config.drain_timeout_ms));
     let report = running.hub.stop(timeout);
     if !report.complete {

@@ -7,6 +7,7 @@
 //! | `signature` | function and method tables with full reflection (unions, defaults, parameter names) |
 //! | `failure` | the exception classes and the one error type of the crate |
 //! | `settings` | INI, environment snapshot, and the layers of `Config` |
+//! | `engine` | hosts that end the engine and start it again; the hub that starts with a server |
 //! | `host` | the hub of this process: owner, start, stop, fork |
 //! | `bus` | the connection to the hub of another process |
 //! | `spawn` | the hub that a php-fpm worker starts as a process of its own |
@@ -34,6 +35,7 @@ use ext_php_rs::zend::ModuleEntry;
 
 mod batch;
 mod bus;
+mod engine;
 mod events;
 mod failure;
 mod functions;
@@ -66,6 +68,11 @@ mod module {
     /// Describes the module to PHP.
     #[php_module]
     pub fn get_module(module: ModuleBuilder) -> ModuleBuilder {
+        // FrankenPHP's workers stay in one request of PHP's: RSHUTDOWN does not come between theirs.
+        let module = match crate::engine::is_frankenphp() {
+            true => module.sapi_activate_function(|_| crate::globals::end_request()),
+            false => module,
+        };
         module
             .name("realtime")
             .globals(&crate::globals::GLOBALS)
@@ -89,7 +96,9 @@ extern "C" fn module_startup(_type: i32, module_number: i32) -> i32 {
         presence::register_class()?;
         events::register_class()?;
         server::register_classes()?;
-        functions::register(settings::global_functions())
+                functions::register(settings::global_functions())?;
+        engine::started();
+        Ok(())
     })
 }
 
@@ -97,7 +106,7 @@ extern "C" fn module_startup(_type: i32, module_number: i32) -> i32 {
 /// SIGTERM never comes here, so nothing depends on it.
 extern "C" fn module_shutdown(_type: i32, module_number: i32) -> i32 {
     phase(|| {
-        host::shut_down();
+        engine::ended();
         functions::unregister(settings::global_functions());
         settings::unregister(module_number);
         Ok(())

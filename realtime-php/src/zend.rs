@@ -45,6 +45,7 @@ unsafe extern "C" {
     fn zend_class_implements(class: *mut ClassEntry, count: c_int, ...);
     static zend_ce_iterator: *mut ClassEntry;
     static zend_ce_countable: *mut ClassEntry;
+    pub(crate) static mut zend_post_startup_cb: Option<extern "C" fn() -> c_int>;
     static zend_ce_backed_enum: *mut ClassEntry;
     static php_json_serializable_ce: *mut ClassEntry;
     static php_json_exception_ce: *mut ClassEntry;
