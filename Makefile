@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup build build-extension build-server demo demo-check check-demo-page test test-deep test-laravel fmt lint install uninstall bench fuzz clean
+.PHONY: help setup build build-extension build-server demo demo-check check-demo-page test test-deep test-laravel test-zts test-php84 fmt lint install uninstall bench fuzz clean
 .PHONY: public-api build-capi header header-check install-capi
 
 # Where rustup puts cargo, for shells that do not have it on their PATH. Never twice: a changed PATH makes cargo build
@@ -111,6 +111,27 @@ test-laravel: ## Run the Laravel package's tests on Laravel 8, 10 and 13 (makes 
 	@scripts/setup build test laravel
 	@$(MAKE) --no-print-directory build-extension build-server
 	@laravel/tests/matrix $(PART)
+
+test-zts: ## Test under a thread-safe PHP and restarts of the engine; builds that PHP on the first run
+	@scripts/setup build test zts
+	@$(MAKE) --no-print-directory build-server
+	@scripts/test-zts
+
+test-php84: ## Test under PHP 8.4 in a Debian 13 of its own, which it makes on the first run (root)
+	@scripts/setup build test php84
+	@$(MAKE) --no-print-directory build-server
+	@scripts/php84 bash -c 'cargo build --locked --release -p realtime-php && \
+		php realtime-php/tests/run "$$CARGO_TARGET_DIR/release/librealtime.so"'
+
+test-zts: ## Test under a thread-safe PHP and restarts of the engine; builds that PHP on the first run
+	@scripts/setup build test zts
+	@$(MAKE) --no-print-directory build-server
+	@scripts/test-zts
+
+test-php84: ## Test under PHP 8.4 in a Debian 13 of its own, which it makes on the first run (root)
+	@scripts/setup build test php84
+	@$(MAKE) --no-print-directory build-server
+	@scripts/php84 scripts/test-php84
 
 fmt: ## Format the Rust sources
 	@cargo fmt --all

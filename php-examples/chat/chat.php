@@ -73,7 +73,8 @@ file_put_contents("$directory/nginx.conf", <<<NGINX
     }
     NGINX);
 
-$fpm = '/usr/sbin/php-fpm' . PHP_MAJOR_VERSION . '.' . PHP_MINOR_VERSION;
+$fpm = dirname(PHP_BINARY, 2) . '/sbin/php-fpm';
+$fpm = is_executable($fpm) ? $fpm : '/usr/sbin/php-fpm' . PHP_MAJOR_VERSION . '.' . PHP_MINOR_VERSION;
 $children = [];
 foreach ([
     [$fpm, ...$options, ...($isRoot ? ['-R'] : []), '-F', '-y', "$directory/fpm.conf"],

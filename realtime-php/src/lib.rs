@@ -25,7 +25,8 @@
 //!
 //! Phases: MINIT registers names and snapshots the environment, nothing else; no thread, socket or
 //! runtime exists before a script calls `Realtime\start()` or `Realtime\serve()`, and no connection
-//! to another process' hub before the first call that needs it.
+//! to another process' hub before the first call that needs it. The one exception is FrankenPHP, whose
+//! process is the server: there the hub starts with it (see `engine`).
 
 #![expect(unsafe_code, reason = "the Zend API is C")]
 
@@ -96,7 +97,7 @@ extern "C" fn module_startup(_type: i32, module_number: i32) -> i32 {
         presence::register_class()?;
         events::register_class()?;
         server::register_classes()?;
-                functions::register(settings::global_functions())?;
+        functions::register(settings::global_functions())?;
         engine::started();
         Ok(())
     })
