@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup build build-extension build-server demo demo-check check-demo-page test test-deep test-laravel test-zts test-php84 fmt lint install uninstall bench fuzz clean
+.PHONY: help setup build build-extension build-server demo demo-check check-demo-page test test-deep test-laravel test-zts test-php84 fmt lint install uninstall dist bench fuzz clean
 .PHONY: public-api build-capi header header-check install-capi
 
 # Where rustup puts cargo, for shells that do not have it on their PATH. Never twice: a changed PATH makes cargo build
@@ -132,6 +132,11 @@ test-php84: ## Test under PHP 8.4 in a Debian 13 of its own, which it makes on t
 	@scripts/setup build test php84
 	@$(MAKE) --no-print-directory build-server
 	@scripts/php84 scripts/test-php84
+
+# TAG is the release's git tag, if that is not the version.
+dist: build ## Make the release's archives in build/dist: the extension for each PHP at hand, the server, checksums
+	@scripts/setup dist
+	@scripts/dist
 
 fmt: ## Format the Rust sources
 	@cargo fmt --all

@@ -79,6 +79,23 @@ test('php-examples/poller: 120 dashboards get what the poller reads, and its cra
     contains('php-examples/poller/start.php', file_get_contents("$examples/poller/README.md"));
 });
 
+test('php-examples/frankenphp: what is posted to the page reaches every WebSocket', function () use ($examples) {
+    $hub = new Tests\HubProcess();
+    $client = Client::subscribed($hub->url, 'chat');
+    $port = free_port();
+    $site = new Process([PHP_BINARY, ...Tests\php_options(), '-S', "127.0.0.1:$port", '-t', "$examples/frankenphp/public"]);
+    $site->expect('~Development Server .* started~');
+    contains('<title>FrankenPHP</title>', file_get_contents("http://127.0.0.1:$port/"));
+    $post = fn (string $text) => stream_context_create(['http' => ['method' => 'POST', 'header' => 'Content-Type: application/x-www-form-urlencoded', 'content' => http_build_query(['text' => $text]), 'ignore_errors' => true]]);
+    foreach (['hello' => '204', '' => '422', "\xff" => '422', str_repeat('x', 1000) => '204', str_repeat('x', 1001) => '422'] as $text => $status) {
+        file_get_contents("http://127.0.0.1:$port/", context: $post((string) $text));
+        contains(" $status ", $http_response_header[0]);
+    }
+    same(['line', ['text' => 'hello']], array_values(array_intersect_key($client->next(), ['event' => 1, 'data' => 1])));
+    same(1000, strlen($client->next()['data']['text']));
+    $hub->stop();
+});
+
 test('every lesson is tested', function () use ($examples) {
     same(array_map('dirname', array_keys(EXPECTED)), array_map('basename', glob("$examples/[0-9]*", GLOB_ONLYDIR)));
 });
