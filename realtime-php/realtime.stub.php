@@ -47,8 +47,9 @@ namespace {
      *   `id`: idempotency key, a repeat on the same channel within five minutes is not sent again.
      *   `json`: the string is JSON already and is sent as the value it denotes.
      *   `binary`: the string is bytes, sent in binary frames.
-     *   `history`: false keeps it out of the channel's history (no channel has one yet).
-     *   `ttl_ms`: needs history, which this version does not have.
+     *   `history`: false keeps it out of the channel's history.
+     *   `ttl_ms`: milliseconds after which it leaves the channel's history, where that is sooner than
+     *   the channel's policy says; at least 1.
      *   `app`: `default` is the only one.
      *
      * @return mixed null; with one argument Laravel's `PendingBroadcast`.
@@ -168,6 +169,30 @@ namespace Realtime {
      *   be sent; see {@see \broadcast()}.
      */
     function batch(callable $callback): mixed {}
+
+    /**
+     * What is kept of a channel whose policy has `history` or `last_value`, oldest first.
+     *
+     * ```php
+     * $page = Realtime\history('orders', limit: 20, reverse: true);
+     * foreach ($page['messages'] as $message) {
+     *     echo $message['offset'], ' ', $message['event'], "\n";
+     * }
+     * ```
+     *
+     * @param int $limit At most so many messages, 1 to 1,000. An answer also ends when it grows large.
+     * @param array{epoch?: string, offset?: int} $since Only what followed this position.
+     * @param bool $reverse The newest first.
+     *
+     * @return array{epoch: string, offset: int, complete: bool, more: bool, messages: list<array{event: string, data?: mixed, base64?: string, offset: int, user_id?: string}>}
+     *   Where the channel stands; whether nothing kept is missing since `$since`; whether there is
+     *   more; what is kept (`base64` stands in place of `data` for what was published as binary).
+     *
+     * @throws Exception\Unavailable    No hub runs in this process, and none answers on the bus.
+     * @throws Exception\InvalidChannel Its name is not valid, or nothing is kept of it.
+     * @throws Exception\Timeout
+     */
+    function history(string $channel, int $limit = 100, array $since = [], bool $reverse = false): array {}
 
     /**
      * The channels of the hub that have subscribers.

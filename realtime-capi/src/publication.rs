@@ -4,6 +4,7 @@ use std::ffi::{CStr, c_char, c_void};
 
 use realtime_core::apps::DEFAULT_APP;
 use realtime_core::bus::frame::BusPublish;
+use realtime_core::history::Keeping;
 use realtime_core::message::{DEFAULT_EVENT, validate_json};
 use realtime_core::{Payload, Publish, Receipt, SocketId};
 
@@ -176,6 +177,14 @@ impl<'a> Parsed<'a> {
             Target::Channel(channel) => (channel, false),
             Target::User(user) => (user, true),
         };
-        Ok(BusPublish { target, to_user, event: self.event, payload: self.payload, except: self.except, id: self.id })
+        Ok(BusPublish {
+            target,
+            to_user,
+            event: self.event,
+            payload: self.payload,
+            except: self.except,
+            id: self.id,
+            keeping: Keeping::default(),
+        })
     }
 }

@@ -15,7 +15,7 @@ use serde_json::value::RawValue;
 use crate::message::{Body, Position, Publication};
 
 /// What a kept publication costs beside its body: the record, its place in the log.
-const OVERHEAD: usize = 160;
+pub(crate) const OVERHEAD: usize = 160;
 
 /// How much of a channel is kept. What passes one of the bounds goes, oldest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,6 +26,22 @@ pub struct Retention {
     pub ttl_ms: u64,
     /// Their bytes of memory.
     pub bytes: usize,
+}
+
+/// What a publisher says of keeping a publication, on a channel that keeps any.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Keeping {
+    /// See [`crate::Publish::history`].
+    pub history: bool,
+    /// See [`crate::Publish::ttl_ms`].
+    pub ttl_ms: Option<u64>,
+}
+
+impl Default for Keeping {
+    /// As long as the channel keeps it.
+    fn default() -> Self {
+        Keeping { history: true, ttl_ms: None }
+    }
 }
 
 /// Which kept publications to read.

@@ -11,6 +11,7 @@ use realtime_core::bus::client::{Client, ClientError, ClientOptions};
 use realtime_core::bus::frame::{BusPublish, BusQuery, FailureCode};
 use realtime_core::bus::socket::BusBindError;
 use realtime_core::config::AppConfig;
+use realtime_core::history::Keeping;
 use realtime_core::{Hub, Payload, Publish, StartError, User};
 use realtime_testkit::{Client as WebSocket, DEADLINE, config, eventually, start};
 use serde_json::{Value, json};
@@ -47,7 +48,7 @@ impl Drop for Place {
 }
 
 fn publish<'a>(channel: &'a str, payload: Payload<'a>) -> BusPublish<'a> {
-    BusPublish { target: channel, to_user: false, event: "e", payload, except: Vec::new(), id: None }
+    BusPublish { target: channel, to_user: false, event: "e", payload, except: Vec::new(), id: None, keeping: Keeping::default() }
 }
 
 #[tokio::test]

@@ -10,6 +10,7 @@ use std::thread;
 
 use realtime_core::bus::client::{Client, ClientOptions};
 use realtime_core::bus::frame::{BusPublish, BusQuery, MAX_FRAME_BYTES, Request, frame_length};
+use realtime_core::history::Keeping;
 use realtime_core::{Payload, SocketId};
 use realtime_testkit::mutation::{Random, mutate};
 use realtime_testkit::{DEADLINE, eventually, start};
@@ -37,6 +38,7 @@ fn valid(random: &mut Random, out: &mut Vec<u8>) {
             },
             except: (0..random.below(3)).map(|n| SocketId::from_parts(n as u64, random.number())).collect(),
             id: random.one_in(16).then_some("key"),
+            keeping: Keeping { history: !random.one_in(8), ttl_ms: random.one_in(8).then_some(random.number()) },
         }
     };
     // Request 0: answers would have to be read, or the hub takes the peer for one that does not read.
@@ -157,6 +159,7 @@ fn a_million_frames_close_the_connections_that_sent_wrong_ones_and_no_other() {
                     payload: Payload::Text("x"),
                     except: Vec::new(),
                     id: None,
+                    keeping: Keeping::default(),
                 };
                 count += 1;
                 // A lost one, or a connection made anew, would show in the offset.

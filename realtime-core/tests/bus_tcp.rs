@@ -12,6 +12,7 @@ use realtime_core::bus::address::BusAddress;
 use realtime_core::bus::client::{Client, ClientError, ClientOptions};
 use realtime_core::bus::frame::{BusPublish, BusQuery, Request, Response, frame_length};
 use realtime_core::bus::seal::{Handshake, MIN_SECRET_BYTES, NONCE_BYTES, Role};
+use realtime_core::history::Keeping;
 use realtime_core::{Hub, Payload, StartError, User};
 use realtime_testkit::{Client as WebSocket, DEADLINE, config, eventually, start};
 use serde_json::Value;
@@ -39,7 +40,15 @@ fn client(hub: &Hub) -> Client {
 }
 
 fn publish<'a>(channel: &'a str, text: &'a str) -> BusPublish<'a> {
-    BusPublish { target: channel, to_user: false, event: "e", payload: Payload::Text(text), except: Vec::new(), id: None }
+    BusPublish {
+        target: channel,
+        to_user: false,
+        event: "e",
+        payload: Payload::Text(text),
+        except: Vec::new(),
+        id: None,
+        keeping: Keeping::default(),
+    }
 }
 
 #[tokio::test]

@@ -6,6 +6,7 @@ use std::ptr;
 use ext_php_rs::types::{ZendCallable, Zval};
 use ext_php_rs::zend::ExecutorGlobals;
 use realtime_core::bus::frame::BusPublish;
+use realtime_core::history::Keeping;
 use realtime_core::{Payload, SocketId};
 
 use crate::failure::{Failure, Kind};
@@ -34,6 +35,7 @@ struct Entry {
     id: Option<Range<usize>>,
     body: Body,
     except: Vec<SocketId>,
+    keeping: Keeping,
 }
 
 enum Body {
@@ -81,7 +83,15 @@ impl Batch {
                 Body::Binary(start..self.bytes.len())
             }
         };
-        self.entries.push(Entry { target, to_user: publish.to_user, event, id, body, except: publish.except.clone() });
+        self.entries.push(Entry {
+            target,
+            to_user: publish.to_user,
+            event,
+            id,
+            body,
+            except: publish.except.clone(),
+            keeping: publish.keeping,
+        });
     }
 
     fn publishes(&self) -> Vec<BusPublish<'_>> {
@@ -97,6 +107,7 @@ impl Batch {
             },
             except: entry.except.clone(),
             id: entry.id.as_ref().map(|range| &self.texts[range.clone()]),
+            keeping: entry.keeping,
         };
         self.entries.iter().map(publish).collect()
     }

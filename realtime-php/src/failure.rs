@@ -189,7 +189,7 @@ impl From<QueryError> for Failure {
     fn from(error: QueryError) -> Self {
         let message = error.to_string();
         match error {
-            QueryError::InvalidChannel(_) => Failure::invalid_channel(message),
+            QueryError::InvalidChannel(_) | QueryError::NoHistory { .. } => Failure::invalid_channel(message),
             QueryError::Timeout { .. } => Failure::Realtime(Kind::Timeout, message),
             QueryError::Stopped => Failure::unavailable(message),
             _ => Failure::Value(message),

@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use ext_php_rs::types::{ZendHashTable, ZendStr, Zval};
 use realtime_core::bus::client::{Client, ClientError};
-use realtime_core::bus::frame::BusQuery;
+use realtime_core::bus::frame::{BusQuery, Since};
+use realtime_core::history::MAX_LIMIT;
 use realtime_core::message::{DEFAULT_EVENT, validate_channel};
-use realtime_core::{ChannelInfo, ChannelUser, QueryError};
+use realtime_core::{ChannelInfo, ChannelUser, Epoch, Position, QueryError};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
@@ -19,7 +20,7 @@ use crate::failure::Failure;
 use crate::globals::GLOBALS;
 use crate::message::{self, Channels, IGNORED_SOCKET_IDS, Message, Options};
 use crate::publishing::{self, Elsewhere, FAILED_CALLS, Outcome};
-use crate::signature::{ARRAY, CALLABLE, FunctionTable, INT, MIXED, Parameter, STRING, Signature, Type, VOID, optional, parameter};
+use crate::signature::{ARRAY, BOOL, CALLABLE, FunctionTable, INT, MIXED, Parameter, STRING, Signature, Type, VOID, optional, parameter};
 use crate::testing::{self, Record};
 use crate::zend::{self, Call, handler, parse};
 use crate::{batch, events, host, json, laravel, objects, presence, serve};
@@ -93,6 +94,20 @@ fn namespaced_functions() -> &'static FunctionTable {
                 1,
                 const { &[parameter(c"timeoutMs", INT)] },
                 Type::class("Realtime\\Events"),
+            ),
+            Signature::new(
+                c"Realtime\\history",
+                handler!(history),
+                1,
+                const {
+                    &[
+                        parameter(c"channel", STRING),
+                        optional(c"limit", INT, c"100"),
+                        optional(c"since", ARRAY, c"[]"),
+                        optional(c"reverse", BOOL, c"false"),
+                    ]
+                },
+                ARRAY,
             ),
             Signature::new(c"Realtime\\channels", handler!(channels), 0, &[], ARRAY),
             Signature::new(c"Realtime\\stats", handler!(stats), 0, &[], ARRAY),
@@ -292,6 +307,48 @@ fn users_of_hub(users: Vec<ChannelUser>) -> Vec<ListedUser> {
 
 fn users_over_bus(client: &mut Client, channel: &str) -> Result<Vec<ListedUser>, ClientError> {
     client.query(&BusQuery::ChannelUsers { channel: channel.to_owned() })
+}
+
+/// `Realtime\history(string $channel, int $limit = 100, array $since = [], bool $reverse = false): array`
+fn history(call: &Call<'_>, result: &mut Zval) -> Result<(), Failure> {
+    let (mut channel, mut limit, mut since, mut reverse) = (ptr::null_mut::<ZendStr>(), 100_i64, ptr::null_mut::<ZendHashTable>(), false);
+    parse!(call, c"S|lhb", channel, limit, since, reverse)?;
+    let channel =
+        text(call, channel).and_then(zend::text_of).ok_or_else(|| Failure::invalid_channel("the channel name is not valid UTF-8"))?;
+    validate_channel(channel).map_err(message::invalid_channel)?;
+    let limit = usize::try_from(limit).ok().filter(|limit| (1..=MAX_LIMIT).contains(limit));
+    let limit = limit.ok_or_else(|| zend::argument_value_error(1, "must be between 1 and 1000"))?;
+    let since = position(table(call, since)).ok_or_else(|| zend::argument_value_error(2, "must be empty or have `epoch` and `offset`"))?;
+    if publishing::lowered().is_some() {
+        *result = zend::decode_json(NOTHING_KEPT);
+        return Ok(());
+    }
+    let text = publishing::ask(
+        |hub| {
+            // A text that is no epoch is one that no hub has.
+            let known = |(epoch, offset): (String, u64)| Position { epoch: epoch.parse().unwrap_or(Epoch(0)), offset };
+            let query = realtime_core::history::Query { since: since.clone().map(known), limit, newest_first: reverse };
+            hub.history(channel, &query).map(|history| serde_json::to_string(&history).unwrap_or_default())
+        },
+        |client| {
+            let since = since.clone().map(|(epoch, offset)| Since { epoch, offset });
+            let query = BusQuery::History { channel: channel.to_owned(), since, limit: Some(limit), reverse };
+            client.query::<Box<RawValue>>(&query).map(|json| json.get().to_owned())
+        },
+    )?;
+    *result = zend::decode_json(text.as_deref().unwrap_or(NOTHING_KEPT));
+    Ok(())
+}
+
+/// What a history says where publishing is off.
+const NOTHING_KEPT: &str = r#"{"epoch":"","offset":0,"complete":true,"more":false,"messages":[]}"#;
+
+/// The position in an array; `Some(None)`: it is empty.
+fn position(since: Option<&ZendHashTable>) -> Option<Option<(String, u64)>> {
+    let Some(since) = since.filter(|since| !since.is_empty()) else { return Some(None) };
+    let epoch = since.get("epoch")?.dereference().zend_str().and_then(zend::text_of)?;
+    let offset = u64::try_from(since.get("offset")?.dereference().long()?).ok()?;
+    Some(Some((epoch.to_owned(), offset)))
 }
 
 /// `disconnectUser(string|int $userId, int $code = 4009, string $reason = '', array $options = []): int`

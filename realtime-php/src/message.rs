@@ -11,6 +11,7 @@ use ext_php_rs::ffi::{zend_call_known_function, zend_fetch_function_str};
 use ext_php_rs::types::{ArrayKey, ZendHashTable, ZendObject, ZendStr, Zval};
 use ext_php_rs::zend::ExecutorGlobals;
 use realtime_core::config::nearest;
+use realtime_core::history::Keeping;
 use realtime_core::message::{validate_channel, validate_json};
 use realtime_core::{InvalidChannel, Payload, SocketId};
 
@@ -201,6 +202,7 @@ pub(crate) struct Options<'a> {
     pub(crate) json: bool,
     pub(crate) binary: bool,
     pub(crate) ban_ms: u64,
+    pub(crate) keeping: Keeping,
 }
 
 const OPTIONS: [&str; 7] = ["except", "id", "ttl_ms", "history", "json", "binary", "app"];
@@ -224,10 +226,8 @@ impl<'a> Options<'a> {
                 "id" => options.id = id(value)?,
                 "json" => options.json = flag(&key, value)?,
                 "binary" => options.binary = flag(&key, value)?,
-                // Without history there is nothing that a publication could be kept out of.
-                "history" => _ = flag(&key, value)?,
-                "ttl_ms" if value.is_null() => {}
-                "ttl_ms" => return Err(Failure::invalid_message("option `ttl_ms` needs history, which is not part of this build")),
+                "history" => options.keeping.history = value.is_null() || flag(&key, value)?,
+                "ttl_ms" => options.keeping.ttl_ms = life(&key, value)?,
                 "app" => app(value)?,
                 "ban_ms" => options.ban_ms = milliseconds(&key, value)?,
                 _ => {}
@@ -255,6 +255,14 @@ fn flag(key: &str, value: &Zval) -> Result<bool, Failure> {
         Some(flag) => Ok(flag),
         None if value.is_null() => Ok(false),
         None => Err(Failure::invalid_message(format!("option `{key}` must be true or false, {} given", zend::type_name(value)))),
+    }
+}
+
+fn life(key: &str, value: &Zval) -> Result<Option<u64>, Failure> {
+    match milliseconds(key, value)? {
+        0 if value.is_null() => Ok(None),
+        0 => Err(Failure::invalid_message(format!("option `{key}` must be at least 1, 0 given"))),
+        life => Ok(Some(life)),
     }
 }
 

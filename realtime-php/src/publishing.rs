@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use ext_php_rs::types::Zval;
 use realtime_core::bus::client::{Client, ClientError};
 use realtime_core::bus::frame::{BusPublish, MAX_EXCEPT};
+use realtime_core::history::Keeping;
 use realtime_core::message::{DEFAULT_EVENT, validate_channel};
 use realtime_core::{Hub, Payload, Publish, PublishError, Receipt};
 
@@ -65,8 +66,15 @@ pub(crate) enum Outcome {
 
 /// A publication to each of the channels.
 fn to_channels<'a>(channels: &'a Channels<'_>, event: &'a str, message: &'a Message<'_>, options: &'a Options<'_>) -> Vec<BusPublish<'a>> {
-    let publish =
-        |target| BusPublish { target, to_user: false, event, payload: message.payload(), except: options.except.clone(), id: options.id };
+    let publish = |target| BusPublish {
+        target,
+        to_user: false,
+        event,
+        payload: message.payload(),
+        except: options.except.clone(),
+        id: options.id,
+        keeping: options.keeping,
+    };
     channels.iter().map(publish).collect()
 }
 
@@ -113,7 +121,15 @@ pub(crate) fn broadcast_text(channel: &str, text: &str) -> Result<(), Failure> {
         Some(Err(error)) => Err(error.into()),
         None => {
             validate_channel(channel).map_err(message::invalid_channel)?;
-            send(&[BusPublish { target: channel, to_user: false, event: DEFAULT_EVENT, payload, except: Vec::new(), id: None }])
+            send(&[BusPublish {
+                target: channel,
+                to_user: false,
+                event: DEFAULT_EVENT,
+                payload,
+                except: Vec::new(),
+                id: None,
+                keeping: Keeping::default(),
+            }])
         }
     }
 }
@@ -121,7 +137,15 @@ pub(crate) fn broadcast_text(channel: &str, text: &str) -> Result<(), Failure> {
 /// Publishes to the connections of one user.
 pub(crate) fn broadcast_to_user(user_id: &str, event: &str, message: &Message<'_>, options: &Options<'_>) -> Result<(), Failure> {
     let payload = message.payload();
-    send(&[BusPublish { target: user_id, to_user: true, event, payload, except: options.except.clone(), id: None }])
+    send(&[BusPublish {
+        target: user_id,
+        to_user: true,
+        event,
+        payload,
+        except: options.except.clone(),
+        id: None,
+        keeping: Keeping::default(),
+    }])
 }
 
 /// Sends publications whose targets have been checked, or keeps them for the batch that is open.
@@ -188,6 +212,8 @@ fn as_publish<'a>(publish: &'a BusPublish<'_>) -> Publish<'a> {
     let mut direct = Publish::new(publish.target, publish.event, publish.payload);
     direct.except = &publish.except;
     direct.id = publish.id;
+    direct.history = publish.keeping.history;
+    direct.ttl_ms = publish.keeping.ttl_ms;
     direct
 }
 

@@ -8,6 +8,7 @@ use realtime_core::bus::client::{Client, ClientOptions};
 use realtime_core::bus::frame::{BusPublish, BusQuery};
 use realtime_core::bus::socket::default_addresses;
 use realtime_core::config::Secret;
+use realtime_core::history::Keeping;
 use realtime_core::{Payload, SocketId};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -109,7 +110,15 @@ pub(crate) fn publish(args: &PublishArgs) -> Result<(), Failure> {
         (true, _) => Payload::Json(text()?),
         _ => Payload::Text(text()?),
     };
-    let publish = BusPublish { target: &args.channel, to_user: args.user, event: &args.event, payload, except, id: args.id.as_deref() };
+    let publish = BusPublish {
+        target: &args.channel,
+        to_user: args.user,
+        event: &args.event,
+        payload,
+        except,
+        id: args.id.as_deref(),
+        keeping: Keeping::default(),
+    };
     let (mut client, _) = connect(&args.hub)?;
     let receipt = client.publish_with_receipt(&publish)?;
     output::line(&format!("epoch={} offset={} matched={}", receipt.position.epoch, receipt.position.offset, receipt.matched))

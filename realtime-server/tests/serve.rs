@@ -13,12 +13,21 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use process::{Lines, Place, Server, printed, stderr};
 use realtime_core::Payload;
 use realtime_core::bus::frame::{BusPublish, BusQuery};
+use realtime_core::history::Keeping;
 use realtime_testkit::{DEADLINE, RawClient, eventually};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
 fn publication(body: &str) -> BusPublish<'_> {
-    BusPublish { target: "c", to_user: false, event: "e", payload: Payload::Text(body), except: Vec::new(), id: None }
+    BusPublish {
+        target: "c",
+        to_user: false,
+        event: "e",
+        payload: Payload::Text(body),
+        except: Vec::new(),
+        id: None,
+        keeping: Keeping::default(),
+    }
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::seal::{Nonce, PROOF_BYTES};
+use crate::history::Keeping;
 use crate::hooks::Kind;
 use crate::message::{Epoch, Payload, Position, Receipt, SocketId};
 
@@ -39,6 +40,8 @@ const KIND_BINARY: u8 = 2;
 const KIND_MASK: u8 = 0b11;
 const HAS_ID: u8 = 1 << 2;
 const TO_USER: u8 = 1 << 3;
+const NO_HISTORY: u8 = 1 << 4;
+const HAS_TTL: u8 = 1 << 5;
 
 /// Why bytes are not a frame. The connection that sent them is closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -96,6 +99,8 @@ pub struct BusPublish<'a> {
     pub except: Vec<SocketId>,
     /// Idempotency key.
     pub id: Option<&'a str>,
+    /// Whether, and how long, it may be kept.
+    pub keeping: Keeping,
 }
 
 /// A question. Rare beside publications, so it travels as JSON.
@@ -449,11 +454,16 @@ impl Writer<'_> {
         };
         let id = if publish.id.is_some() { HAS_ID } else { 0 };
         let user = if publish.to_user { TO_USER } else { 0 };
-        self.0.push(kind | id | user);
+        let kept = if publish.keeping.history { 0 } else { NO_HISTORY };
+        let ttl = if publish.keeping.ttl_ms.is_some() { HAS_TTL } else { 0 };
+        self.0.push(kind | id | user | kept | ttl);
         self.text(publish.target);
         self.text(publish.event);
         if let Some(id) = publish.id {
             self.text(id);
+        }
+        if let Some(ttl_ms) = publish.keeping.ttl_ms {
+            self.u64(ttl_ms);
         }
         let count = publish.except.len().min(MAX_EXCEPT);
         self.0.push(count as u8);
@@ -605,12 +615,14 @@ impl<'a> Reader<'a> {
 
     fn publish(&mut self) -> Result<BusPublish<'a>, BusFrameError> {
         let flags = self.u8("flags")?;
-        if flags & !(KIND_MASK | HAS_ID | TO_USER) != 0 {
+        if flags & !(KIND_MASK | HAS_ID | TO_USER | NO_HISTORY | HAS_TTL) != 0 {
             return Err(BusFrameError::Value("flags"));
         }
         let target = self.text("target")?;
         let event = self.text("event")?;
         let id = if flags & HAS_ID != 0 { Some(self.text("id")?) } else { None };
+        let ttl_ms = if flags & HAS_TTL != 0 { Some(self.u64("ttl_ms")?) } else { None };
+        let keeping = Keeping { history: flags & NO_HISTORY == 0, ttl_ms };
         let count = self.u8("except")?;
         let mut except = Vec::new();
         for _ in 0..count {
@@ -623,7 +635,7 @@ impl<'a> Reader<'a> {
             KIND_BINARY => Payload::Binary(body),
             _ => return Err(BusFrameError::Value("flags")),
         };
-        Ok(BusPublish { target, to_user: flags & TO_USER != 0, event, payload, except, id })
+        Ok(BusPublish { target, to_user: flags & TO_USER != 0, event, payload, except, id, keeping })
     }
 }
 
@@ -719,11 +731,12 @@ mod tests {
         #[test]
         fn publications_survive_the_wire(
             target in text(), event in text(), id in proptest::option::of(text()), body in text(), kind in 0..3, to_user: bool,
+            history: bool, ttl_ms: Option<u64>,
             except in proptest::collection::vec((any::<u64>(), any::<u64>()), 0..4), request: u32,
         ) {
             let payload = match kind { 0 => Payload::Text(&body), 1 => Payload::Json(&body), _ => Payload::Binary(body.as_bytes()) };
             let except: Vec<_> = except.into_iter().map(|(a, b)| SocketId::from_parts(a, b)).collect();
-            let publish = BusPublish { target: &target, to_user, event: &event, payload, except, id: id.as_deref() };
+            let publish = BusPublish { target: &target, to_user, event: &event, payload, except, id: id.as_deref(), keeping: Keeping { history, ttl_ms } };
             for sent in [
                 Request::Publish { request, publish: publish.clone() },
                 Request::Batch { request, publishes: vec![publish.clone(), publish] },

@@ -30,7 +30,7 @@ use crate::broker::Reply;
 use crate::close::is_application_code;
 use crate::descriptors;
 use crate::error::{PublishError, QueryError};
-use crate::history;
+use crate::history::{self, Keeping};
 use crate::hooks::handlers::{Handler, MAX_HANDLERS};
 use crate::hooks::queue::EventQueue;
 use crate::hooks::{Kind, Kinds};
@@ -490,7 +490,8 @@ impl Peer {
 
     fn as_publish<'a>(&'a self, publish: &'a BusPublish<'_>, channel: &'a str) -> Publish<'a> {
         let app = (self.app != AppId::DEFAULT).then(|| self.node.apps.of(self.app).name());
-        Publish { app, except: &publish.except, id: publish.id, ..Publish::new(channel, publish.event, publish.payload) }
+        let Keeping { history, ttl_ms } = publish.keeping;
+        Publish { app, except: &publish.except, id: publish.id, history, ttl_ms, ..Publish::new(channel, publish.event, publish.payload) }
     }
 
     /// Moves to another app, if this peer may.
@@ -871,7 +872,7 @@ fn publish_code(error: &PublishError) -> FailureCode {
 
 fn query_code(error: &QueryError) -> FailureCode {
     match error {
-        QueryError::InvalidChannel(_) => FailureCode::InvalidChannel,
+        QueryError::InvalidChannel(_) | QueryError::NoHistory { .. } => FailureCode::InvalidChannel,
         QueryError::Timeout { .. } => FailureCode::Timeout,
         QueryError::Broker(_) => FailureCode::Unavailable,
         QueryError::Stopped => FailureCode::Unavailable,

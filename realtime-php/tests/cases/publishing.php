@@ -248,10 +248,11 @@ with_hub(function (Realtime\Hub|Tests\HubProcess $hub) {
         throws(InvalidMessage::class, 'unknown option `0`', fn () => broadcast('c', 'x', options: ['except']));
         throws(InvalidMessage::class, 'option `json` must be true or false', fn () => broadcast('c', 'x', options: ['json' => 1]));
         throws(InvalidMessage::class, 'option `id` must be a string', fn () => broadcast('c', 'x', options: ['id' => 1]));
-        throws(InvalidMessage::class, 'needs history', fn () => broadcast('c', 'x', options: ['ttl_ms' => 5]));
+        throws(InvalidMessage::class, 'option `ttl_ms` must be at least 1, 0 given', fn () => broadcast('c', 'x', options: ['ttl_ms' => 0]));
+        throws(InvalidMessage::class, 'option `ttl_ms` must be a whole number', fn () => broadcast('c', 'x', options: ['ttl_ms' => '5']));
         throws(ConfigError::class, 'are in `default` (realtime.app)', fn () => broadcast('c', 'x', options: ['app' => 'shop']));
         throws(TypeError::class, 'must be of type array', fn () => (fn ($f) => $f('c', 'x', 'e', 'options'))('broadcast'));
-        foreach ([['app' => 'default'], ['app' => ''], ['app' => null], ['history' => false], ['history' => true], ['id' => null], ['ttl_ms' => null], ['json' => false, 'binary' => false]] as $options) {
+        foreach ([['app' => 'default'], ['app' => ''], ['app' => null], ['history' => false], ['history' => true], ['id' => null], ['ttl_ms' => null], ['ttl_ms' => 1], ['json' => false, 'binary' => false]] as $options) {
             check(Realtime\publish('c', 'x', options: $options)->accepted, json_encode($options));
         }
     });
