@@ -66,6 +66,8 @@ pub struct Config {
     /// How long a user whose last connection to a channel broke still counts as present there, so
     /// that a page's reload makes no noise. Default 3,000; 0: not at all. A policy may say otherwise.
     pub presence_grace_ms: u64,
+    /// Where publications get their order.
+    pub broker: BrokerConfig,
     /// What the application hears of connections and channels.
     pub hooks: HooksConfig,
     /// Policies by channel name, the first match wins.
@@ -330,6 +332,28 @@ pub struct ChannelPolicy {
     pub presence_grace_ms: Option<u64>,
 }
 
+/// Where publications get their order.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct BrokerConfig {
+    /// A Redis server, 7.0 or newer: `redis://user:password@host:6379/0`, `unix:///run/redis.sock`.
+    /// Default empty: the memory of this hub. Not shown, because it may hold a password.
+    pub url: Secret,
+    /// Before all names in Redis. Default `realtime`; hubs that share it share their channels.
+    pub prefix: String,
+    /// Whether a channel begins a new epoch when another server counts than before. Default true:
+    /// a replica that took over, or a server that came back from an older state of its disk, would
+    /// give out offsets again that clients have seen. False is for a single server that keeps
+    /// everything (`appendfsync always`): then a restart costs no client its recovery.
+    pub fence: bool,
+}
+
+impl Default for BrokerConfig {
+    fn default() -> Self {
+        BrokerConfig { url: Secret::default(), prefix: "realtime".into(), fence: true }
+    }
+}
+
 /// What is kept of a channel; what passes one of the bounds goes, oldest first.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -436,6 +460,7 @@ impl Default for Config {
             drain_timeout_ms: 5_000,
             apps: Vec::new(),
             presence_grace_ms: 3_000,
+            broker: BrokerConfig::default(),
             hooks: HooksConfig::default(),
             channels: Vec::new(),
             linger_ms: 30_000,

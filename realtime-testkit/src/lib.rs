@@ -12,6 +12,7 @@
 //! | [`netstring`] | a second framing |
 //! | [`delayed`] | a broker that answers later, from a thread of its own |
 //! | [`mutation`] | bytes that are almost right |
+//! | [`redis_server`] | a real Redis for one test |
 //! | [`conformance`] | the suite that every broker runs |
 
 #![expect(clippy::unwrap_used, reason = "a test's helper fails by panicking")]
@@ -26,6 +27,7 @@ pub mod netstring;
 pub mod pipes;
 pub mod pusher;
 pub mod raw;
+pub mod redis_server;
 pub mod wait;
 
 pub use client::{Client, Message, Received};
@@ -36,4 +38,5 @@ pub use netstring::Netstring;
 pub use pipes::Pipes;
 pub use pusher::PusherClient;
 pub use raw::RawClient;
+pub use redis_server::RedisServer;
 pub use wait::{DEADLINE, eventually, on_time};

@@ -1,6 +1,8 @@
 //! Where publications get their order: the seam between one node and many.
 
 pub mod memory;
+#[cfg(feature = "redis")]
+pub mod redis;
 
 use std::sync::Arc;
 use std::time::Duration;

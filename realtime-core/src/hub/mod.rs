@@ -49,6 +49,8 @@ use crate::bus::server::{BusServer, Listeners};
 use crate::bus::socket::BusSocket;
 use crate::close::is_application_code;
 use crate::config::Config;
+#[cfg(not(feature = "redis"))]
+use crate::config::ConfigError;
 use crate::error::{PublishError, QueryError, StartError};
 use crate::history::{self, History, Page, Range};
 use crate::hooks::Hooks;
@@ -351,6 +353,7 @@ impl HubBuilder {
         let bus_listeners = Listeners { socket: bus_socket, tcp: bus_tcp };
         let broker = match broker {
             Some(broker) => broker,
+            None if !config.broker.url.is_empty() => remote_broker(&config)?,
             None => Arc::new(Memory::new(config.limits.idle_channels, config.limits.idempotency_keys, config.limits.history_bytes)?),
         };
         let presence = presence.unwrap_or_else(|| Arc::new(presence::memory::Memory::default()));
@@ -416,6 +419,17 @@ impl HubBuilder {
             }
         }
     }
+}
+
+#[cfg(feature = "redis")]
+fn remote_broker(config: &Config) -> Result<Arc<dyn Broker>, StartError> {
+    Ok(Arc::new(crate::broker::redis::Redis::new(&config.broker)?))
+}
+
+#[cfg(not(feature = "redis"))]
+fn remote_broker(_: &Config) -> Result<Arc<dyn Broker>, StartError> {
+    let reason = "this hub was built without brokers of many nodes".to_owned();
+    Err(ConfigError::InvalidValue { key: "broker.url".into(), reason }.into())
 }
 
 fn start_threads(

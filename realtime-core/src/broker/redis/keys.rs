@@ -1,0 +1,67 @@
+//! What the broker calls things in Redis.
+//!
+//! All keys of a channel share a hash tag, so that they live on one node of a cluster. Names are
+//! escaped: a brace would end the tag early, and control characters do not belong into a console.
+
+use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
+
+const ESCAPED: &AsciiSet = &CONTROLS.add(b'%').add(b'{').add(b'}');
+
+/// Names below one prefix.
+#[derive(Debug, Clone)]
+pub(super) struct Keys {
+    prefix: String,
+}
+
+impl Keys {
+    pub(super) fn new(prefix: &str) -> Self {
+        Keys { prefix: utf8_percent_encode(prefix, ESCAPED).to_string() }
+    }
+
+    fn of(&self, channel: &str, what: &str) -> String {
+        format!("{}:{{{}}}:{what}", self.prefix, utf8_percent_encode(channel, ESCAPED))
+    }
+
+    /// Counts of the channel.
+    pub(super) fn meta(&self, channel: &str) -> String {
+        self.of(channel, "meta")
+    }
+
+    /// What is kept of it.
+    pub(super) fn log(&self, channel: &str) -> String {
+        self.of(channel, "log")
+    }
+
+    /// An idempotency key.
+    pub(super) fn id(&self, channel: &str, id: &str) -> String {
+        self.of(channel, &format!("id:{id}"))
+    }
+
+    /// Where its publications are announced.
+    pub(super) fn topic(&self, channel: &str) -> String {
+        self.of(channel, "live")
+    }
+
+    /// Where a node speaks to itself.
+    pub(super) fn probe(&self, node: u64) -> String {
+        format!("{}:probe:{node:016x}", self.prefix)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_of_a_channel_share_a_tag_that_no_name_can_end() {
+        let keys = Keys::new("p{r}");
+        for (channel, escaped) in [("a", "a"), ("}", "%7D"), ("{x}", "%7Bx%7D"), ("shop\0a", "shop%00a"), ("50%", "50%25"), ("é", "%C3%A9")]
+        {
+            let expected = format!("p%7Br%7D:{{{escaped}}}:");
+            for key in [keys.meta(channel), keys.log(channel), keys.id(channel, "}{"), keys.topic(channel)] {
+                assert!(key.starts_with(&expected), "{key}");
+            }
+        }
+        assert_ne!(keys.id("a", "log"), keys.log("a"));
+    }
+}

@@ -1,0 +1,713 @@
+//! The thread that speaks with Redis, over one connection for commands and one for subscriptions.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt;
+use redis::aio::{ConnectionLike, MultiplexedConnection, PubSubSink};
+use redis::{AsyncConnectionConfig, Client, Msg, Pipeline, RedisError, Value};
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::time::timeout;
+
+use super::envelope::{self, Malformed};
+use super::{Command, Deliver, LINGER, Published, Range, Resolver, Senders, Shared, State, Subscribed, Subscription};
+use crate::error::BrokerError;
+use crate::history::Page;
+use crate::message::{Channel, Epoch, Position, Publication, Publish};
+
+const PUBLISH: &str = concat!(include_str!("scripts/common.lua"), include_str!("scripts/publish.lua"));
+const READ: &str = concat!(include_str!("scripts/common.lua"), include_str!("scripts/read.lua"));
+
+/// Commands in one round trip.
+const BATCH: usize = 256;
+/// Channels in one subscription.
+const SUBSCRIBE_BATCH: usize = 512;
+/// How long to wait for a connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
+/// How long to wait for an answer: what is not answered by then may or may not have happened.
+const ANSWER_TIMEOUT: Duration = Duration::from_millis(900);
+/// Between attempts to connect: at most this, and at random, so that nodes do not come all at once.
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// How often the link of subscriptions is tried, and channels are looked at.
+const TICK: Duration = Duration::from_millis(500);
+/// A link of subscriptions on which nothing is heard for so long is given up.
+const SILENCE: Duration = Duration::from_secs(3);
+/// Ticks in which every channel's position is compared once.
+const CHECK_TICKS: usize = 20;
+/// Announcements that wait for a check. More are dropped, and found missing later.
+const MAX_EARLY: usize = 4_096;
+/// Publications that a check reads at once.
+const CHECK_LIMIT: usize = 512;
+
+/// A random epoch, for a channel that has none.
+pub(super) fn new_epoch() -> String {
+    // Without random numbers the clock has to do: it only has to differ.
+    let random = getrandom::u64().unwrap_or_else(|_| {
+        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        since.map_or(1, |since| since.as_nanos() as u64)
+    });
+    Epoch(random.max(1)).to_string()
+}
+
+/// See the module's documentation.
+pub(super) struct Link {
+    pub(super) shared: Arc<Shared>,
+    pub(super) client: Client,
+    pub(super) senders: Senders,
+    pub(super) deliver: Arc<dyn Deliver>,
+}
+
+/// Why a connection is made anew.
+type Lost = String;
+
+impl Link {
+    pub(super) fn run(self, commands: UnboundedReceiver<Command>, subscriptions: UnboundedReceiver<Subscription>) {
+        let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+            Ok(runtime) => runtime,
+            Err(error) => return tracing::error!(%error, "the broker cannot start"),
+        };
+        runtime.block_on(async {
+            tokio::select! {
+                () = self.serve_commands(commands) => {}
+                () = self.serve_subscriptions(subscriptions) => {}
+            }
+        });
+        runtime.shutdown_timeout(Duration::ZERO);
+    }
+
+    // Commands
+
+    async fn serve_commands(&self, mut queue: UnboundedReceiver<Command>) {
+        let mut pause = Pause::default();
+        loop {
+            let reason = match self.connect().await {
+                Ok((connection, scripts)) => {
+                    pause.succeeded("redis");
+                    match self.carry_out_all(connection, scripts, &mut queue).await {
+                        Some(reason) => reason,
+                        None => return,
+                    }
+                }
+                Err(reason) => reason,
+            };
+            let error = BrokerError::Unavailable { reason: format!("redis: {reason}") };
+            let until = tokio::time::Instant::now() + pause.failed("redis", &reason);
+            loop {
+                tokio::select! {
+                    () = tokio::time::sleep_until(until) => break,
+                    command = queue.recv() => match command {
+                        Some(command) => self.fail(command, &error),
+                        None => return,
+                    },
+                }
+            }
+        }
+    }
+
+    async fn connect(&self) -> Result<(MultiplexedConnection, Scripts), Lost> {
+        let config = AsyncConnectionConfig::new().set_connection_timeout(Some(CONNECT_TIMEOUT)).set_response_timeout(Some(ANSWER_TIMEOUT));
+        let connecting = self.client.get_multiplexed_async_connection_with_config(&config);
+        let mut connection = in_time(CONNECT_TIMEOUT, connecting).await?;
+        let scripts = Scripts::load(&mut connection).await?;
+        Ok((connection, scripts))
+    }
+
+    /// Carries out what comes until the connection is lost; `None`: nothing will come.
+    async fn carry_out_all(
+        &self,
+        mut connection: MultiplexedConnection,
+        mut scripts: Scripts,
+        queue: &mut UnboundedReceiver<Command>,
+    ) -> Option<Lost> {
+        let mut batch = Vec::new();
+        loop {
+            batch.clear();
+            if queue.recv_many(&mut batch, BATCH).await == 0 {
+                return None;
+            }
+            let mut answers = match self.send(&mut connection, &scripts, &batch).await {
+                Ok(answers) => answers,
+                Err(reason) => {
+                    let error = BrokerError::Unavailable { reason: format!("redis: {reason}; it may or may not have been accepted") };
+                    batch.drain(..).for_each(|command| self.fail(command, &error));
+                    return Some(reason);
+                }
+            };
+            // A server that was started anew, or told to forget scripts, has done nothing of those.
+            if answers.iter().any(is_unknown_script) {
+                scripts = match Scripts::load(&mut connection).await {
+                    Ok(scripts) => scripts,
+                    Err(reason) => {
+                        let error = BrokerError::Unavailable { reason: format!("redis: {reason}") };
+                        batch.drain(..).for_each(|command| self.fail(command, &error));
+                        return Some(reason);
+                    }
+                };
+                for (command, answer) in batch.iter().zip(&mut answers) {
+                    if is_unknown_script(answer) {
+                        match self.send(&mut connection, &scripts, std::slice::from_ref(command)).await {
+                            Ok(mut again) => *answer = again.pop().unwrap_or_default(),
+                            Err(reason) => *answer = Value::SimpleString(reason),
+                        }
+                    }
+                }
+            }
+            let lost = answers.iter().find_map(wrong_server);
+            for (command, answer) in batch.drain(..).zip(answers) {
+                self.answer(command, answer);
+            }
+            if lost.is_some() {
+                return lost;
+            }
+        }
+    }
+
+    async fn send(&self, connection: &mut MultiplexedConnection, scripts: &Scripts, batch: &[Command]) -> Result<Vec<Value>, Lost> {
+        let mut pipeline = Pipeline::with_capacity(batch.len());
+        for command in batch {
+            match command {
+                Command::Publish { arguments, .. } => {
+                    pipeline.cmd("EVALSHA").arg(&scripts.publish).arg(arguments.keys.len()).arg(&arguments.keys[..]);
+                    pipeline.arg(&arguments.arguments);
+                }
+                Command::Read { channel, range, .. } => {
+                    let keys = [self.shared.keys.meta(channel.scoped()), self.shared.keys.log(channel.scoped())];
+                    pipeline.cmd("EVALSHA").arg(&scripts.read).arg(keys.len()).arg(&keys[..]);
+                    pipeline.arg(self.read_arguments(range));
+                }
+                Command::Probe => {
+                    pipeline.cmd("PUBLISH").arg(self.shared.keys.probe(self.shared.node)).arg("");
+                }
+            }
+        }
+        in_time(ANSWER_TIMEOUT, connection.req_packed_commands(&pipeline, 0, batch.len())).await
+    }
+
+    fn read_arguments(&self, range: &Range) -> Vec<String> {
+        let is_empty = range.after >= range.until;
+        let first = format!("{}-0", range.after.saturating_add(1));
+        let last = if range.until == u64::MAX { "+".to_owned() } else { range.until.to_string() };
+        vec![
+            new_epoch(),
+            self.shared.fenced().into(),
+            Shared::META_TTL_MS.to_string(),
+            first,
+            last,
+            // Numbers of Lua are exact up to 2^53.
+            if is_empty { 0 } else { range.limit.min(1 << 32) }.to_string(),
+            range.bytes.min(1 << 40).to_string(),
+            u8::from(range.newest_first).to_string(),
+        ]
+    }
+
+    fn fail(&self, command: Command, error: &BrokerError) {
+        match command {
+            Command::Publish { resolver, .. } => self.settle(resolver, Err(error.clone())),
+            Command::Read { resolver, .. } => self.settle(resolver, Err(error.clone())),
+            Command::Probe => {}
+        }
+    }
+
+    fn settle<T>(&self, resolver: Resolver<T>, result: Result<T, BrokerError>) {
+        self.shared.waiting.fetch_sub(1, Relaxed);
+        resolver.resolve(result);
+    }
+
+    fn answer(&self, command: Command, answer: Value) {
+        match command {
+            Command::Publish { resolver, .. } => self.settle(resolver, refused(&answer).and_then(|()| published(&answer))),
+            Command::Read { channel, resolver, .. } => {
+                let page = refused(&answer).and_then(|()| self.page(&channel, answer));
+                self.settle(resolver, page);
+            }
+            Command::Probe => {}
+        }
+    }
+
+    fn page(&self, channel: &Channel, answer: Value) -> Result<Page, BrokerError> {
+        type Answer = (String, u64, u64, u8, Vec<(u64, Vec<u8>)>);
+        let (epoch, offset, floor, more, entries): Answer = redis::from_redis_value(answer).map_err(|_| nonsense())?;
+        let top = Position { epoch: epoch.parse().map_err(|_| nonsense())?, offset };
+        let mut page = Page { top, floor, publications: Vec::with_capacity(entries.len()), more: more == 1 };
+        for (offset, bytes) in entries {
+            match envelope::decode(&bytes) {
+                Ok(opened) => page.publications.push(Arc::new(opened.publication(channel, Position { offset, ..top }))),
+                Err(error) => {
+                    // Something was to be kept here, and is not what was kept.
+                    self.count_malformed(channel.scoped(), error);
+                    page.floor = page.floor.max(offset);
+                }
+            }
+        }
+        Ok(page)
+    }
+
+    fn count_malformed(&self, channel: &str, error: Malformed) {
+        let count = self.shared.malformed.fetch_add(1, Relaxed);
+        if count.is_multiple_of(1_000) {
+            tracing::warn!(%error, channel = %channel.escape_debug(), count, "redis holds something that is no publication");
+        }
+    }
+
+    // Subscriptions
+
+    async fn serve_subscriptions(&self, mut queue: UnboundedReceiver<Subscription>) {
+        let mut pause = Pause::default();
+        loop {
+            let reason = match in_time(CONNECT_TIMEOUT, self.client.get_async_pubsub()).await {
+                Ok(pubsub) => {
+                    let (sink, stream) = pubsub.split();
+                    let mut hearing = Hearing { link: self, sink, topics: HashMap::new(), heard: Instant::now(), ticks: 0, stop: None };
+                    match hearing.run(stream, &mut queue, &mut pause).await {
+                        Some(reason) => reason,
+                        None => return,
+                    }
+                }
+                Err(reason) => reason,
+            };
+            let until = tokio::time::Instant::now() + pause.failed("redis subscriptions", &reason);
+            let error = BrokerError::Unavailable { reason: format!("redis: {reason}") };
+            self.fail_asked(&error);
+            loop {
+                tokio::select! {
+                    () = tokio::time::sleep_until(until) => break,
+                    request = queue.recv() => match request {
+                        None | Some(Subscription::Stop) => return,
+                        Some(Subscription::Begin(_)) => self.fail_asked(&error),
+                        // Answers from before: all will be asked again.
+                        Some(Subscription::Confirmed(..)) => {}
+                        Some(Subscription::Checked(name, _)) => self.note_unchecked(&name),
+                    },
+                }
+            }
+        }
+    }
+
+    /// Refuses the subscriptions that have not been confirmed.
+    fn fail_asked(&self, error: &BrokerError) {
+        let mut refused = Vec::new();
+        self.shared.channels.lock().retain(|_, subscribed| match &mut subscribed.state {
+            State::Asked { waiting, .. } => {
+                refused.append(waiting);
+                false
+            }
+            _ => true,
+        });
+        refused.into_iter().for_each(|resolver| resolver.resolve(Err(error.clone())));
+    }
+
+    fn note_unchecked(&self, name: &str) {
+        if let Some(Subscribed { state: State::Checking { asked, .. }, .. }) = self.shared.channels.lock().get_mut(name) {
+            *asked = false;
+        }
+    }
+
+    /// Asks for where a channel stands, or for what followed a position; the answer comes back on
+    /// the queue of subscriptions.
+    fn ask(&self, name: Box<str>, channel: Channel, since: Option<Position>) {
+        let range = match since {
+            Some(position) => Range { after: position.offset, limit: CHECK_LIMIT, bytes: 1 << 20, ..Range::default() },
+            None => Range { limit: 0, ..Range::default() },
+        };
+        let (resolver, pending) = super::promise();
+        let answers = self.senders.subscriptions.clone();
+        pending.then(move |result: Result<Page, BrokerError>| {
+            let answer = match since {
+                Some(_) => Subscription::Checked(name, result),
+                None => Subscription::Confirmed(name, result.map(|page| page.top)),
+            };
+            drop(answers.send(answer));
+        });
+        self.shared.waiting.fetch_add(1, Relaxed);
+        if let Err(refused) = self.senders.commands.send(Command::Read { channel, range, resolver }) {
+            self.fail(refused.0, &BrokerError::Stopped);
+        }
+    }
+}
+
+/// One connection on which announcements come.
+struct Hearing<'l> {
+    link: &'l Link,
+    sink: PubSubSink,
+    topics: HashMap<String, Box<str>>,
+    /// When something was heard last.
+    heard: Instant,
+    ticks: usize,
+    /// Until when a stop waits for the probe behind what was published.
+    stop: Option<tokio::time::Instant>,
+}
+
+/// What has to be handed on, without the lock.
+enum Out {
+    Announced(Position, Vec<u8>),
+    Kept(Arc<Publication>),
+    Interrupted(Position),
+}
+
+impl Hearing<'_> {
+    /// Hears until the connection is lost; `None`: the broker stops.
+    async fn run(
+        &mut self,
+        mut stream: redis::aio::PubSubStream,
+        queue: &mut UnboundedReceiver<Subscription>,
+        pause: &mut Pause,
+    ) -> Option<Lost> {
+        if let Err(reason) = self.resubscribe().await {
+            return Some(reason);
+        }
+        pause.succeeded("redis subscriptions");
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut requests = Vec::new();
+        loop {
+            let outcome = tokio::select! {
+                message = stream.next() => match message {
+                    Some(message) => {
+                        if self.on_message(&message) && self.stop.is_some() {
+                            return None;
+                        }
+                        Ok(())
+                    }
+                    None => Err("the connection has ended".to_owned()),
+                },
+                count = queue.recv_many(&mut requests, SUBSCRIBE_BATCH) => {
+                    if count == 0 {
+                        return None;
+                    }
+                    let mut begin = Vec::new();
+                    for request in requests.drain(..) {
+                        match request {
+                            Subscription::Begin(name) => begin.push(name),
+                            Subscription::Confirmed(name, result) => self.on_confirmed(name, result),
+                            Subscription::Checked(name, result) => self.on_checked(&name, result),
+                            Subscription::Stop => {
+                                self.stop = Some(tokio::time::Instant::now() + ANSWER_TIMEOUT * 2);
+                                self.probe();
+                            }
+                        }
+                    }
+                    self.begin(begin).await
+                }
+                _ = tick.tick() => self.tick().await,
+            };
+            if let Err(reason) = outcome {
+                return Some(reason);
+            }
+            if self.stop.is_some_and(|deadline| tokio::time::Instant::now() >= deadline) {
+                return None;
+            }
+        }
+    }
+
+    fn probe(&self) {
+        drop(self.link.senders.commands.send(Command::Probe));
+    }
+
+    async fn subscribe(&mut self, topics: &[String]) -> Result<(), Lost> {
+        for part in topics.chunks(SUBSCRIBE_BATCH) {
+            in_time(ANSWER_TIMEOUT, self.sink.subscribe(part)).await?;
+        }
+        Ok(())
+    }
+
+    /// Hears again what was heard before, and looks for what was missed.
+    async fn resubscribe(&mut self) -> Result<(), Lost> {
+        let shared = &self.link.shared;
+        let names: Vec<Box<str>> = shared.channels.lock().keys().cloned().collect();
+        self.topics = names.iter().map(|name| (shared.keys.topic(name), name.clone())).collect();
+        let mut topics: Vec<String> = self.topics.keys().cloned().collect();
+        topics.push(shared.keys.probe(shared.node));
+        self.subscribe(&topics).await?;
+        let mut questions = Vec::new();
+        for (name, subscribed) in self.link.shared.channels.lock().iter_mut() {
+            let since = match &mut subscribed.state {
+                State::Asked { early, .. } => {
+                    early.clear();
+                    None
+                }
+                State::Live(position) => {
+                    let position = *position;
+                    subscribed.state = State::Checking { position, early: Vec::new(), asked: true };
+                    Some(position)
+                }
+                State::Checking { position, early, asked } => {
+                    early.clear();
+                    *asked = true;
+                    Some(*position)
+                }
+            };
+            questions.push((name.clone(), subscribed.channel.clone(), since));
+        }
+        questions.into_iter().for_each(|(name, channel, since)| self.link.ask(name, channel, since));
+        Ok(())
+    }
+
+    /// Hears further channels, then asks where they stand.
+    async fn begin(&mut self, names: Vec<Box<str>>) -> Result<(), Lost> {
+        if names.is_empty() {
+            return Ok(());
+        }
+        let topics: Vec<String> = names.iter().map(|name| self.link.shared.keys.topic(name)).collect();
+        self.topics.extend(topics.iter().cloned().zip(names.iter().cloned()));
+        self.subscribe(&topics).await?;
+        for name in names {
+            let channel = self.link.shared.channels.lock().get(&name).map(|subscribed| subscribed.channel.clone());
+            if let Some(channel) = channel {
+                self.link.ask(name, channel, None);
+            }
+        }
+        Ok(())
+    }
+
+    /// True: it was the probe.
+    fn on_message(&mut self, message: &Msg) -> bool {
+        self.heard = Instant::now();
+        let Some(name) = self.topics.get(message.get_channel_name()).cloned() else {
+            return message.get_channel_name() == self.link.shared.keys.probe(self.link.shared.node);
+        };
+        match envelope::split_position(message.get_payload_bytes()) {
+            Ok((position, envelope)) => self.announce(&name, vec![(position, envelope.to_vec())]),
+            Err(error) => self.link.count_malformed(&name, error),
+        }
+        false
+    }
+
+    /// Hands on what follows; looks for what is missing before what does not.
+    fn announce(&mut self, name: &str, announced: Vec<(Position, Vec<u8>)>) {
+        let mut out = Vec::new();
+        let mut question = None;
+        if let Some(subscribed) = self.link.shared.channels.lock().get_mut(name) {
+            for (position, envelope) in announced {
+                match &mut subscribed.state {
+                    State::Asked { early, .. } | State::Checking { early, .. } => {
+                        if early.len() >= MAX_EARLY {
+                            early.clear();
+                        }
+                        early.push((position, envelope));
+                    }
+                    State::Live(last) if last.epoch == position.epoch && position.offset <= last.offset => {}
+                    State::Live(last) if last.epoch == position.epoch && position.offset == last.offset + 1 => {
+                        *last = position;
+                        out.push(Out::Announced(position, envelope));
+                    }
+                    State::Live(last) => {
+                        let last = *last;
+                        subscribed.state = State::Checking { position: last, early: vec![(position, envelope)], asked: true };
+                        question = Some((subscribed.channel.clone(), last));
+                    }
+                }
+            }
+        }
+        self.hand_on(name, out);
+        if let Some((channel, since)) = question {
+            self.link.ask(name.into(), channel, Some(since));
+        }
+    }
+
+    fn hand_on(&self, name: &str, out: Vec<Out>) {
+        let deliver = &self.link.deliver;
+        for out in out {
+            match out {
+                Out::Announced(position, bytes) => match envelope::decode(&bytes) {
+                    Ok(opened) => drop(deliver.deliver(&opened.publish(name), position)),
+                    Err(error) => self.link.count_malformed(name, error),
+                },
+                Out::Kept(kept) => {
+                    let publish = Publish::new(name, kept.event.as_str(), kept.body.as_payload());
+                    let publish = Publish { except: &kept.except, user_id: kept.user_id.as_ref(), ..publish };
+                    deliver.deliver(&publish, kept.position);
+                }
+                Out::Interrupted(position) => deliver.interrupted(name, position),
+            }
+        }
+    }
+
+    fn on_confirmed(&mut self, name: Box<str>, result: Result<Position, BrokerError>) {
+        let mut channels = self.link.shared.channels.lock();
+        let Some(Subscribed { state: state @ State::Asked { .. }, .. }) = channels.get_mut(&name) else { return };
+        let position = match &result {
+            Ok(position) => *position,
+            // It is not heard any more; its topic goes with the next sweep.
+            Err(_) => Position { epoch: Epoch(0), offset: 0 },
+        };
+        let State::Asked { waiting, early } = std::mem::replace(state, State::Live(position)) else { return };
+        if result.is_err() {
+            channels.remove(&name);
+        }
+        drop(channels);
+        waiting.into_iter().for_each(|resolver| resolver.resolve(result.clone()));
+        self.announce(&name, early);
+    }
+
+    fn on_checked(&mut self, name: &str, result: Result<Page, BrokerError>) {
+        let Ok(page) = result else { return self.link.note_unchecked(name) };
+        let mut channels = self.link.shared.channels.lock();
+        let Some(Subscribed { state, channel, suspect, .. }) = channels.get_mut(name) else { return };
+        let State::Checking { position, early, .. } = state else { return };
+        let mut out = Vec::new();
+        let mut question = None;
+        let mut waiting = std::mem::take(early);
+        let seen = std::mem::take(suspect);
+        if page.continues(*position) {
+            let reached = match page.publications.last() {
+                Some(last) if page.more => last.position,
+                _ => page.top,
+            };
+            out.extend(page.publications.into_iter().map(Out::Kept));
+            if page.more {
+                question = Some((channel.clone(), reached));
+                *state = State::Checking { position: reached, early: std::mem::take(&mut waiting), asked: true };
+            } else {
+                *state = State::Live(reached);
+            }
+        } else if page.top.epoch == position.epoch
+            && (seen.is_none_or(|seen| seen <= position.offset)
+                || waiting.first().is_some_and(|(first, _)| first.epoch == position.epoch && first.offset == position.offset + 1))
+        {
+            // What is not kept may still be on its way.
+            *suspect = Some(page.top.offset);
+            *state = State::Live(*position);
+        } else {
+            // What has been announced since goes on from where it begins, for those who can live with a gap.
+            let base = match waiting.first() {
+                Some((first, _)) if first.epoch == page.top.epoch => Position { offset: first.offset.saturating_sub(1), ..*first },
+                _ => page.top,
+            };
+            out.push(Out::Interrupted(base));
+            *state = State::Live(base);
+        }
+        drop(channels);
+        self.hand_on(name, out);
+        if let Some((channel, since)) = question {
+            self.link.ask(name.into(), channel, Some(since));
+        }
+        self.announce(name, waiting);
+    }
+
+    async fn tick(&mut self) -> Result<(), Lost> {
+        if self.heard.elapsed() > SILENCE {
+            return Err(format!("nothing was heard for {} s", SILENCE.as_secs()));
+        }
+        self.probe();
+        self.ticks += 1;
+        let (mut questions, mut unused) = (Vec::new(), Vec::new());
+        self.link.shared.channels.lock().retain(|name, subscribed| {
+            if subscribed.unused_since.is_some_and(|since| since.elapsed() > LINGER) && !matches!(subscribed.state, State::Asked { .. }) {
+                unused.push(name.clone());
+                return false;
+            }
+            let is_due = subscribed.suspect.is_some() || subscribed.channel.hash() as usize % CHECK_TICKS == self.ticks % CHECK_TICKS;
+            let since = match &mut subscribed.state {
+                State::Live(position) if is_due => {
+                    let position = *position;
+                    subscribed.state = State::Checking { position, early: Vec::new(), asked: true };
+                    Some(position)
+                }
+                State::Checking { position, asked: asked @ false, .. } => {
+                    *asked = true;
+                    Some(*position)
+                }
+                _ => None,
+            };
+            if let Some(since) = since {
+                questions.push((name.clone(), subscribed.channel.clone(), since));
+            }
+            true
+        });
+        questions.into_iter().for_each(|(name, channel, since)| self.link.ask(name, channel, Some(since)));
+        let topics: Vec<String> = unused.iter().map(|name| self.link.shared.keys.topic(name)).collect();
+        for part in topics.chunks(SUBSCRIBE_BATCH) {
+            in_time(ANSWER_TIMEOUT, self.sink.unsubscribe(part)).await?;
+            part.iter().for_each(|topic| drop(self.topics.remove(topic)));
+        }
+        Ok(())
+    }
+}
+
+/// The scripts' digests.
+struct Scripts {
+    publish: String,
+    read: String,
+}
+
+impl Scripts {
+    async fn load(connection: &mut MultiplexedConnection) -> Result<Self, Lost> {
+        let mut pipeline = Pipeline::new();
+        pipeline.cmd("SCRIPT").arg("LOAD").arg(PUBLISH).cmd("SCRIPT").arg("LOAD").arg(READ);
+        let (publish, read) = in_time(ANSWER_TIMEOUT, pipeline.query_async(connection)).await?;
+        Ok(Scripts { publish, read })
+    }
+}
+
+fn server_error(answer: &Value) -> Option<&redis::ServerError> {
+    match answer {
+        Value::ServerError(error) => Some(error),
+        _ => None,
+    }
+}
+
+fn is_unknown_script(answer: &Value) -> bool {
+    server_error(answer).is_some_and(|error| error.code() == "NOSCRIPT")
+}
+
+/// Why another server has to be asked: this one does not count any more.
+fn wrong_server(answer: &Value) -> Option<Lost> {
+    let error = server_error(answer)?;
+    ["READONLY", "MASTERDOWN", "NOAUTH"]
+        .contains(&error.code())
+        .then(|| format!("{} {}", error.code(), error.details().unwrap_or_default()))
+}
+
+fn refused(answer: &Value) -> Result<(), BrokerError> {
+    match server_error(answer) {
+        None => Ok(()),
+        Some(error) => {
+            let reason = format!("redis refused: {} {}", error.code(), error.details().unwrap_or_default());
+            Err(BrokerError::Unavailable { reason })
+        }
+    }
+}
+
+fn published(answer: &Value) -> Result<Published, BrokerError> {
+    let (epoch, offset, repeated): (String, u64, u8) = redis::from_redis_value_ref(answer).map_err(|_| nonsense())?;
+    let position = Position { epoch: epoch.parse().map_err(|_| nonsense())?, offset };
+    Ok(Published { position, matched: 0, repeated: repeated == 1 })
+}
+
+fn nonsense() -> BrokerError {
+    BrokerError::Unavailable { reason: "redis gave an answer that cannot be".into() }
+}
+
+async fn in_time<T>(limit: Duration, work: impl Future<Output = Result<T, RedisError>>) -> Result<T, Lost> {
+    match timeout(limit, work).await {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_) => Err(format!("no answer within {} ms", limit.as_millis())),
+    }
+}
+
+/// How long to wait between attempts, and what the log is told.
+#[derive(Default)]
+struct Pause {
+    failures: u32,
+}
+
+impl Pause {
+    fn succeeded(&mut self, what: &str) {
+        if std::mem::take(&mut self.failures) > 0 {
+            tracing::info!("{what}: connected again");
+        }
+    }
+
+    fn failed(&mut self, what: &str, reason: &str) -> Duration {
+        if self.failures == 0 {
+            tracing::warn!(reason, "{what}: not connected");
+        }
+        self.failures = self.failures.saturating_add(1);
+        let longest = LONGEST_PAUSE.min(Duration::from_millis(25) * 2_u32.saturating_pow(self.failures.min(8)));
+        let share = getrandom::u32().unwrap_or(u32::MAX) as f32 / u32::MAX as f32;
+        longest.mul_f32(share.max(0.05))
+    }
+}

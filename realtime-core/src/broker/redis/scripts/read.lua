@@ -1,0 +1,36 @@
+-- ARGV: 1 candidate for an epoch, 2 fenced, 3 life of the meta, 4 first and 5 last offset, 6 how many,
+-- 7 how many bytes, 8 whether the newest come first.
+local state = open(ARGV[1], ARGV[2])
+redis.call('PEXPIRE', KEYS[1], ARGV[3])
+local limit, bytes = tonumber(ARGV[6]), tonumber(ARGV[7])
+local entries, more, taken = {}, 0, 0
+local now = now_ms()
+trim(state, math.huge, math.huge, now)
+if limit > 0 then
+  local first, last = ARGV[4], ARGV[5]
+  local done = false
+  while not done do
+    local part
+    if ARGV[8] == '1' then
+      part = redis.call('XREVRANGE', KEYS[2], last, first, 'COUNT', 64)
+    else
+      part = redis.call('XRANGE', KEYS[2], first, last, 'COUNT', 64)
+    end
+    for _, entry in ipairs(part) do
+      local named = fields(entry)
+      if (tonumber(named.x or '') or 0) > now then
+        if #entries >= limit or (taken >= bytes and #entries > 0) then
+          more, done = 1, true
+          break
+        end
+        entries[#entries + 1] = { string.match(entry[1], '^%d+'), named.d or '' }
+        taken = taken + #(named.d or '')
+      end
+    end
+    if #part < 64 then done = true end
+    if not done then
+      if ARGV[8] == '1' then last = '(' .. part[#part][1] else first = '(' .. part[#part][1] end
+    end
+  end
+end
+return { state.epoch, tostring(state.offset), tostring(state.floor), more, entries }

@@ -1,0 +1,120 @@
+//! A real `redis-server` for one test: on a free port, in a directory of its own, told when to stop.
+
+use std::net::{TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use crate::wait::eventually;
+
+/// See the module's documentation. It ends, and its directory goes, with this value.
+pub struct RedisServer {
+    directory: PathBuf,
+    port: u16,
+    options: Vec<String>,
+    process: Option<Child>,
+}
+
+impl RedisServer {
+    /// A server that keeps nothing on disk.
+    pub fn start() -> RedisServer {
+        RedisServer::with(&["--save", "", "--appendonly", "no"])
+    }
+
+    /// A server with options of its own.
+    pub fn with(options: &[&str]) -> RedisServer {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("realtime-redis-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let directory = std::env::temp_dir().join(name);
+        std::fs::create_dir_all(&directory).unwrap();
+        let options = options.iter().map(|option| (*option).to_owned()).collect();
+        let mut server = RedisServer { directory, port: 0, options, process: None };
+        // Between finding a port and taking it another process may be faster.
+        for _ in 0..20 {
+            server.port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+            if server.launch() {
+                return server;
+            }
+        }
+        panic!("redis-server did not start; `scripts/setup test` installs it");
+    }
+
+    fn launch(&mut self) -> bool {
+        let mut process = Command::new("redis-server")
+            .args(["--port", &self.port.to_string(), "--bind", "127.0.0.1", "--daemonize", "no", "--dir"])
+            .arg(&self.directory)
+            .args(&self.options)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap_or_else(|error| panic!("redis-server: {error}; `scripts/setup test` installs it"));
+        let mut ended = false;
+        eventually("redis-server listens", || {
+            ended = process.try_wait().unwrap().is_some();
+            ended || TcpStream::connect(("127.0.0.1", self.port)).is_ok()
+        });
+        self.process = Some(process);
+        !ended
+    }
+
+    /// For `broker.url`.
+    pub fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}/0", self.port)
+    }
+
+    /// Where it listens.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Sends one command and gives the answer's bytes, as the wire has them.
+    pub fn command(&self, words: &[&str]) -> String {
+        use std::io::{BufRead, BufReader, Read, Write};
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
+        stream.set_read_timeout(Some(crate::wait::DEADLINE)).unwrap();
+        let mut request = format!("*{}\r\n", words.len());
+        words.iter().for_each(|word| request.push_str(&format!("${}\r\n{word}\r\n", word.len())));
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut reader = BufReader::new(stream);
+        let mut line = String::new();
+        reader.read_line(&mut line).unwrap();
+        if let Some(length) = line.strip_prefix('$').and_then(|length| length.trim().parse::<usize>().ok()) {
+            let mut body = vec![0; length];
+            reader.read_exact(&mut body).unwrap();
+            return String::from_utf8_lossy(&body).into_owned();
+        }
+        line.trim_end().to_owned()
+    }
+
+    /// Ends it without a chance to save anything.
+    pub fn kill(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            process.kill().unwrap();
+            process.wait().unwrap();
+        }
+    }
+
+    /// Starts it again, on the same port and with what is on its disk.
+    pub fn restart(&mut self) {
+        self.kill();
+        eventually("redis-server starts again", || self.launch());
+    }
+
+    /// Stops the process where it stands, or lets it go on.
+    pub fn freeze(&self, frozen: bool) {
+        let signal = if frozen { "-STOP" } else { "-CONT" };
+        let process = self.process.as_ref().unwrap();
+        assert!(Command::new("kill").args([signal, &process.id().to_string()]).status().unwrap().success());
+    }
+}
+
+impl Drop for RedisServer {
+    fn drop(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            drop(process.kill());
+            drop(process.wait());
+        }
+        drop(std::fs::remove_dir_all(&self.directory));
+    }
+}
