@@ -336,7 +336,8 @@ pub struct ChannelPolicy {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct BrokerConfig {
-    /// A Redis server, 7.0 or newer: `redis://user:password@host:6379/0`, `unix:///run/redis.sock`.
+    /// A Redis server, 7.0 or newer: `redis://user:password@host:6379/0`, `rediss://…` for TLS,
+    /// `unix:///run/redis.sock`.
     /// Default empty: the memory of this hub. Not shown, because it may hold a password.
     pub url: Secret,
     /// Before all names in Redis. Default `realtime`; hubs that share it share their channels.
