@@ -154,7 +154,7 @@ mod tests {
                 *byte = change.1;
             }
             drop(decode(&bytes));
-            drop(split_position(&bytes));
+            prop_assert!(bytes.len() >= POSITION_BYTES || split_position(&bytes).is_err());
         }
     }
 
