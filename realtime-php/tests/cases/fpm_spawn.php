@@ -144,7 +144,8 @@ test('autospawn: a reload (USR2) keeps the hub\'s process and its WebSockets', f
 });
 
 test('autospawn: over the reload of a daemon the master\'s number changes, and the hub follows the new one', function () use ($ms) {
-    $site = new Site(['realtime.linger_ms' => '60000'], daemon: true);
+    $log = getenv('TEST_DIRECTORY') . '/daemon.log';
+    $site = new Site(['realtime.linger_ms' => '60000', 'realtime.log' => $log], daemon: true);
     $worker = $site->send('before');
     $hub = $site->hub();
     $client = Client::subscribed($hub['listen'], 'page');
@@ -156,6 +157,8 @@ test('autospawn: over the reload of a daemon the master\'s number changes, and t
     same([$hub['pid']], $site->hubs());
     $new = $site->fpm->pid();
     check($new !== $master, 'the master is another process');
+    eventually(fn () => str_contains((string) file_get_contents($log), "following pid=$new"), 'the hub follows the new master');
+    check(!str_contains((string) file_get_contents($log), 'leaving'), 'it has not been about to leave');
     // The hub lives for the new master, not for its client: it leaves with the one, without the other's help.
     $client->drop();
     eventually(fn () => $site->hub()['connections'] === 0, 'the client has gone');
