@@ -99,3 +99,66 @@ test('php-examples/frankenphp: what is posted to the page reaches every WebSocke
 test('every lesson is tested', function () use ($examples) {
     same(array_map('dirname', array_keys(EXPECTED)), array_map('basename', glob("$examples/[0-9]*", GLOB_ONLYDIR)));
 });
+
+require_once "$examples/demo/Browser.php";
+
+/** A headless Chromium whose pages may reach each other on this host alone. */
+function browser(string $url): Browser
+{
+    $browser = new Browser(Browser::program(), ['--allow-loopback-in-peer-connection', '--disable-features=WebRtcHideLocalIpsWithMdns']);
+    $browser->open($url);
+    return $browser;
+}
+
+test('php-examples/webrtc-signalling: two Chromium pages establish a data channel; a third finds the room full', function () use ($examples) {
+    $signalling = new Process([PHP_BINARY, ...Tests\php_options(), "$examples/webrtc-signalling/signalling.php"], ['HUB_PORT' => '0', 'PAGE_PORT' => '0']);
+    $page = $signalling->expect('~Open (http://\S+)~')[1];
+    $browsers = [browser("$page?room=a%20b"), browser("$page?room=a%20b")];
+    try {
+        foreach ($browsers as $browser) {
+            check($browser->until('report.state', fn ($state) => $state === 'talking directly', Tests\DEADLINE_S) !== null, json_encode($browser->evaluate('report')) . implode('; ', $browser->complaints));
+        }
+        $browsers[0]->evaluate("say('over the data channel')");
+        $browsers[1]->evaluate("say('and back')");
+        same(['and back'], $browsers[0]->until('report.received', fn ($received) => $received !== [], Tests\DEADLINE_S));
+        same(['over the data channel'], $browsers[1]->until('report.received', fn ($received) => $received !== [], Tests\DEADLINE_S));
+        $signals = array_map(fn (Browser $browser) => $browser->evaluate('report.signals'), $browsers);
+        usort($signals, fn ($one, $other) => $one[0]['peers'] <=> $other[0]['peers']);
+        foreach ($signals as $at => $seen) {
+            same([['type' => 'joined', 'room' => 'a b', 'peers' => $at + 1], ['type' => 'ready', 'message' => 'Both peers connected']], $seen);
+        }
+        $browsers[] = $third = browser("$page?room=a%20b");
+        same(4001, $third->until('report.closed', fn ($code) => $code !== null, Tests\DEADLINE_S));
+        same([['type' => 'error', 'message' => 'Room is full']], $third->evaluate('report.signals'));
+        $browsers[0]->close();
+        same(['type' => 'peer_disconnected', 'message' => 'Other peer disconnected'], $browsers[1]->until('report.signals[2]', fn ($signal) => $signal !== null, Tests\DEADLINE_S));
+        same([], $browsers[1]->complaints);
+    } finally {
+        array_map(fn (Browser $browser) => $browser->close(), $browsers);
+    }
+    $signalling->signal(SIGINT);
+    same(0, $signalling->wait());
+    contains('php-examples/webrtc-signalling/signalling.php', file_get_contents("$examples/webrtc-signalling/README.md"));
+});
+
+test('php-examples/presence: pages see who comes and goes, and a second window of somebody is no news', function () use ($examples) {
+    $online = new Process([PHP_BINARY, ...Tests\php_options(), "$examples/presence/online.php"], ['HUB_PORT' => '0', 'PAGE_PORT' => '0', 'REALTIME_PRESENCE_GRACE_MS' => '0']);
+    $page = $online->expect('~Open (http://\S+)~')[1];
+    $ada = browser("$page?name=Ada");
+    try {
+        $sees = fn (array $expected) => same($expected, $ada->until('report()', fn ($seen) => $seen === $expected, Tests\DEADLINE_S));
+        $sees(['ada']);
+        $bob = browser("$page?name=Bob");
+        $sees(['ada', 'bob']);
+        same('2', $ada->evaluate("document.querySelector('#count').textContent"));
+        $bob->close();
+        $sees(['ada']);
+        same([], $ada->complaints);
+        $online->signal(SIGINT);
+        $online->expect('~^1 online: ada$~m');
+    } finally {
+        $ada->close();
+    }
+    same(0, $online->wait());
+    contains('php-examples/presence/online.php', file_get_contents("$examples/presence/README.md"));
+});
