@@ -30,7 +30,7 @@ demo := php-examples/demo
 help: ## List the commands
 	@echo 'Usage: make COMMAND'
 	@echo
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## Install what this machine lacks (lists it first; root only for that)
 	@scripts/setup
@@ -111,17 +111,6 @@ test-laravel: ## Run the Laravel package's tests on Laravel 8, 10 and 13 (makes 
 	@scripts/setup build test laravel
 	@$(MAKE) --no-print-directory build-extension build-server
 	@laravel/tests/matrix $(PART)
-
-test-zts: ## Test under a thread-safe PHP and restarts of the engine; builds that PHP on the first run
-	@scripts/setup build test zts
-	@$(MAKE) --no-print-directory build-server
-	@scripts/test-zts
-
-test-php84: ## Test under PHP 8.4 in a Debian 13 of its own, which it makes on the first run (root)
-	@scripts/setup build test php84
-	@$(MAKE) --no-print-directory build-server
-	@scripts/php84 bash -c 'cargo build --locked --release -p realtime-php && \
-		php realtime-php/tests/run "$$CARGO_TARGET_DIR/release/librealtime.so"'
 
 test-zts: ## Test under a thread-safe PHP and restarts of the engine; builds that PHP on the first run
 	@scripts/setup build test zts
