@@ -54,6 +54,38 @@ test('php-examples/chat: a line that is posted to php-fpm through nginx reaches 
     contains('php-examples/chat/chat.php', file_get_contents("$examples/chat/README.md"));
 });
 
+test('php-examples/auth: a session\'s WebSockets are its user\'s, and end with it', function () use ($examples) {
+    $port = free_port();
+    $site = new Process([PHP_BINARY, ...Tests\php_options(), "$examples/auth/auth.php"], ['HTTP_PORT' => (string) $port]);
+    $site->expect("~Open http://127.0.0.1:$port/~");
+    /** Posts a form with a session's cookie; the cookie that comes back. */
+    $post = function (string $cookie, array $fields) use ($port): string {
+        $headers = "Content-Type: application/x-www-form-urlencoded\r\nCookie: $cookie";
+        $options = ['method' => 'POST', 'header' => $headers, 'content' => http_build_query($fields), 'ignore_errors' => true, 'follow_location' => 0];
+        file_get_contents("http://127.0.0.1:$port/", context: stream_context_create(['http' => $options]));
+        check(preg_match('~ (204|303) ~', $http_response_header[0]) === 1, $http_response_header[0]);
+        $cookies = preg_filter('~^Set-Cookie: (PHPSESSID=[^;]+).*~i', '$1', $http_response_header);
+        return $cookies === [] ? $cookie : end($cookies);
+    };
+    $open = fn (string $cookie) => new Client("127.0.0.1:$port", '/ws', ["Origin: http://127.0.0.1:$port", "Cookie: theme=dark; $cookie"]);
+    [$ada, $bob] = [$post('', ['action' => 'login', 'name' => 'Ada']), $post('', ['action' => 'login', 'name' => 'Bob'])];
+    $clients = [$open($ada), $open($ada), $open($bob)];
+    same(['ada', 'ada', 'bob'], array_map(fn (Client $client) => $client->next('connected')['user_id'], $clients));
+    $post($ada, ['action' => 'note', 'text' => 'for Ada']);
+    $post($bob, ['action' => 'note', 'text' => 'for Bob']);
+    same(['for Ada', 'for Ada', 'for Bob'], array_map(fn (Client $client) => $client->next()['data']['text'], $clients));
+    foreach (['PHPSESSID=made-up', ''] as $cookie) {
+        same(4009, $open($cookie)->closeCode());
+    }
+    $post($ada, ['action' => 'logout']);
+    same([4009, 4009, 4009], [$clients[0]->closeCode(), $clients[1]->closeCode(), $open($ada)->closeCode()]);
+    $post($bob, ['action' => 'note', 'text' => 'still here']);
+    same('still here', $clients[2]->next()['data']['text']);
+    $site->signal(SIGINT);
+    same([0, 1001], [$site->wait(), $clients[2]->closeCode()]);
+    contains('php-examples/auth/auth.php', file_get_contents("$examples/auth/README.md"));
+});
+
 test('php-examples/poller: 120 dashboards get what the poller reads, and its crash drops none of them', function () use ($examples) {
     $start = new Process([PHP_BINARY, ...Tests\php_options(), "$examples/poller/start.php"], ['HUB_PORT' => '0', 'PAGE_PORT' => '0']);
     [, $page, $url, $poller] = $start->expect('~Open    (\S+)\s+hub     (\S+)\s+poller  pid (\d+)~');

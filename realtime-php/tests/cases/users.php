@@ -31,6 +31,15 @@ with_hub(function (Realtime\Hub|Tests\HubProcess $hub) {
         same('for 43', $other->next()['data']);
     });
 
+    test('disconnectUser() with ban_ms closes the connections; the option is checked', function () use ($connect) {
+        $client = $connect('banned');
+        same(1, disconnectUser('banned', 4009, 'out', ['ban_ms' => 60_000]));
+        same(4009, $client->closeCode());
+        throws(InvalidMessage::class, 'must not be negative', fn () => disconnectUser('banned', options: ['ban_ms' => -1]));
+        throws(InvalidMessage::class, 'must be a whole number', fn () => disconnectUser('banned', options: ['ban_ms' => '5']));
+        throws(InvalidMessage::class, 'did you mean `ban_ms`', fn () => disconnectUser('banned', options: ['ban' => 5]));
+    });
+
     test('except spares one of the user\'s connections', function () use ($connect) {
         [$one, $two] = [$connect('e'), $connect('e')];
         broadcastToUser('e', 1, options: ['except' => $one->id()]);

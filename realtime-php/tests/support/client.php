@@ -12,15 +12,15 @@ final class Client
     private string $buffer = '';
     private ?string $socketId = null;
 
-    /** Connects and upgrades. `$path` may carry a channel and a query. */
-    public function __construct(string $address, string $path = '/ws')
+    /** Connects and upgrades. `$path` may carry a channel and a query; `$headers` are lines. */
+    public function __construct(string $address, string $path = '/ws', array $headers = [])
     {
         $address = preg_replace('~^ws://([^/]+)/.*$~', '$1', $address);
         $this->stream = stream_socket_client("tcp://$address", $code, $message, DEADLINE_S);
         check($this->stream !== false, "cannot connect to $address: $message");
         stream_set_blocking($this->stream, false);
         $this->put("GET $path HTTP/1.1\r\nHost: $address\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-            . 'Sec-WebSocket-Key: ' . base64_encode(random_bytes(16)) . "\r\nSec-WebSocket-Version: 13\r\n\r\n");
+            . 'Sec-WebSocket-Key: ' . base64_encode(random_bytes(16)) . "\r\nSec-WebSocket-Version: 13\r\n" . implode('', array_map(fn ($line) => "$line\r\n", $headers)) . "\r\n");
         $end = eventually(fn () => $this->fill() && ($at = strpos($this->buffer, "\r\n\r\n")) !== false ? $at + 4 : null, 'the server answered the upgrade');
         $head = substr($this->buffer, 0, $end);
         check(str_starts_with($head, 'HTTP/1.1 101'), "the upgrade was refused: $head");
