@@ -294,3 +294,122 @@ impl Log {
         page
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::{Channel, Epoch, EventName};
+    use proptest::prelude::*;
+
+    /// What happens to a log next.
+    #[derive(Debug, Clone)]
+    enum Step {
+        /// A publication of so many bytes; whether it is kept, and its own life.
+        Publish(usize, bool, Option<u64>),
+        Wait(u64),
+        DropOldest,
+    }
+
+    /// Everything that was ever to be kept, with the time at which it goes and whether that is its publisher's wish.
+    #[derive(Default)]
+    struct Model {
+        kept: Vec<(u64, usize, u64, bool)>,
+        floor: u64,
+    }
+
+    impl Model {
+        fn drop_oldest(&mut self) {
+            if !self.kept.is_empty() {
+                self.floor = self.kept.remove(0).0;
+            }
+        }
+
+        fn expire(&mut self, now: u64) {
+            while self.kept.first().is_some_and(|(_, _, end, _)| *end <= now) {
+                if self.kept[0].3 {
+                    self.kept.remove(0);
+                } else {
+                    self.drop_oldest();
+                }
+            }
+        }
+
+        fn bytes(&self) -> usize {
+            self.kept.iter().map(|(_, bytes, ..)| bytes).sum()
+        }
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            6 => (0usize..400, proptest::bool::weighted(0.8), proptest::option::weighted(0.3, 0u64..60))
+                .prop_map(|(bytes, kept, ttl)| Step::Publish(bytes, kept, ttl)),
+            2 => (0u64..40).prop_map(Step::Wait),
+            1 => Just(Step::DropOldest),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn a_log_agrees_with_a_plain_list(
+            steps in proptest::collection::vec(step(), 1..120), size in 1usize..12, bytes in 200usize..3_000,
+            after in 0u64..40, until in 0u64..120, limit in 0usize..8, newest_first: bool,
+        ) {
+            let retention = Retention { size, ttl_ms: 50, bytes };
+            let epoch = Epoch(9);
+            let (mut log, mut model) = (Log::new(0), Model::default());
+            let (mut now, mut top) = (0, 0);
+            for step in steps {
+                match step {
+                    Step::Publish(length, kept, ttl) => {
+                        top += 1;
+                        if kept {
+                            let publication = Publication {
+                                channel: Channel::new("c", 1),
+                                event: EventName::from("e"),
+                                body: Body::Binary(vec![0; length]),
+                                except: Vec::new(),
+                                user_id: None,
+                                position: Position { epoch, offset: top },
+                            };
+                            let cost = publication.body.capacity() + 1 + OVERHEAD;
+                            log.append(Arc::new(publication), &retention, ttl, now);
+                            model.expire(now);
+                            model.kept.push((top, cost, now + ttl.unwrap_or(50).min(50), ttl.is_some_and(|ttl| ttl < 50)));
+                            while model.kept.len() > size || model.bytes() > bytes {
+                                model.drop_oldest();
+                            }
+                        }
+                    }
+                    Step::Wait(ms) => now += ms,
+                    Step::DropOldest => {
+                        prop_assert_eq!(log.drop_oldest(), !model.kept.is_empty());
+                        model.drop_oldest();
+                    }
+                }
+                let position = Position { epoch, offset: top };
+                let all = log.read(&Range::default(), position, now);
+                model.expire(now);
+                let live: Vec<u64> = model.kept.iter().filter(|(_, _, end, _)| *end > now).map(|(offset, ..)| *offset).collect();
+                let offsets = |page: &Page| page.publications.iter().map(|publication| publication.position.offset).collect::<Vec<_>>();
+                prop_assert_eq!(offsets(&all), live.clone());
+                prop_assert_eq!((all.floor, all.more, log.bytes()), (model.floor, false, model.bytes()));
+                // I2: whoever may go on gets all that was to be kept since, and nobody else is told so.
+                for since in 0..=top + 1 {
+                    let may = all.continues(Position { epoch, offset: since });
+                    prop_assert_eq!(may, since >= model.floor && since <= top);
+                }
+                // I5: another epoch continues nothing.
+                let other = Position { epoch: Epoch(8), offset: top };
+                prop_assert!(!all.continues(other));
+                let part = log.read(&Range { after, until, limit, bytes: usize::MAX, newest_first }, position, now);
+                let mut expected: Vec<u64> = live.into_iter().filter(|offset| *offset > after && *offset <= until).collect();
+                if newest_first {
+                    expected.reverse();
+                }
+                prop_assert_eq!(part.more, expected.len() > limit);
+                expected.truncate(limit);
+                prop_assert_eq!(offsets(&part), expected);
+            }
+        }
+    }
+}

@@ -12,16 +12,20 @@
 //! | [`netstring`] | a second framing |
 //! | [`delayed`] | a broker that answers later, from a thread of its own |
 //! | [`mutation`] | bytes that are almost right |
+//! | [`ledger`] | who was told what, and whether that can be true |
+//! | [`chaos`] | a proxy that breaks connections, the same way for the same seed |
 //! | [`redis_server`] | a real Redis for one test |
 //! | [`conformance`] | the suite that every broker runs |
 
 #![expect(clippy::unwrap_used, reason = "a test's helper fails by panicking")]
 
+pub mod chaos;
 pub mod client;
 pub mod conformance;
 pub mod crowd;
 pub mod delayed;
 pub mod hub;
+pub mod ledger;
 pub mod mutation;
 pub mod netstring;
 pub mod pipes;

@@ -27,7 +27,14 @@ if ARGV[7] ~= '' then
     entry[#entry + 1] = 'x'
     entry[#entry + 1] = string.format('%.0f', now + ttl)
     if offset == 1 then redis.call('DEL', KEYS[2]) end
-    redis.call('XADD', KEYS[2], offset .. '-0', unpack(entry))
+    local added = redis.pcall('XADD', KEYS[2], offset .. '-0', unpack(entry))
+    if type(added) == 'table' and added.err then
+      -- A foreign entry stands above this offset, or the key is no stream: the log begins anew.
+      redis.call('DEL', KEYS[2])
+      redis.call('XADD', KEYS[2], offset .. '-0', unpack(entry))
+      state.floor, state.bytes = offset - 1, 0
+      redis.call('HSET', KEYS[1], 'f', state.floor)
+    end
     redis.call('PEXPIRE', KEYS[2], ARGV[8])
     state.bytes = state.bytes + tonumber(ARGV[12])
     redis.call('HSET', KEYS[1], 'b', state.bytes)

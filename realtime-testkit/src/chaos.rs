@@ -1,0 +1,138 @@
+//! A proxy that breaks connections, the same way for the same seed.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::mutation::Random;
+
+/// What happens to one connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// Nothing.
+    None,
+    /// A reset once so many bytes have come from the server.
+    Reset(usize),
+    /// The server's end is passed on once so many bytes have come, while the client's direction stays open.
+    HalfClose(usize),
+    /// From so many bytes on nothing is passed on, and nobody is told.
+    Blackhole(usize),
+    /// Every piece is late by so many milliseconds.
+    Delay(u64),
+    /// So many bytes a millisecond.
+    Throttle(usize),
+}
+
+/// See the module's documentation. It ends with this value.
+pub struct Chaos {
+    address: SocketAddr,
+    faults: Arc<Shared>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+struct Shared {
+    /// Whether new connections are broken.
+    active: AtomicBool,
+    broken: AtomicU64,
+}
+
+impl Chaos {
+    /// A proxy before `upstream`; `choose` gives each connection its fault.
+    pub async fn before(upstream: SocketAddr, seed: u64, choose: impl Fn(&mut Random) -> Fault + Send + 'static) -> Chaos {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let faults = Arc::new(Shared { active: AtomicBool::new(true), broken: AtomicU64::new(0) });
+        let shared = faults.clone();
+        let task = tokio::spawn(async move {
+            let mut random = Random::new(seed);
+            while let Ok((client, _)) = listener.accept().await {
+                // Drawn for each, so that the schedule does not depend on when the faults end.
+                let fault = choose(&mut random);
+                let fault = if shared.active.load(Ordering::Relaxed) { fault } else { Fault::None };
+                let shared = shared.clone();
+                tokio::spawn(async move {
+                    if let Ok(server) = TcpStream::connect(upstream).await
+                        && pass(client, server, fault).await
+                    {
+                        shared.broken.fetch_add(1, Ordering::Relaxed);
+                    }
+                });
+            }
+        });
+        Chaos { address, faults, task }
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// New connections are left alone from here on.
+    pub fn calm(&self) {
+        self.faults.active.store(false, Ordering::Relaxed);
+    }
+
+    /// Connections that were broken.
+    pub fn broken(&self) -> u64 {
+        self.faults.broken.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Chaos {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Passes bytes on until either side ends; true: the fault has struck.
+async fn pass(client: TcpStream, server: TcpStream, fault: Fault) -> bool {
+    if matches!(fault, Fault::Reset(_)) && client.set_zero_linger().is_err() {
+        return false;
+    }
+    let (mut client_read, mut client_write) = client.into_split();
+    let (mut server_read, mut server_write) = server.into_split();
+    let up = tokio::spawn(async move {
+        let _ended = tokio::io::copy(&mut client_read, &mut server_write).await;
+    });
+    let mut passed = 0;
+    let mut buffer = vec![0; 4096];
+    let struck = loop {
+        let count = match server_read.read(&mut buffer).await {
+            Ok(0) | Err(_) => break false,
+            Ok(count) => count,
+        };
+        let (limit, pace) = match fault {
+            Fault::None => (usize::MAX, Duration::ZERO),
+            Fault::Reset(bytes) | Fault::HalfClose(bytes) | Fault::Blackhole(bytes) => (bytes, Duration::ZERO),
+            Fault::Delay(ms) => (usize::MAX, Duration::from_millis(ms)),
+            Fault::Throttle(bytes) => (usize::MAX, Duration::from_millis((count / bytes.max(1)) as u64)),
+        };
+        if !pace.is_zero() {
+            tokio::time::sleep(pace).await;
+        }
+        let allowed = count.min(limit.saturating_sub(passed));
+        if client_write.write_all(&buffer[..allowed]).await.is_err() {
+            break false;
+        }
+        passed += allowed;
+        if passed >= limit {
+            break true;
+        }
+    };
+    match fault {
+        Fault::HalfClose(_) if struck => {
+            drop(client_write.shutdown().await);
+            let _ended = up.await;
+        }
+        Fault::Blackhole(_) if struck => {
+            // The client's own patience ends it.
+            let _ended = up.await;
+        }
+        _ => up.abort(),
+    }
+    struck
+}

@@ -1,0 +1,335 @@
+//! The oracle: who was told what, and whether that can be true.
+//!
+//! Publishers and clients write down what happened to them; [`check`] compares that with the channel's history at the
+//! end. Each violation names the invariant that it breaks:
+//!
+//! | | what must hold |
+//! | --- | --- |
+//! | I1 | what was acknowledged is in the history, and what is in the history was acknowledged or is unknown |
+//! | I2 | between two breaks a client got a piece of the history without hole, repeat or swap |
+//! | I3 | a client that is still there has got everything up to the end |
+//! | I4 | what was refused is nowhere |
+//! | I5 | a position names one publication, whoever reports it |
+//! | I6 | without a history: in order and once, and everything while the connection was unbroken |
+//! | I7 | nobody got what was not for them |
+//! | I8 | who is said to be there is there; joins and leaves alternate |
+//! | I9 | what a test has opened is closed when all have left |
+//! | I10 | what was counted adds up |
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fmt;
+
+use futures_util::{SinkExt, StreamExt};
+use realtime_core::{Epoch, Position};
+use serde_json::{Value, json};
+use std::net::SocketAddr;
+use std::time::Duration;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_tungstenite::tungstenite::Message;
+
+use crate::wait::DEADLINE;
+
+/// Which invariant, and what breaks it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Violation {
+    /// 1 to 10.
+    pub invariant: u8,
+    /// Who, and where.
+    pub what: String,
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "I{}: {}", self.invariant, self.what)
+    }
+}
+
+/// What a publisher was answered.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Outcome {
+    /// Accepted, and where.
+    Acked(Position),
+    /// Not accepted.
+    Refused,
+    /// Nobody knows.
+    Unknown,
+}
+
+/// What a client saw of one channel.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Seen {
+    /// A subscription begins: what follows this position comes. Whether it goes on where the client had left off.
+    Subscribed(Position, bool),
+    /// A publication, with its id.
+    Message(Position, String),
+    /// The subscription has ended, by whomever.
+    Ended,
+}
+
+/// One client's log.
+#[derive(Debug, Clone, Default)]
+pub struct ClientLog {
+    /// For the report.
+    pub name: String,
+    /// In the order in which it saw it.
+    pub seen: Vec<Seen>,
+    /// Whether it was there until the end.
+    pub stayed: bool,
+    /// Whether it could hear the channel at all.
+    pub is_stranger: bool,
+}
+
+/// Everything known of one channel.
+#[derive(Debug, Clone, Default)]
+pub struct Ledger {
+    /// By id of the publication.
+    pub published: BTreeMap<String, Outcome>,
+    /// What the channel had kept at the end, oldest first; all of it, on a channel with a history.
+    pub history: Option<Vec<(Position, String)>>,
+    /// Who listened.
+    pub clients: Vec<ClientLog>,
+    /// Whether publications may have been lost that were acknowledged: a server lost its disk.
+    pub may_lose: bool,
+}
+
+fn at(position: &Position) -> String {
+    format!("{}:{}", position.epoch, position.offset)
+}
+
+/// Everything that cannot be.
+pub fn check(ledger: &Ledger) -> Vec<Violation> {
+    let mut violations = Vec::new();
+    let mut broken = |invariant, what: String| violations.push(Violation { invariant, what });
+    let mut named: HashMap<(u64, u64), String> = HashMap::new();
+    // I5, over everything that names a position.
+    let mut name = |position: &Position, id: &str, who: &str, broken: &mut dyn FnMut(u8, String)| {
+        let known = named.entry((position.epoch.0, position.offset)).or_insert_with(|| id.to_owned());
+        if known != id {
+            broken(5, format!("{} is `{known}`, and `{id}` for {who}", at(position)));
+        }
+    };
+    for (id, outcome) in &ledger.published {
+        if let Outcome::Acked(position) = outcome {
+            name(position, id, "its publisher", &mut broken);
+        }
+    }
+    for (position, id) in ledger.history.iter().flatten() {
+        name(position, id, "the history", &mut broken);
+    }
+    for client in &ledger.clients {
+        for seen in &client.seen {
+            if let Seen::Message(position, id) = seen {
+                name(position, id, &client.name, &mut broken);
+                match ledger.published.get(id) {
+                    Some(Outcome::Refused) => broken(4, format!("{} got `{id}`, which was refused", client.name)),
+                    None => broken(1, format!("{} got `{id}`, which nobody published", client.name)),
+                    _ => {}
+                }
+                if client.is_stranger {
+                    broken(7, format!("{} got `{id}`", client.name));
+                }
+            }
+        }
+    }
+    if let Some(history) = &ledger.history {
+        check_history(ledger, history, &mut broken);
+    }
+    for client in ledger.clients.iter().filter(|client| !client.is_stranger) {
+        check_client(ledger, client, &mut broken);
+    }
+    violations
+}
+
+fn check_history(ledger: &Ledger, history: &[(Position, String)], broken: &mut dyn FnMut(u8, String)) {
+    let kept: HashSet<&str> = history.iter().map(|(_, id)| id.as_str()).collect();
+    if kept.len() < history.len() {
+        broken(1, "the history has a publication twice".into());
+    }
+    for (id, outcome) in &ledger.published {
+        match outcome {
+            Outcome::Acked(position) if !kept.contains(id.as_str()) && !ledger.may_lose => {
+                broken(1, format!("`{id}` was acknowledged at {} and is not in the history", at(position)));
+            }
+            Outcome::Refused if kept.contains(id.as_str()) => broken(4, format!("`{id}` was refused and is in the history")),
+            _ => {}
+        }
+    }
+    for (position, id) in history {
+        if !ledger.published.contains_key(id) {
+            broken(1, format!("`{id}` at {} was never published", at(position)));
+        }
+    }
+}
+
+fn check_client(ledger: &Ledger, client: &ClientLog, broken: &mut dyn FnMut(u8, String)) {
+    let who = &client.name;
+    let mut last: Option<Position> = None;
+    let mut listening = false;
+    for seen in &client.seen {
+        match seen {
+            Seen::Subscribed(position, recovered) => {
+                if *recovered && last.is_some_and(|last| last != *position) {
+                    broken(2, format!("{who} goes on at {} and had left off at {:?}", at(position), last.as_ref().map(at)));
+                }
+                last = Some(*position);
+                listening = true;
+            }
+            Seen::Message(position, id) => {
+                if !listening {
+                    broken(7, format!("{who} got `{id}` without a subscription"));
+                }
+                let follows = last.is_none_or(|last| match &ledger.history {
+                    // Offsets are dense in what is published here.
+                    Some(_) => position.epoch == last.epoch && position.offset == last.offset + 1,
+                    None => position.epoch != last.epoch || position.offset > last.offset,
+                });
+                if !follows {
+                    let invariant = if ledger.history.is_some() { 2 } else { 6 };
+                    broken(invariant, format!("{who} got {} behind {:?}", at(position), last.as_ref().map(at)));
+                }
+                last = Some(*position);
+            }
+            Seen::Ended => listening = false,
+        }
+    }
+    let newest = ledger.published.values().filter_map(|outcome| match outcome {
+        Outcome::Acked(position) => Some(*position),
+        _ => None,
+    });
+    let top = match &ledger.history {
+        Some(history) => history.last().map(|(position, _)| *position),
+        None => newest.max_by_key(|position| position.offset),
+    };
+    if let (true, true, Some(top), Some(last)) = (client.stayed, listening, top, last)
+        && last != top
+    {
+        let invariant = if ledger.history.is_some() { 3 } else { 6 };
+        broken(invariant, format!("{who} ends at {}, the channel at {}", at(&last), at(&top)));
+    }
+    if ledger.history.is_none() && client.stayed {
+        // Unbroken: everything since it came.
+        let begin = client.seen.iter().find_map(|seen| match seen {
+            Seen::Subscribed(position, _) => Some(*position),
+            _ => None,
+        });
+        let got = client.seen.iter().filter(|seen| matches!(seen, Seen::Message(..))).count() as u64;
+        let is_unbroken = client.seen.iter().filter(|seen| matches!(seen, Seen::Subscribed(..) | Seen::Ended)).count() == 1;
+        if let (true, Some(begin), Some(top)) = (is_unbroken, begin, top)
+            && begin.epoch == top.epoch
+            && got != top.offset - begin.offset
+        {
+            broken(6, format!("{who} got {got} of {} without a break", top.offset - begin.offset));
+        }
+    }
+}
+
+/// I8: changes as one subscriber saw them, against who is there at the end.
+pub fn check_presence(at_first: &[String], changes: &[(bool, String)], answer: &[String], truth: &[String]) -> Vec<Violation> {
+    let mut violations = Vec::new();
+    let mut there: HashSet<&str> = at_first.iter().map(String::as_str).collect();
+    for (joined, user) in changes {
+        let changed = if *joined { there.insert(user) } else { there.remove(user.as_str()) };
+        if !changed {
+            let what = if *joined { "joined twice" } else { "left without having joined" };
+            violations.push(Violation { invariant: 8, what: format!("{user} {what}") });
+        }
+    }
+    let truth: HashSet<&str> = truth.iter().map(String::as_str).collect();
+    for (list, source) in [(&there, "the changes"), (&answer.iter().map(String::as_str).collect(), "the answer")] {
+        let mut wrong: Vec<_> = list.symmetric_difference(&truth).collect();
+        wrong.sort_unstable();
+        if !wrong.is_empty() {
+            violations.push(Violation { invariant: 8, what: format!("{source} and the truth differ in {wrong:?}") });
+        }
+    }
+    violations
+}
+
+/// I9: names and numbers of what is open, before and after.
+pub fn check_resources(before: &[(&str, usize)], after: &[(&str, usize)]) -> Vec<Violation> {
+    let leaked = before.iter().zip(after).filter(|(before, after)| after.1 > before.1);
+    leaked
+        .map(|(before, after)| Violation { invariant: 9, what: format!("{}: {} before, {} after", before.0, before.1, after.1) })
+        .collect()
+}
+
+/// I10: what the hub has counted, against what its publishers were answered.
+pub fn check_accounts(accepted: u64, acked: u64, refused: u64, attempts: u64) -> Vec<Violation> {
+    let mut violations = Vec::new();
+    if accepted != acked {
+        violations.push(Violation { invariant: 10, what: format!("{accepted} accepted, {acked} acknowledged") });
+    }
+    if acked + refused != attempts {
+        violations.push(Violation { invariant: 10, what: format!("{acked} acknowledged and {refused} refused of {attempts}") });
+    }
+    violations
+}
+
+/// How long a client believes in a connection on which nothing comes.
+const PATIENCE: Duration = Duration::from_millis(1_500);
+
+/// A client that follows a channel through any number of connections, each time from where it left off, until it has got
+/// the publication with the id `end`; the id of a publication is its text.
+pub async fn follow(address: SocketAddr, channel: &str, name: String, end: &str) -> ClientLog {
+    let mut log = ClientLog { name, ..ClientLog::default() };
+    let mut position = None;
+    let deadline = tokio::time::Instant::now() + DEADLINE * 6;
+    while tokio::time::Instant::now() < deadline {
+        if follow_once(address, channel, end, &mut position, &mut log.seen).await {
+            log.stayed = true;
+            return log;
+        }
+        if !matches!(log.seen.last(), None | Some(Seen::Ended)) {
+            log.seen.push(Seen::Ended);
+        }
+    }
+    log
+}
+
+/// One connection; true: the end has come.
+async fn follow_once(address: SocketAddr, channel: &str, end: &str, position: &mut Option<Position>, seen: &mut Vec<Seen>) -> bool {
+    let Ok(Ok(stream)) = timeout(PATIENCE, TcpStream::connect(address)).await else { return false };
+    let connecting = tokio_tungstenite::client_async(format!("ws://{address}/ws"), stream);
+    let Ok(Ok((mut socket, _))) = timeout(PATIENCE, connecting).await else { return false };
+    let mut request = json!({"action": "subscribe", "channel": channel});
+    if let Some(Position { epoch, offset }) = position {
+        request["recover"] = json!({"epoch": epoch.to_string(), "offset": offset});
+    }
+    if socket.send(Message::text(request.to_string())).await.is_err() {
+        return false;
+    }
+    while let Ok(Some(Ok(message))) = timeout(PATIENCE, socket.next()).await {
+        let Message::Text(text) = message else { continue };
+        let Ok(message) = serde_json::from_str::<Value>(&text) else { return false };
+        let offset = message["offset"].as_u64().unwrap_or_default();
+        match message["type"].as_str() {
+            Some("subscribed") => {
+                let epoch: Epoch = message["epoch"].as_str().unwrap().parse().unwrap();
+                let start = Position { epoch, offset };
+                seen.push(Seen::Subscribed(start, message["recovered"] == true));
+                *position = Some(start);
+            }
+            Some("message") => {
+                let Some(known) = position else { return false };
+                known.offset = offset;
+                let id = message["data"].as_str().unwrap_or_default();
+                seen.push(Seen::Message(*known, id.to_owned()));
+                if id == end {
+                    return true;
+                }
+            }
+            Some("unsubscribed") => {
+                seen.push(Seen::Ended);
+                return false;
+            }
+            // The broker is away; a little later it is not.
+            Some("error") => {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                return false;
+            }
+            _ => {}
+        }
+    }
+    false
+}
