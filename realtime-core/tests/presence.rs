@@ -2,13 +2,15 @@
 #![expect(clippy::unwrap_used, reason = "a test's helper fails by panicking")]
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use realtime_core::auth::signature::sign;
 use realtime_core::config::{AppConfig, ChannelPolicy};
 use realtime_core::presence::user_bytes;
-use realtime_core::{Config, Hub, Payload, Publish, User};
-use realtime_testkit::{Client, eventually, on_time, start};
+use realtime_core::{Config, Hub, HubBuilder, Payload, Publish, User};
+use realtime_testkit::presence::Late;
+use realtime_testkit::{Client, config, eventually, on_time, start};
 use serde_json::{Value, json};
 
 fn shown(pattern: &str) -> ChannelPolicy {
@@ -248,14 +250,24 @@ impl View {
     }
 }
 
+fn churning(config: &mut Config) {
+    rooms(config);
+    config.shards = 4;
+    config.presence_grace_ms = 5;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn under_churn_every_view_follows_the_truth() {
+    churn(start(churning)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn under_churn_every_view_follows_the_truth_when_presence_answers_later() {
+    churn(HubBuilder::new(config(churning)).presence(Arc::new(Late::default())).start().unwrap()).await;
+}
+
+async fn churn(hub: Hub) {
     const ROUNDS: usize = 30;
-    let hub = start(|config| {
-        rooms(config);
-        config.shards = 4;
-        config.presence_grace_ms = 5;
-    });
     // Users with one to three connections each, which come and go in no order.
     let churners: Vec<_> = (0..24)
         .map(|user| {
@@ -335,11 +347,13 @@ async fn a_connection_that_moves_neither_leaves_nor_misses_anything() {
 
 #[tokio::test]
 async fn a_room_has_as_many_places_as_it_says_whoever_comes_at_the_same_moment() {
-    for limit in [1, 2, 5] {
-        let hub = start(|config| {
+    for (limit, late) in [(1, false), (2, true), (2, false), (5, true)] {
+        let config = config(|config| {
             config.shards = 4;
             config.channels = vec![ChannelPolicy { pattern: "full".into(), max_members: limit, ..ChannelPolicy::default() }];
         });
+        let builder = HubBuilder::new(config);
+        let hub = if late { builder.presence(Arc::new(Late::default())) } else { builder }.start().unwrap();
         let mut clients = Vec::new();
         for _ in 0..12 {
             clients.push(Client::connect(&hub).await);

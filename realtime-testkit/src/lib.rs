@@ -16,6 +16,7 @@
 //! | [`chaos`] | a proxy that breaks connections, the same way for the same seed |
 //! | [`redis_server`] | a real Redis for one test |
 //! | [`conformance`] | the suite that every broker runs |
+//! | [`presence`] | the suite that every presence runs, and one that answers later |
 
 #![expect(clippy::unwrap_used, reason = "a test's helper fails by panicking")]
 
@@ -29,6 +30,7 @@ pub mod ledger;
 pub mod mutation;
 pub mod netstring;
 pub mod pipes;
+pub mod presence;
 pub mod pusher;
 pub mod raw;
 pub mod redis_server;
