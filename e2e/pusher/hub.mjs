@@ -32,12 +32,12 @@ export async function eventually(what, look) {
 }
 
 export class Hub {
-  static async start(settings = '') {
+  static async start(settings = '', app = '') {
     const hub = new Hub();
     hub.place = mkdtempSync(join(tmpdir(), 'realtime-e2e-'));
     writeFileSync(
       join(hub.place, 'realtime.toml'),
-      `presence_grace_ms = 0\n${settings}\n[[apps]]\nname = "default"\nid = "${APP.id}"\nkey = "${APP.key}"\nsecret = "${APP.secret}"\n`,
+      `presence_grace_ms = 0\n${settings}\n[[apps]]\nname = "default"\nid = "${APP.id}"\nkey = "${APP.key}"\nsecret = "${APP.secret}"\n${app}\n`,
     );
     hub.port = 0;
     await hub.run();
@@ -100,7 +100,7 @@ export class Application {
     const path = request.url.split('?')[0];
     const file = this.files[path];
     if (typeof file === 'function') {
-      file(body);
+      response.statusCode = file(body, request.headers) ?? 200;
       return response.end();
     }
     if (file !== undefined) {

@@ -195,6 +195,46 @@ pub struct Limits {
     pub presence_bytes: usize,
 }
 
+/// An address that is told what happens on an app's channels.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WebhookConfig {
+    /// `http://…` or `https://…`.
+    pub url: String,
+    /// What it is told. Default everything.
+    #[serde(default = "WebhookEvent::all")]
+    pub events: Vec<WebhookEvent>,
+    /// How long events are collected for one request, 100 of them at most. Default 0: a request each.
+    #[serde(default)]
+    pub batch_ms: u64,
+}
+
+/// What a webhook can tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum WebhookEvent {
+    /// A channel has its first subscriber.
+    ChannelOccupied,
+    /// A channel has had none for three seconds.
+    ChannelVacated,
+    /// A user has come onto a presence channel.
+    MemberAdded,
+    /// A user has been away from one for three seconds.
+    MemberRemoved,
+    /// A client has sent the others an event.
+    ClientEvent,
+    /// Somebody has subscribed to a cache channel that has nothing.
+    CacheMiss,
+}
+
+impl WebhookEvent {
+    fn all() -> Vec<Self> {
+        use WebhookEvent::*;
+        vec![ChannelOccupied, ChannelVacated, MemberAdded, MemberRemoved, ClientEvent, CacheMiss]
+    }
+}
+
 /// An app: a site, or whatever else has channels of its own.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -219,6 +259,8 @@ pub struct AppConfig {
     pub client_events_per_second: u32,
     /// Bytes of an event's data, from Pusher clients and through the HTTP API. Default 10 KiB, Pusher's own.
     pub event_bytes: usize,
+    /// Who is told what happens on the app's channels, in Pusher's format. Default nobody.
+    pub webhooks: Vec<WebhookConfig>,
     /// System users whose processes are in this app when they use the hub's Unix socket, and in no
     /// other. Default none: processes are in the default app, and may choose another.
     pub uids: Vec<u32>,
@@ -236,6 +278,7 @@ impl Default for AppConfig {
             client_events: true,
             client_events_per_second: 10,
             event_bytes: 10 << 10,
+            webhooks: Vec::new(),
             uids: Vec::new(),
         }
     }
@@ -614,6 +657,9 @@ impl Config {
             }
             if name.len() > MAX_APP_NAME_BYTES || name.contains(char::is_control) {
                 return invalid(at, format!("its name must have 1–{MAX_APP_NAME_BYTES} bytes without control characters"));
+            }
+            if !app.webhooks.is_empty() && app.key.is_empty() {
+                return invalid(at, "`webhooks` are signed: they need `key` and `secret`".into());
             }
             if app.key.is_empty() != app.secret.is_empty() {
                 return invalid(at, "`key` and `secret` belong together, and one is missing".into());

@@ -1,11 +1,12 @@
 //! What happens to connections and channels, for the application to hear of and to decide on.
 //!
-//! Two ways out of the hub: programs that *handle* connections ([`handlers`]) are told of those
+//! Ways out of the hub: programs that *handle* connections ([`handlers`]) are told of those
 //! they have and may refuse; a *queue* ([`queue`]) informs workers, each event one of them, until it
-//! is acknowledged. Where neither is asked for, an event costs one relaxed load.
+//! is acknowledged; [`webhooks`] are posted in Pusher's format. Where none is asked for, an event costs one relaxed load.
 
 pub(crate) mod handlers;
 pub(crate) mod queue;
+pub(crate) mod webhooks;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering::Relaxed};
@@ -15,11 +16,12 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use crate::config::HooksConfig;
+use crate::config::{Config, ConfigError, WebhookEvent};
 use crate::message::{Channel, ChannelMap, User, split_scope};
 use crate::presence::{Change, Notice};
 use handlers::Handlers;
 use queue::EventQueue;
+use webhooks::{Happened, Webhooks, What};
 
 /// What can happen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -168,6 +170,8 @@ pub(crate) struct Hooks {
     pub(crate) handlers: Handlers,
     /// Read by workers.
     pub(crate) queue: Option<Arc<EventQueue>>,
+    /// Posted to applications.
+    pub(crate) webhooks: Webhooks,
     queued: Kinds,
     /// Everything that somebody wants to hear of.
     wanted: AtomicU16,
@@ -176,17 +180,20 @@ pub(crate) struct Hooks {
 }
 
 impl Hooks {
-    pub(crate) fn new(config: &HooksConfig) -> Self {
+    pub(crate) fn new(config: &Config) -> Result<Self, ConfigError> {
+        let webhooks = Webhooks::new(config)?;
+        let config = &config.hooks;
         let queued: Kinds = config.events.iter().copied().collect();
         let required: Kinds = config.required.iter().copied().collect();
         let queue = (!queued.is_empty()).then(|| Arc::new(EventQueue::new(config.queue, config.lease_ms)));
-        Hooks {
+        Ok(Hooks {
             handlers: Handlers::new(required),
             queue,
+            webhooks,
             queued,
             wanted: AtomicU16::new(queued.and(required).0),
             occupied: Mutex::default(),
-        }
+        })
     }
 
     /// Whether anybody wants to hear of this.
@@ -196,12 +203,14 @@ impl Hooks {
 
     /// Events that found no room.
     pub(crate) fn dropped(&self) -> u64 {
-        self.handlers.overflowed.load(Relaxed) + self.queue.as_ref().map_or(0, |queue| queue.overflowed())
+        self.handlers.overflowed.load(Relaxed)
+            + self.queue.as_ref().map_or(0, |queue| queue.overflowed())
+            + self.webhooks.dropped.load(Relaxed)
     }
 
     /// Whether subscribers are counted, for those who want to hear of the first and the last.
     pub(crate) fn counts_subscribers(&self) -> bool {
-        self.queued.0 & Kinds::from_iter([Kind::Occupied, Kind::Vacated]).0 != 0
+        self.queued.0 & Kinds::from_iter([Kind::Occupied, Kind::Vacated]).0 != 0 || self.webhooks.count_subscribers()
     }
 
     pub(crate) fn is_queued(&self, kind: Kind) -> bool {
@@ -230,6 +239,19 @@ impl Hooks {
             let (app, channel) = split_scope(scoped);
             self.queue(&Event { app, channel: Some(channel), ..Event::new(kind) }.of_user(Some(&notice.user)));
         }
+        let (app, channel) = split_scope(scoped);
+        let user = || notice.user.id().to_owned();
+        match notice.change {
+            Change::Joined => self.post(app, channel, WebhookEvent::MemberAdded, || What::Added { user: user() }),
+            Change::Left => self.post(app, channel, WebhookEvent::MemberRemoved, || What::Removed { user: user() }),
+        }
+    }
+
+    /// Posts an event to the application, if it wants to hear of it.
+    pub(crate) fn post(&self, app: &str, channel: &str, kind: WebhookEvent, what: impl FnOnce() -> What) {
+        if self.webhooks.wants(app, kind) {
+            self.webhooks.tell(Happened { app: app.to_owned(), channel: channel.to_owned(), what: what() });
+        }
     }
 
     /// A channel has a subscriber more.
@@ -239,6 +261,7 @@ impl Hooks {
         *count += 1;
         if *count == 1 {
             self.queue(&Event { app: channel.app(), channel: Some(channel.name()), ..Event::new(Kind::Occupied) });
+            self.post(channel.app(), channel.name(), WebhookEvent::ChannelOccupied, || What::Occupied);
         }
     }
 
@@ -250,6 +273,7 @@ impl Hooks {
         if *count == 0 {
             occupied.remove(channel);
             self.queue(&Event { app: channel.app(), channel: Some(channel.name()), ..Event::new(Kind::Vacated) });
+            self.post(channel.app(), channel.name(), WebhookEvent::ChannelVacated, || What::Vacated);
         }
     }
 }

@@ -3,8 +3,10 @@
 use crate::apps::AppId;
 use crate::auth::{signature, user_data};
 use crate::broker::Reply;
+use crate::config::WebhookEvent;
 use crate::error::{BrokerError, PublishError, QueryError};
 use crate::history::{self, Page};
+use crate::hooks::webhooks::What;
 use crate::message::{InvalidChannel, MAX_CHANNEL_BYTES, MAX_EVENT_BYTES, Payload, Publish, User, find_control, validate_channel};
 use crate::protocol::{Command, Credentials, ProtocolError, Push, Recover, RelayBody, RequestId};
 
@@ -324,12 +326,29 @@ impl Shard {
         let Some(index) = self.subscribed_channel(key, channel) else {
             return refuse("client events need a subscription to the channel".into());
         };
-        check_client_event(event).and_then(|()| self.publish_for(key, None, index, event, Payload::Json(data))).map_err(|error| match error
-            .code
-        {
+        let published = check_client_event(event).and_then(|()| self.publish_for(key, None, index, event, Payload::Json(data)));
+        published.map_err(|error| match error.code {
             "invalid_event" | "message_too_large" => ProtocolError::refusal("bad_client_event", error.message),
             _ => error,
-        })
+        })?;
+        self.post_client_event(key, index, event, data);
+        Ok(())
+    }
+
+    /// Tells the application, if it wants to hear of client events.
+    fn post_client_event(&mut self, key: ConnectionKey, index: usize, event: &str, data: &str) {
+        let (node, channel) = (self.node.clone(), self.channels[index].channel.clone());
+        let member = self.channels[index].roster.as_ref().and_then(|roster| roster.seat(key.index)).and_then(Seat::user);
+        let user = member.map(|user| user.id().to_owned());
+        let Some(connection) = self.connection(key) else { return };
+        let socket = connection.session.socket_id;
+        node.hooks.post(channel.app(), channel.name(), WebhookEvent::ClientEvent, || What::ClientEvent {
+            event: event.to_owned(),
+            // A string as it is, anything else as JSON text.
+            data: serde_json::from_str(data).unwrap_or_else(|_| data.to_owned()),
+            socket: socket.to_string(),
+            user,
+        });
     }
 
     /// The channel's index, if the connection is subscribed to it.

@@ -370,7 +370,7 @@ impl HubBuilder {
             shards.push(ShardHandle { inbox, counters: ShardCounters::default(), failed: AtomicBool::new(false) });
         }
         let (to_control, arriving) = mpsc_async::channel(ARRIVING);
-        let hooks = Arc::new(Hooks::new(&config.hooks));
+        let hooks = Arc::new(Hooks::new(&config)?);
         let node = Arc::new(Node {
             routes: Arc::new(Routes::new(
                 shards.iter().map(|shard: &ShardHandle| shard.inbox.clone()).collect(),

@@ -15,8 +15,10 @@ use super::fanout::ConnectionKey;
 use super::shard::{Job, Phase, Shard};
 use crate::broker::Reply;
 use crate::close::CloseReason;
+use crate::config::WebhookEvent;
 use crate::error::BrokerError;
 use crate::history::{Page, Range};
+use crate::hooks::webhooks::What;
 use crate::message::{Channel, Position, Publication};
 use crate::protocol::{ProtocolError, Push, Recover, RequestId};
 
@@ -283,6 +285,7 @@ impl Shard {
             if matches!(aim, Aim::Newest(_)) && page.publications.is_empty() {
                 let channel = self.channels[index].channel.clone();
                 self.push(key.connection, &Push::NoLastValue { channel: channel.name() });
+                self.node.hooks.post(channel.app(), channel.name(), WebhookEvent::CacheMiss, || What::CacheMiss);
             }
         }
         let is_newest = matches!(aim, Aim::Newest(_));

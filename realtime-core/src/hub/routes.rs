@@ -124,7 +124,7 @@ impl Notify for Routes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::HooksConfig;
+    use crate::config::Config;
     use crate::hub::shard::WAKE;
     use mio::Events;
     use std::time::Duration;
@@ -160,7 +160,7 @@ mod tests {
         for (count, ended) in [(1, 0b0), (2, 0b0), (7, 0b0), (64, 0b0), (5, 0b1), (5, 0b10110), (6, 0b111110)] {
             let mut polls: Vec<mio::Poll> = (0..count).map(|_| mio::Poll::new().expect("made")).collect();
             let inboxes = polls.iter().map(|poll| Arc::new(Inbox::new(poll.registry(), WAKE).expect("made"))).collect();
-            let routes = Routes::new(inboxes, 1, Arc::new(Hooks::new(&HooksConfig::default())));
+            let routes = Routes::new(inboxes, 1, Arc::new(Hooks::new(&Config::default()).expect("valid")));
             for shard in 0..count {
                 routes.inboxes[shard].take(&mut Vec::new(), true);
                 if ended & (1 << shard) != 0 {
