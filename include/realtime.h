@@ -64,6 +64,36 @@
 #define RT_VERSION "0.1.0"
 
 
+// `rt_event.kind`: something that this version of the header has no number for; see `json`.
+#define RT_EVENT_OTHER 0
+
+// `rt_event.kind`: a connection has come.
+#define RT_EVENT_CONNECT 1
+
+// `rt_event.kind`: a connection hears a channel.
+#define RT_EVENT_SUBSCRIBE 2
+
+// `rt_event.kind`: a user has come onto a channel that shows its users.
+#define RT_EVENT_JOINED 3
+
+// `rt_event.kind`: a user has left one.
+#define RT_EVENT_LEFT 4
+
+// `rt_event.kind`: a client has sent something for the application.
+#define RT_EVENT_MESSAGE 5
+
+// `rt_event.kind`: a connection has said that it no longer wants to hear a channel.
+#define RT_EVENT_UNSUBSCRIBE 6
+
+// `rt_event.kind`: a connection has gone, and all of its subscriptions with it.
+#define RT_EVENT_DISCONNECT 7
+
+// `rt_event.kind`: a channel has its first subscriber.
+#define RT_EVENT_OCCUPIED 8
+
+// `rt_event.kind`: a channel has lost its last one.
+#define RT_EVENT_VACATED 9
+
 // See `rt_abi_version`.
 #define RT_ABI_VERSION 0
 
@@ -186,6 +216,40 @@ typedef struct rt_receipt {
     size_t matched;
 } rt_receipt;
 
+// Something that has happened. Which kinds are queued the setting `hooks.events` says. Texts that do
+// not apply are NULL. Made by the library alone, which may add fields at the end.
+typedef struct rt_event {
+    // Names it, and tells a repeat.
+    uint64_t number;
+    // When: milliseconds since 1970.
+    uint64_t at_ms;
+    // Events that found no room in the queue, since somebody was last told.
+    uint64_t dropped;
+    // `RT_EVENT_CONNECT` and so on.
+    uint32_t kind;
+    // 1 for the first time, more when it was given out before and not acknowledged.
+    uint32_t attempt;
+    // The app; NULL for the default one.
+    const char *app;
+    // The connection.
+    const char *socket_id;
+    // Whose connection it is, or who came or left.
+    const char *user_id;
+    // The channel.
+    const char *channel;
+    // A message's name.
+    const char *event;
+    // A message's data as JSON text.
+    const char *data;
+    // A message that is a text of no protocol, from a client with the raw envelope.
+    const char *text;
+    // All of it, as a JSON object.
+    const char *json;
+} rt_event;
+
+// Takes one event, which lives until the function returns and is acknowledged then.
+typedef void (*rt_event_callback)(const struct rt_event *event, void *userdata);
+
 // What a hub has counted since its start. Set `size` before the call.
 typedef struct rt_stats {
     // `sizeof (rt_stats)`. Later versions add fields at the end.
@@ -245,12 +309,13 @@ extern "C" {
 // to the library and is good until this thread's next call that fails.
 const char *rt_last_error_message(void);
 
-// Makes a client for the hub that serves this socket. `socket` may be NULL: the usual places are
-// tried. Connects with the first call, so that it succeeds without a hub. On success `*out` is a
-// client to be freed with `rt_client_free`.
+// Makes a client for the hub at this address: the path of its socket, or `tcp://HOST:PORT` with the
+// hub's `bus.secret`. `address` may be NULL: the usual places are tried. `secret` may be NULL where
+// none is needed. Connects with the first call, so that it succeeds without a hub. On success
+// `*out` is a client to be freed with `rt_client_free`.
 //
-// Requires: `socket` is NULL or ends with NUL; `out` is NULL or a place for a pointer.
-enum rt_status rt_client_new(const char *socket, struct rt_client **out);
+// Requires: The texts are NULL or end with NUL; `out` is NULL or a place for a pointer.
+enum rt_status rt_client_new(const char *address, const char *secret, struct rt_client **out);
 
 // Frees a client. NULL is accepted.
 //
@@ -267,29 +332,31 @@ enum rt_status rt_client_publish(const struct rt_client *client,
                                  struct rt_receipt *receipt);
 
 // Publishes several messages through another process' hub, which checks them together: none is sent
-// if one is wrong. Returns once they are in the socket.
+// if one is wrong, and go to one app. Returns once they are in the socket.
 //
 // Requires: `client` is NULL or from `rt_client_new`; `publications` as for `rt_hub_publish_batch`.
 enum rt_status rt_client_publish_batch(const struct rt_client *client,
                                        const struct rt_publication *publications,
                                        size_t count);
 
-// See `rt_hub_channel_users`; the default app's.
+// See `rt_hub_channel_users`.
 //
 // Requires: As for `rt_hub_channel_users`, with a client from `rt_client_new`.
 enum rt_status rt_client_channel_users(const struct rt_client *client,
+                                       const char *app,
                                        const char *channel,
                                        struct rt_users **out);
 
-// See `rt_hub_channels`; the default app's.
+// See `rt_hub_channels`.
 //
 // Requires: As for `rt_hub_channels`, with a client from `rt_client_new`.
-enum rt_status rt_client_channels(const struct rt_client *client, struct rt_channels **out);
+enum rt_status rt_client_channels(const struct rt_client *client, const char *app, struct rt_channels **out);
 
-// See `rt_hub_disconnect_user`; the default app's. Only the hub's own user and root may do that.
+// See `rt_hub_disconnect_user`. Only the hub's own user and root may do that.
 //
 // Requires: As for `rt_hub_disconnect_user`, with a client from `rt_client_new`.
 enum rt_status rt_client_disconnect_user(const struct rt_client *client,
+                                         const char *app,
                                          const char *user,
                                          uint16_t code,
                                          const char *reason,
@@ -325,6 +392,43 @@ enum rt_status rt_config_environment(struct rt_config *config);
 //
 // Requires: `config` is NULL or from `rt_config_new`; the texts are NULL or end with NUL.
 enum rt_status rt_config_set(struct rt_config *config, const char *name, const char *value);
+
+// Gives a descriptor for the host's own loop (poll, epoll): readable when `rt_hub_next_event` may have
+// something. It waits again when that, with a timeout of 0, has nothing any more. It belongs to the
+// hub and is good until `rt_hub_free`. `RT_ERROR_INVALID_ARGUMENT`: `hooks.events` is empty.
+//
+// Requires: `hub` is NULL or from `rt_hub_new`; `descriptor` is NULL or a place for one.
+enum rt_status rt_hub_event_fd(const struct rt_hub *hub, int *descriptor);
+
+// Waits for the next event, at most `timeout_ms`. `*event` is NULL when there was none in time. Each
+// event goes to one caller; those of one connection, and those of one channel, come in order, the
+// next when the one before is acknowledged. To be ended with `rt_event_done` or `rt_event_release`.
+//
+// Requires: `hub` is NULL or from `rt_hub_new`; `event` is NULL or a place for a pointer.
+enum rt_status rt_hub_next_event(const struct rt_hub *hub,
+                                 uint64_t timeout_ms,
+                                 const struct rt_event **event);
+
+// Acknowledges an event and frees it. NULL is accepted.
+//
+// Requires: `hub` is NULL or the hub that gave it; `event` is NULL or from `rt_hub_next_event` and has not been
+// ended.
+enum rt_status rt_event_done(const struct rt_hub *hub, const struct rt_event *event);
+
+// Gives an event back unacknowledged, for this or another caller to get again, and frees it. NULL is
+// accepted. So does the hub by itself when `hooks.lease_ms` have passed.
+//
+// Requires: As for `rt_event_done`.
+enum rt_status rt_event_release(const struct rt_hub *hub, const struct rt_event *event);
+
+// Calls a function with every event, one after the other, on a thread of the library that does
+// nothing else: it may block, and may call into the library, except `rt_hub_free` and this function.
+// A NULL `callback` ends that; when it returns, no thread is in the callback any more. The hub's end
+// does the same. `RT_ERROR_STATE`: there is one already.
+//
+// Requires: `hub` is NULL or from `rt_hub_new`; `callback` and `userdata` may be used from another thread until
+// then.
+enum rt_status rt_hub_on_event(struct rt_hub *hub, rt_event_callback callback, void *userdata);
 
 // Makes a hub that does not run yet. `config` may be NULL: then everything has its default. On
 // success `*out` is a hub to be freed with `rt_hub_free`.

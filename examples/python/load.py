@@ -34,6 +34,8 @@ class Publication(ctypes.Structure):
         ("except_", ctypes.POINTER(ctypes.c_char_p)),
         ("except_count", ctypes.c_size_t),
         ("id", ctypes.c_char_p),
+        ("ttl_ms", ctypes.c_uint64),
+        ("flags", ctypes.c_uint32),
     ]
 
 

@@ -1,12 +1,14 @@
-//! A hub in another process of this machine, over its local socket.
+//! A hub in another process, over its local socket or TCP.
 
 use std::ffi::c_char;
-use std::path::Path;
 
 use parking_lot::Mutex;
+use realtime_core::apps::DEFAULT_APP;
+use realtime_core::bus::address::BusAddress;
 use realtime_core::bus::client::{Client, ClientOptions};
 use realtime_core::bus::frame::BusQuery;
 use realtime_core::bus::socket::default_addresses;
+use realtime_core::config::Secret;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
@@ -40,7 +42,7 @@ struct ChannelAnswer {
 /// # Safety
 ///
 /// `client` is NULL or from `rt_client_new` and has not been freed.
-unsafe fn with<R>(client: *const rt_client, run: impl FnOnce(&mut Client) -> Result<R, Failure>) -> Result<R, Failure> {
+unsafe fn with<R>(client: *const rt_client, app: Option<&str>, run: impl FnOnce(&mut Client) -> Result<R, Failure>) -> Result<R, Failure> {
     // SAFETY: the caller's promise.
     let client = unsafe { client.as_ref() }.ok_or_else(|| Failure::null("client"))?;
     let mut inner = client.inner.lock();
@@ -50,27 +52,34 @@ unsafe fn with<R>(client: *const rt_client, run: impl FnOnce(&mut Client) -> Res
         client.forget();
         *forks = fork::count();
     }
+    client.use_app(app.filter(|app| *app != DEFAULT_APP).unwrap_or_default());
     run(client)
 }
 
-/// Makes a client for the hub that serves this socket. `socket` may be NULL: the usual places are
-/// tried. Connects with the first call, so that it succeeds without a hub. On success `*out` is a
-/// client to be freed with `rt_client_free`.
+/// Makes a client for the hub at this address: the path of its socket, or `tcp://HOST:PORT` with the
+/// hub's `bus.secret`. `address` may be NULL: the usual places are tried. `secret` may be NULL where
+/// none is needed. Connects with the first call, so that it succeeds without a hub. On success
+/// `*out` is a client to be freed with `rt_client_free`.
 ///
 /// # Safety
 ///
-/// `socket` is NULL or ends with NUL; `out` is NULL or a place for a pointer.
+/// The texts are NULL or end with NUL; `out` is NULL or a place for a pointer.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn rt_client_new(socket: *const c_char, out: *mut *mut rt_client) -> rt_status {
+pub unsafe extern "C" fn rt_client_new(address: *const c_char, secret: *const c_char, out: *mut *mut rt_client) -> rt_status {
     call(|| {
         // SAFETY: the caller's promise.
-        let socket = unsafe { optional(socket, "socket") }?;
+        let (address, secret) = unsafe { (optional(address, "address")?, optional(secret, "secret")?) };
         if out.is_null() {
             return Err(Failure::null("out"));
         }
-        let sockets = socket.map_or_else(default_addresses, |socket| vec![Path::new(socket).into()]);
+        let addresses = match address {
+            None => default_addresses(),
+            Some(address) => vec![address.parse::<BusAddress>().map_err(|error| Failure::invalid(format!("`address`: {error}")))?],
+        };
+        let secret = Secret::from(secret.unwrap_or_default());
         fork::watch();
-        let client = rt_client { inner: Mutex::new((Client::new(ClientOptions::probing(sockets)), fork::count())) };
+        let client = Client::new(ClientOptions { secret, ..ClientOptions::probing(addresses) });
+        let client = rt_client { inner: Mutex::new((client, fork::count())) };
         // SAFETY: not NULL, and the caller's promise.
         unsafe { out.write(Box::into_raw(Box::new(client))) };
         Ok(())
@@ -105,10 +114,12 @@ pub unsafe extern "C" fn rt_client_publish(
 ) -> rt_status {
     call(|| {
         // SAFETY: the caller's promise.
-        let publish = unsafe { Parsed::read(publication) }?.into_bus()?;
+        let parsed = unsafe { Parsed::read(publication) }?;
+        let app = parsed.app;
+        let publish = parsed.into_bus();
         // SAFETY: the caller's promise.
         unsafe {
-            with(client, |client| {
+            with(client, app, |client| {
                 if receipt.is_null() {
                     return Ok(client.publish(&publish)?);
                 }
@@ -121,7 +132,7 @@ pub unsafe extern "C" fn rt_client_publish(
 }
 
 /// Publishes several messages through another process' hub, which checks them together: none is sent
-/// if one is wrong. Returns once they are in the socket.
+/// if one is wrong, and go to one app. Returns once they are in the socket.
 ///
 /// # Safety
 ///
@@ -132,29 +143,38 @@ pub unsafe extern "C" fn rt_client_publish_batch(client: *const rt_client, publi
         // SAFETY: the caller's promise.
         let publications = unsafe { array(publications, count, "publications") }?;
         // SAFETY: each is as the caller promises.
-        let publishes =
-            publications.iter().map(|publication| unsafe { Parsed::read(publication) }?.into_bus()).collect::<Result<Vec<_>, Failure>>()?;
+        let parsed = publications.iter().map(|publication| unsafe { Parsed::read(publication) }).collect::<Result<Vec<_>, _>>()?;
+        let app = parsed.first().and_then(|first| first.app);
+        if parsed.iter().any(|other| other.app != app) {
+            return Err(Failure::invalid("the messages of a batch go to one app"));
+        }
+        let publishes: Vec<_> = parsed.into_iter().map(Parsed::into_bus).collect();
         // SAFETY: the caller's promise.
-        unsafe { with(client, |client| Ok(client.batch(&publishes)?)) }
+        unsafe { with(client, app, |client| Ok(client.batch(&publishes)?)) }
     })
 }
 
-/// See `rt_hub_channel_users`; the default app's.
+/// See `rt_hub_channel_users`.
 ///
 /// # Safety
 ///
 /// As for `rt_hub_channel_users`, with a client from `rt_client_new`.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn rt_client_channel_users(client: *const rt_client, channel: *const c_char, out: *mut *mut rt_users) -> rt_status {
+pub unsafe extern "C" fn rt_client_channel_users(
+    client: *const rt_client,
+    app: *const c_char,
+    channel: *const c_char,
+    out: *mut *mut rt_users,
+) -> rt_status {
     call(|| {
         // SAFETY: the caller's promise.
-        let channel = unsafe { required(channel, "channel") }?;
+        let (app, channel) = unsafe { (optional(app, "app")?, required(channel, "channel")?) };
         if out.is_null() {
             return Err(Failure::null("out"));
         }
         let query = BusQuery::ChannelUsers { channel: channel.to_owned() };
         // SAFETY: the caller's promise.
-        let users: Vec<UserAnswer> = unsafe { with(client, |client| Ok(client.query(&query)?)) }?;
+        let users: Vec<UserAnswer> = unsafe { with(client, app, |client| Ok(client.query(&query)?)) }?;
         let shown = |info: &'_ Option<Box<RawValue>>| info.as_ref().map(|info| info.get().to_owned()).filter(|info| info != "null");
         let infos: Vec<_> = users.iter().map(|user| shown(&user.info)).collect();
         let list = rt_users::new(users.iter().zip(&infos).map(|(user, info)| (user.id.as_str(), info.as_deref(), user.connections)));
@@ -164,19 +184,21 @@ pub unsafe extern "C" fn rt_client_channel_users(client: *const rt_client, chann
     })
 }
 
-/// See `rt_hub_channels`; the default app's.
+/// See `rt_hub_channels`.
 ///
 /// # Safety
 ///
 /// As for `rt_hub_channels`, with a client from `rt_client_new`.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn rt_client_channels(client: *const rt_client, out: *mut *mut rt_channels) -> rt_status {
+pub unsafe extern "C" fn rt_client_channels(client: *const rt_client, app: *const c_char, out: *mut *mut rt_channels) -> rt_status {
     call(|| {
+        // SAFETY: the caller's promise.
+        let app = unsafe { optional(app, "app") }?;
         if out.is_null() {
             return Err(Failure::null("out"));
         }
         // SAFETY: the caller's promise.
-        let channels: Vec<ChannelAnswer> = unsafe { with(client, |client| Ok(client.query(&BusQuery::Channels)?)) }?;
+        let channels: Vec<ChannelAnswer> = unsafe { with(client, app, |client| Ok(client.query(&BusQuery::Channels)?)) }?;
         let list = rt_channels::new(channels.iter().map(|channel| (channel.name.as_str(), channel.subscribers)));
         // SAFETY: not NULL, and the caller's promise.
         unsafe { out.write(list) };
@@ -184,7 +206,7 @@ pub unsafe extern "C" fn rt_client_channels(client: *const rt_client, out: *mut 
     })
 }
 
-/// See `rt_hub_disconnect_user`; the default app's. Only the hub's own user and root may do that.
+/// See `rt_hub_disconnect_user`. Only the hub's own user and root may do that.
 ///
 /// # Safety
 ///
@@ -192,6 +214,7 @@ pub unsafe extern "C" fn rt_client_channels(client: *const rt_client, out: *mut 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn rt_client_disconnect_user(
     client: *const rt_client,
+    app: *const c_char,
     user: *const c_char,
     code: u16,
     reason: *const c_char,
@@ -199,10 +222,10 @@ pub unsafe extern "C" fn rt_client_disconnect_user(
 ) -> rt_status {
     call(|| {
         // SAFETY: the caller's promise.
-        let (user, reason) = unsafe { (required(user, "user")?, optional(reason, "reason")?) };
+        let (app, user, reason) = unsafe { (optional(app, "app")?, required(user, "user")?, optional(reason, "reason")?) };
         let query = BusQuery::DisconnectUser { user: user.to_owned(), code, reason: reason.unwrap_or_default().to_owned() };
         // SAFETY: the caller's promise.
-        let count: usize = unsafe { with(client, |client| Ok(client.query(&query)?)) }?;
+        let count: usize = unsafe { with(client, app, |client| Ok(client.query(&query)?)) }?;
         if !closed.is_null() {
             // SAFETY: not NULL, and the caller's promise.
             unsafe { closed.write(count) };

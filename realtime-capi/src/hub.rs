@@ -4,7 +4,9 @@ use std::ffi::{c_char, c_int};
 use std::mem::MaybeUninit;
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::{FromRawFd, OwnedFd};
-use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -28,6 +30,8 @@ pub struct rt_hub {
     /// What it is started with; taken by the start.
     setup: Mutex<Option<Setup>>,
     running: OnceLock<Hub>,
+    /// Calls the host with events.
+    pub(crate) listener: Mutex<Option<Listener>>,
     /// The process that made it, counted in forks.
     forks: u64,
 }
@@ -37,12 +41,35 @@ struct Setup {
     listener: Option<TcpListener>,
 }
 
+/// The thread that calls the host with events; it ends with this.
+pub(crate) struct Listener {
+    pub(crate) ended: Arc<AtomicBool>,
+    pub(crate) thread: Option<JoinHandle<()>>,
+}
+
+impl Listener {
+    pub(crate) fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::Acquire)
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        self.ended.store(true, Ordering::Release);
+        if let Some(thread) = self.thread.take() {
+            drop(thread.join());
+        }
+    }
+}
+
 impl Drop for rt_hub {
     fn drop(&mut self) {
         let Some(hub) = self.running.take() else { return };
         if self.forks == fork::count() {
             hub.stop(FREE_TIMEOUT);
+            drop(self.listener.get_mut().take());
         } else {
+            std::mem::forget(self.listener.get_mut().take());
             // Its threads are another process': there is nothing to end, and locks may be held for ever.
             std::mem::forget(hub);
         }
@@ -52,7 +79,7 @@ impl Drop for rt_hub {
 /// # Safety
 ///
 /// `hub` is NULL or from `rt_hub_new` and has not been freed.
-unsafe fn of_this_process<'a>(hub: *const rt_hub) -> Result<&'a rt_hub, Failure> {
+pub(crate) unsafe fn of_this_process<'a>(hub: *const rt_hub) -> Result<&'a rt_hub, Failure> {
     // SAFETY: the caller's promise.
     let hub = unsafe { hub.as_ref() }.ok_or_else(|| Failure::null("hub"))?;
     if hub.forks != fork::count() {
@@ -99,7 +126,12 @@ pub unsafe extern "C" fn rt_hub_new(config: *const rt_config, out: *mut *mut rt_
         let builder = unsafe { config.as_ref() }.map(|config| config.builder.clone()).unwrap_or_default();
         let config = builder.build()?.config;
         fork::watch();
-        let hub = rt_hub { setup: Mutex::new(Some(Setup { config, listener: None })), running: OnceLock::new(), forks: fork::count() };
+        let hub = rt_hub {
+            setup: Mutex::new(Some(Setup { config, listener: None })),
+            running: OnceLock::new(),
+            listener: Mutex::new(None),
+            forks: fork::count(),
+        };
         // SAFETY: not NULL, and the caller's promise.
         unsafe { out.write(Box::into_raw(Box::new(hub))) };
         Ok(())

@@ -7,6 +7,7 @@
 //! | `fork` | what becomes of a hub in a forked child |
 //! | `text` | C's strings and arrays as Rust's, checked |
 //! | `config`, `hub`, `publication`, `lists` | the hub's nouns, as `include/realtime.h` has them |
+//! | `events` | what happens to connections and channels |
 //! | `client` | a hub in another process, over its local socket |
 //! | `log` | where log records go |
 //!
@@ -20,6 +21,7 @@
 mod boundary;
 mod client;
 mod config;
+mod events;
 mod fork;
 mod hub;
 mod lists;
@@ -31,6 +33,7 @@ mod text;
 pub use boundary::rt_last_error_message;
 pub use client::*;
 pub use config::*;
+pub use events::*;
 pub use hub::*;
 pub use lists::*;
 pub use log::*;

@@ -2,7 +2,6 @@
 
 use std::ffi::{CStr, c_char, c_void};
 
-use realtime_core::apps::DEFAULT_APP;
 use realtime_core::bus::frame::BusPublish;
 use realtime_core::history::Keeping;
 use realtime_core::message::{DEFAULT_EVENT, validate_json};
@@ -17,6 +16,9 @@ pub const RT_TEXT: u32 = 0;
 pub const RT_JSON: u32 = 1;
 /// `rt_publication.kind`: bytes, sent in binary frames where the client's protocol has them.
 pub const RT_BINARY: u32 = 2;
+
+/// `rt_publication.flags`: the channel's history does not keep it.
+pub const RT_NO_HISTORY: u32 = 1;
 
 /// A message and where it goes. Set it to zeros, then `size`, then what is needed:
 ///
@@ -56,6 +58,11 @@ pub struct rt_publication {
     /// Idempotency key, 1–128 bytes: within five minutes a repeat is accepted and not sent again.
     /// NULL: none.
     pub id: *const c_char,
+    /// How long it stays in the channel's history, in milliseconds; 0: as long as the channel keeps its
+    /// messages.
+    pub ttl_ms: u64,
+    /// 0, or `RT_NO_HISTORY`.
+    pub flags: u32,
 }
 
 /// Where an accepted publication stands.
@@ -84,6 +91,7 @@ pub(crate) struct Parsed<'a> {
     payload: Payload<'a>,
     except: Vec<SocketId>,
     id: Option<&'a str>,
+    keeping: Keeping,
 }
 
 pub(crate) enum Target<'a> {
@@ -139,6 +147,13 @@ impl<'a> Parsed<'a> {
             RT_BINARY => Payload::Binary(data),
             other => return Err(Failure::invalid(format!("publication.kind is {other}, it must be RT_TEXT, RT_JSON or RT_BINARY"))),
         };
+        if publication.flags & !RT_NO_HISTORY != 0 {
+            return Err(Failure::invalid(format!("publication.flags is {}, which holds something that this library does not know", publication.flags)));
+        }
+        let keeping = Keeping {
+            history: publication.flags & RT_NO_HISTORY == 0,
+            ttl_ms: (publication.ttl_ms > 0).then_some(publication.ttl_ms),
+        };
         let socket_id = |text: &*const c_char| {
             if text.is_null() {
                 return None;
@@ -146,7 +161,7 @@ impl<'a> Parsed<'a> {
             // SAFETY: not NULL, and the caller's promise.
             unsafe { CStr::from_ptr(*text) }.to_str().ok()?.parse().ok()
         };
-        Ok(Parsed { app, to, event, payload, except: excepted.iter().filter_map(socket_id).collect(), id })
+        Ok(Parsed { app, to, event, payload, except: excepted.iter().filter_map(socket_id).collect(), id, keeping })
     }
 
     pub(crate) fn as_publish<'s>(&'s self, channel: &'s str) -> Publish<'s> {
@@ -154,6 +169,8 @@ impl<'a> Parsed<'a> {
         publish.app = self.app;
         publish.except = &self.except;
         publish.id = self.id;
+        publish.history = self.keeping.history;
+        publish.ttl_ms = self.keeping.ttl_ms;
         publish
     }
 
@@ -169,22 +186,19 @@ impl<'a> Parsed<'a> {
         &self.except
     }
 
-    pub(crate) fn into_bus(self) -> Result<BusPublish<'a>, Failure> {
-        if self.app.is_some_and(|app| app != DEFAULT_APP) {
-            return Err(Failure::invalid("this library speaks to the default app of another process only"));
-        }
+    pub(crate) fn into_bus(self) -> BusPublish<'a> {
         let (target, to_user) = match self.to {
             Target::Channel(channel) => (channel, false),
             Target::User(user) => (user, true),
         };
-        Ok(BusPublish {
+        BusPublish {
             target,
             to_user,
             event: self.event,
             payload: self.payload,
             except: self.except,
             id: self.id,
-            keeping: Keeping::default(),
-        })
+            keeping: self.keeping,
+        }
     }
 }

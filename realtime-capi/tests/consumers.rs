@@ -79,7 +79,7 @@ fn the_header_compiles_alone_in_every_language_that_it_is_for() {
 
 #[test]
 fn the_programs_are_also_valid_in_newer_languages() {
-    for name in ["round_trip.c", "misuse.c", "threads.c", "forked.c"] {
+    for name in ["round_trip.c", "misuse.c", "threads.c", "forked.c", "events.c"] {
         run(compiler("cc", "-std=c11").arg("-fsyntax-only").arg(source(name)));
     }
 }
@@ -98,6 +98,14 @@ fn every_function_with_null_and_with_misuse() {
     run(&mut started(&program));
     run(&mut under_valgrind(&program));
     run(&mut sanitized("misuse.c"));
+}
+
+#[test]
+fn events_from_a_loop_and_by_callback() {
+    let program = program("events.c", &[]);
+    run(&mut started(&program));
+    run(&mut under_valgrind(&program));
+    run(&mut sanitized("events.c"));
 }
 
 #[test]

@@ -37,7 +37,7 @@ int main(int argc, char **argv)
     upgrade(fd, "/ws/c?envelope=raw");
     await_subscribers(hub, "c", 1);
     snprintf(toml, sizeof toml, "%s/bus.sock", argv[1]);
-    OK(rt_client_new(toml, &client));
+    OK(rt_client_new(toml, NULL, &client));
     OK(rt_client_publish(client, &message, NULL));
     next_frame(fd, payload, sizeof payload);
     CHECK(strcmp(payload, "from the parent") == 0);

@@ -65,18 +65,18 @@ static void nulls(void)
     rt_users_free(NULL);
     rt_channels_free(NULL);
 
-    STATUS(RT_ERROR_NULL, rt_client_new("/nowhere", NULL));
+    STATUS(RT_ERROR_NULL, rt_client_new("/nowhere", NULL, NULL));
     STATUS(RT_ERROR_NULL, rt_client_publish(NULL, &message, NULL));
     STATUS(RT_ERROR_NULL, rt_client_publish_batch(NULL, NULL, 0));
-    STATUS(RT_ERROR_NULL, rt_client_channel_users(NULL, "c", &users));
-    STATUS(RT_ERROR_NULL, rt_client_channels(NULL, &channels));
-    STATUS(RT_ERROR_NULL, rt_client_disconnect_user(NULL, "u", 4000, NULL, NULL));
-    OK(rt_client_new("/nowhere/realtime.sock", &client));
+    STATUS(RT_ERROR_NULL, rt_client_channel_users(NULL, NULL, "c", &users));
+    STATUS(RT_ERROR_NULL, rt_client_channels(NULL, NULL, &channels));
+    STATUS(RT_ERROR_NULL, rt_client_disconnect_user(NULL, NULL, "u", 4000, NULL, NULL));
+    OK(rt_client_new("/nowhere/realtime.sock", NULL, &client));
     STATUS(RT_ERROR_NULL, rt_client_publish(client, NULL, NULL));
-    STATUS(RT_ERROR_NULL, rt_client_channel_users(client, NULL, &users));
-    STATUS(RT_ERROR_NULL, rt_client_channel_users(client, "c", NULL));
-    STATUS(RT_ERROR_NULL, rt_client_channels(client, NULL));
-    STATUS(RT_ERROR_NULL, rt_client_disconnect_user(client, NULL, 4000, NULL, NULL));
+    STATUS(RT_ERROR_NULL, rt_client_channel_users(client, NULL, NULL, &users));
+    STATUS(RT_ERROR_NULL, rt_client_channel_users(client, NULL, "c", NULL));
+    STATUS(RT_ERROR_NULL, rt_client_channels(client, NULL, NULL));
+    STATUS(RT_ERROR_NULL, rt_client_disconnect_user(client, NULL, NULL, 4000, NULL, NULL));
     message = text_for("c", "x");
     STATUS(RT_ERROR_UNAVAILABLE, rt_client_publish(client, &message, NULL));
     rt_client_free(client);
@@ -167,6 +167,12 @@ static void arguments(void)
     message = text_for("c", "x");
     message.app = "nobody's";
     STATUS(RT_ERROR_INVALID_ARGUMENT, rt_hub_publish(hub, &message, NULL));
+    message = text_for("c", "x");
+    message.flags = 2;
+    STATUS(RT_ERROR_INVALID_ARGUMENT, rt_hub_publish(hub, &message, NULL));
+    message.flags = RT_NO_HISTORY;
+    message.ttl_ms = 1000;
+    OK(rt_hub_publish(hub, &message, NULL));
     for (length = 199; length <= 201; length++) {
         channel[length] = '\0';
         message = text_for(channel, "x");
@@ -195,7 +201,7 @@ static void arguments(void)
     STATUS(RT_ERROR_INVALID_ARGUMENT, rt_hub_set_user(hub, NULL, "1.2", "u", "{", NULL));
     STATUS(RT_ERROR_INVALID_ARGUMENT, rt_hub_disconnect_user(hub, NULL, "u", 1001, NULL, NULL));
     STATUS(RT_ERROR_INVALID_ARGUMENT, rt_hub_disconnect_user(hub, "x", "u", 4000, NULL, NULL));
-    STATUS(RT_ERROR_INVALID_ARGUMENT, rt_client_new("\xff", &client));
+    STATUS(RT_ERROR_INVALID_ARGUMENT, rt_client_new("\xff", NULL, &client));
     rt_hub_free(hub);
     free(body);
 }

@@ -5,12 +5,18 @@
 //! other. Bounded: when workers are behind, the newest events are dropped and counted.
 
 use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
+use rustix::event::{EventfdFlags, eventfd};
 use serde::Serialize;
 use serde_json::value::RawValue;
 use tokio::sync::Notify;
+
+use crate::descriptors;
 
 /// See the module's documentation.
 pub(crate) struct EventQueue {
@@ -19,6 +25,8 @@ pub(crate) struct EventQueue {
     ready: Condvar,
     /// The same, for those who do not block.
     pub(crate) arrived: Notify,
+    /// The same, for a host's own loop.
+    descriptor: OnceLock<OwnedFd>,
     limit: usize,
     lease: Duration,
 }
@@ -62,7 +70,14 @@ pub(crate) struct Leased {
 
 impl EventQueue {
     pub(crate) fn new(limit: usize, lease_ms: u64) -> Self {
-        EventQueue { state: Mutex::default(), ready: Condvar::new(), arrived: Notify::new(), limit, lease: Duration::from_millis(lease_ms) }
+        EventQueue {
+            state: Mutex::default(),
+            ready: Condvar::new(),
+            arrived: Notify::new(),
+            descriptor: OnceLock::new(),
+            limit,
+            lease: Duration::from_millis(lease_ms),
+        }
     }
 
     pub(crate) fn push(&self, key: String, json: String) {
@@ -88,6 +103,39 @@ impl EventQueue {
     fn wake(&self) {
         self.ready.notify_one();
         self.arrived.notify_one();
+        if let Some(descriptor) = self.descriptor.get() {
+            // Full is readable, which is all that matters.
+            let _ = rustix::io::write(descriptor, &1u64.to_ne_bytes());
+        }
+    }
+
+    /// A descriptor that is readable when an event may be there. [`EventQueue::quiet`] resets it.
+    pub(crate) fn descriptor(&self) -> io::Result<BorrowedFd<'_>> {
+        let descriptor = match self.descriptor.get() {
+            Some(descriptor) => descriptor,
+            None => {
+                let made = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
+                let descriptor = self.descriptor.get_or_init(|| made);
+                descriptors::opened(descriptor.as_raw_fd());
+                // What came before it was there.
+                self.wake();
+                descriptor
+            }
+        };
+        Ok(descriptor.as_fd())
+    }
+
+    /// Called before the queue is looked at: what comes from then on makes the descriptor readable.
+    pub(crate) fn quiet(&self) {
+        if let Some(descriptor) = self.descriptor.get() {
+            let _ = rustix::io::read(descriptor, &mut [0; 8]);
+        }
+    }
+
+    /// Acknowledges an event.
+    pub(crate) fn done(&self, number: u64) {
+        let mut state = self.state.lock();
+        self.forget(&mut state, number);
     }
 
     /// When an event may be given out again, if nobody acknowledges it.
@@ -166,6 +214,14 @@ impl EventQueue {
             None => {
                 state.keys.remove(&queued.key);
             }
+        }
+    }
+}
+
+impl Drop for EventQueue {
+    fn drop(&mut self) {
+        if let Some(descriptor) = self.descriptor.get() {
+            descriptors::closing(descriptor.as_raw_fd());
         }
     }
 }

@@ -26,6 +26,7 @@ pub(crate) mod tap;
 use std::collections::HashMap;
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixListener;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -636,7 +637,25 @@ impl Hub {
     /// `event`. `None`: there was none in time.
     pub fn next_event(&self, done: Option<u64>, timeout: Duration) -> Result<Option<String>, QueryError> {
         let queue = self.0.node.hooks.queue.as_ref().ok_or(QueryError::NoEvents)?;
+        queue.quiet();
         Ok(queue.next(done, timeout).and_then(|leased| serde_json::to_string(&leased).ok()))
+    }
+
+    /// A descriptor for a host's own loop: readable when [`Hub::next_event`] may have something. That call
+    /// with a timeout of zero, until it has nothing, makes it wait again. It belongs to the hub.
+    pub fn event_descriptor(&self) -> Result<BorrowedFd<'_>, QueryError> {
+        let queue = self.0.node.hooks.queue.as_ref().ok_or(QueryError::NoEvents)?;
+        queue.descriptor().map_err(|error| {
+            tracing::error!(%error, "no descriptor for events");
+            QueryError::NoEvents
+        })
+    }
+
+    /// Acknowledges an event without asking for the next one.
+    pub fn event_done(&self, number: u64) {
+        if let Some(queue) = &self.0.node.hooks.queue {
+            queue.done(number);
+        }
     }
 
     /// Gives an event back that was not acknowledged: somebody else gets it.
