@@ -118,6 +118,9 @@
 // `rt_publication.kind`: bytes, sent in binary frames where the client's protocol has them.
 #define RT_BINARY 2
 
+// `rt_publication.flags`: the channel's history does not keep it.
+#define RT_NO_HISTORY 1
+
 // What a function returns. Numbers are never reused; a later version may add some.
 typedef enum rt_status {
     // It worked, and outputs have been written.
@@ -204,6 +207,11 @@ typedef struct rt_publication {
     // Idempotency key, 1–128 bytes: within five minutes a repeat is accepted and not sent again.
     // NULL: none.
     const char *id;
+    // How long it stays in the channel's history, in milliseconds; 0: as long as the channel keeps its
+    // messages.
+    uint64_t ttl_ms;
+    // 0, or `RT_NO_HISTORY`.
+    uint32_t flags;
 } rt_publication;
 
 // Where an accepted publication stands.

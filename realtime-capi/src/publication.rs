@@ -148,12 +148,13 @@ impl<'a> Parsed<'a> {
             other => return Err(Failure::invalid(format!("publication.kind is {other}, it must be RT_TEXT, RT_JSON or RT_BINARY"))),
         };
         if publication.flags & !RT_NO_HISTORY != 0 {
-            return Err(Failure::invalid(format!("publication.flags is {}, which holds something that this library does not know", publication.flags)));
+            return Err(Failure::invalid(format!(
+                "publication.flags is {}, which holds something that this library does not know",
+                publication.flags
+            )));
         }
-        let keeping = Keeping {
-            history: publication.flags & RT_NO_HISTORY == 0,
-            ttl_ms: (publication.ttl_ms > 0).then_some(publication.ttl_ms),
-        };
+        let keeping =
+            Keeping { history: publication.flags & RT_NO_HISTORY == 0, ttl_ms: (publication.ttl_ms > 0).then_some(publication.ttl_ms) };
         let socket_id = |text: &*const c_char| {
             if text.is_null() {
                 return None;
@@ -191,14 +192,6 @@ impl<'a> Parsed<'a> {
             Target::Channel(channel) => (channel, false),
             Target::User(user) => (user, true),
         };
-        BusPublish {
-            target,
-            to_user,
-            event: self.event,
-            payload: self.payload,
-            except: self.except,
-            id: self.id,
-            keeping: self.keeping,
-        }
+        BusPublish { target, to_user, event: self.event, payload: self.payload, except: self.except, id: self.id, keeping: self.keeping }
     }
 }
