@@ -91,7 +91,8 @@ class RealtimeServiceProvider extends ServiceProvider
                 $config['encryption_master_key'] ?? null,
             ),
             $publish,
-            static fn (string $event, string $json) => $app->make(IdempotencyKeys::class)->next($event, $json),
+            // Most requests run no job; then nothing is made for one.
+            static fn (string $event, string $json) => $app->resolved(IdempotencyKeys::class) ? $app->make(IdempotencyKeys::class)->next($event, $json) : null,
             (bool) ($config['sign_user'] ?? true),
             (bool) ($config['jsonp'] ?? false),
         );

@@ -29,7 +29,7 @@ if (stream_resolve_include_path('GuzzleHttp/autoload.php')) {
                 return;
             }
         }
-    });
+    }, true, true);
     foreach ($composer['autoload']['files'] as $file) {
         require_once "$package/$file";
     }

@@ -1,0 +1,7 @@
+<?php
+
+declare(strict_types=1);
+
+namespace App\Exceptions;
+
+class Handler extends \Illuminate\Foundation\Exceptions\Handler {}
