@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup build build-extension build-server demo demo-check check-demo-page test test-deep test-laravel test-zts test-php84 fmt lint install uninstall dist bench fuzz clean
+.PHONY: help setup build build-extension build-server demo demo-check check-demo-page test test-deep test-laravel bench-laravel test-zts test-php84 fmt lint install uninstall dist bench fuzz clean
 .PHONY: public-api build-capi header header-check install-capi
 
 # Where rustup puts cargo, for shells that do not have it on their PATH. Never twice: a changed PATH makes cargo build
@@ -100,7 +100,7 @@ check-demo-page:
 		$(if $(UPDATE_SCREENSHOT),--seconds=50) -- $(run_php) $(demo)/poller.php
 	@$(if $(UPDATE_SCREENSHOT),cp $(target)/demo.png docs/demo.png)
 
-test: ## Run every test; ONLY="rust php" runs some (fmt lint docs rust build php server laravel packaging install capi examples websocket pusher demo)
+test: ## Run every test; ONLY="rust php" runs some (fmt lint docs rust build php server laravel packaging install capi examples websocket pusher echo demo)
 	@scripts/setup build demo test
 	@$(with_php) MAKE='$(MAKE)' scripts/test $(ONLY)
 
@@ -136,6 +136,11 @@ lint: ## Check format and lints, warnings as errors
 
 public-api: ## See that realtime-core shows no other crate's types but those that are meant to be seen
 	@scripts/public-api
+
+bench-laravel: ## What event() costs in a Laravel request, beside the stock driver over HTTP
+	@scripts/setup build bench test
+	@$(MAKE) --no-print-directory build-extension build-server
+	@laravel/bench/run
 
 bench: ## Compare with the floor and the alternatives; writes benches/results/
 	@scripts/setup build bench

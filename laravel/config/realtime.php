@@ -38,8 +38,11 @@ return [
     | transport: "auto" is the extension where it is loaded, else the HTTP API
     |   if `url` is set, else the hub's bus socket. "bus" and "http" force one.
     |
-    | socket: the hub's bus socket, for PHP without the extension; null looks in
-    |   the usual places. The extension has realtime.socket in php.ini.
+    | socket: the hub's bus, a path or tcp://host:port or both with a comma
+    |   between, for PHP without the extension; null looks in the usual places.
+    |   The extension has realtime.socket in php.ini.
+    |
+    | secret: what both sides of the bus over TCP know, 32 bytes or more.
     |
     | url: where the HTTP API is, http://127.0.0.1:8080 for example.
     |
@@ -50,6 +53,8 @@ return [
     'transport' => env('REALTIME_TRANSPORT', 'auto'),
 
     'socket' => env('REALTIME_SOCKET'),
+
+    'secret' => env('REALTIME_SECRET'),
 
     'url' => env('REALTIME_API_URL'),
 
@@ -74,7 +79,7 @@ return [
     |--------------------------------------------------------------------------
     |
     | Settings of the hub by their own names; `realtime config` lists them all.
-    | The app above, and APP_URL as the allowed origin, are added where they are
+    | The app above, and APP_URL as an allowed origin, are added where they are
     | not set here. What is null is left to the hub.
     |
     */
@@ -82,6 +87,7 @@ return [
     'server' => [
         'listen' => env('REALTIME_LISTEN', '127.0.0.1:8080'),
         'socket' => env('REALTIME_SOCKET'),
+        'secret' => env('REALTIME_SECRET'),
         'allowed_origins' => null,
         'auth' => ['mode' => 'none'],
     ],

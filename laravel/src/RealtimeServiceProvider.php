@@ -110,7 +110,9 @@ class RealtimeServiceProvider extends ServiceProvider
             return new HttpClient((string) $config['url'], (string) $config['app']['id'], (string) $config['app']['key'], (string) $config['app']['secret']);
         }
 
-        return new BusClient(($config['socket'] ?? null) === null ? null : array_values(array_filter([$config['socket']])));
+        $sockets = $config['socket'] ?? null;
+
+        return new BusClient($sockets === null ? null : BusClient::addresses($sockets), $config['secret'] ?? null);
     }
 
     /** Records in unit tests; sends nothing where events go nowhere either. */

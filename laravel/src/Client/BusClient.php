@@ -4,6 +4,7 @@ declare(strict_types=1);
 
 namespace Realtime\Laravel\Client;
 
+use Realtime\Exception\ConfigError;
 use Realtime\Exception\InvalidChannel;
 use Realtime\Exception\InvalidMessage;
 use Realtime\Exception\MessageTooLarge;
@@ -14,8 +15,8 @@ use Realtime\Exception\Unauthorized;
 use Realtime\Exception\Unavailable;
 
 /**
- * The local bus in plain PHP: a Unix socket to the hub of another process. The frames are those of
- * docs/protocol/bus.md.
+ * The bus in plain PHP: a Unix socket to the hub of another process, or TCP with a shared secret to
+ * one elsewhere. The frames are those of docs/protocol/bus.md.
  *
  * One connection, made by the first call and kept. A forked child makes its own, and so does the
  * first call after the hub went away.
@@ -35,10 +36,17 @@ final class BusClient implements Client
     private const PUBLISH = 0x02;
     private const BATCH = 0x03;
     private const QUERY = 0x04;
+    private const KNOCK = 0x05;
+    private const PROOF = 0x06;
     private const WELCOME = 0x81;
     private const RECEIPT = 0x82;
     private const FAILURE = 0x83;
     private const ANSWER = 0x84;
+    private const CHALLENGE = 0x85;
+
+    private const NONCE_BYTES = 32;
+    private const TAG_BYTES = 16;
+    private const MIN_SECRET_BYTES = 32;
 
     /** @var resource|null */
     private $stream;
@@ -49,8 +57,17 @@ final class BusClient implements Client
     /** After a deadline passed, calls fail at once until then. */
     private float $silentUntil = 0.0;
 
-    /** @param list<string>|null $sockets where to look, in this order; null: the usual places */
-    public function __construct(private ?array $sockets = null) {}
+    /** Over TCP: the keys of both directions, and how many frames went each way. */
+    private ?string $sendKey = null;
+    private ?string $receiveKey = null;
+    private int $sent = 0;
+    private int $received = 0;
+
+    /** @param list<string>|null $sockets paths or `tcp://host:port`, tried in this order; null: the usual places */
+    public function __construct(
+        private ?array $sockets = null,
+        #[\SensitiveParameter] private ?string $secret = null,
+    ) {}
 
     /** @return list<string> where a hub's socket is looked for if none is configured */
     public static function usualSockets(): array
@@ -63,6 +80,12 @@ final class BusClient implements Client
             $runtime === null ? null : "$runtime/realtime/realtime.sock",
             "/tmp/realtime-$uid/realtime.sock",
         ]));
+    }
+
+    /** @return list<string> what a setting names: paths and `tcp://host:port`, with commas between */
+    public static function addresses(string $sockets): array
+    {
+        return array_values(array_filter(array_map('trim', explode(',', $sockets)), 'strlen'));
     }
 
     public function publish(array $publications): array
@@ -191,9 +214,9 @@ final class BusClient implements Client
             throw new Unavailable('the hub did not answer in time a moment ago; it is asked again in ' . ceil(($this->silentUntil - $now) * 1000) . ' ms');
         }
         $deadline = $now + self::CALL_S;
-        $out = implode('', $frames);
         $kept = $this->isConnected();
-        $kept || $this->connect();
+        $kept || $this->connect($deadline);
+        $out = $this->seal($frames);
         $answers = [];
         $parts = [];
         $sent = 0;
@@ -202,7 +225,8 @@ final class BusClient implements Client
                 $written = @fwrite($this->stream, $sent === 0 ? $out : substr($out, $sent, 1 << 16));
                 if ($written === false && $kept && $sent === 0) {
                     // The hub closed a connection that was idle: nothing of this call has reached it.
-                    $this->connect();
+                    $this->connect($deadline);
+                    $out = $this->seal($frames);
                     $kept = false;
                     continue;
                 }
@@ -285,11 +309,15 @@ final class BusClient implements Client
             if ($length === 0 || $length > self::MAX_FRAME_BYTES) {
                 throw $this->broken("a frame declares $length bytes");
             }
-            if (strlen($this->partial) - $at - 4 < $length) {
+            $tag = $this->receiveKey === null ? 0 : self::TAG_BYTES;
+            if (strlen($this->partial) - $at - 4 < $length + $tag) {
                 break;
             }
+            if ($tag > 0 && !hash_equals(self::tag($this->receiveKey, $this->received++, substr($this->partial, $at, 4 + $length)), substr($this->partial, $at + 4 + $length, $tag))) {
+                throw $this->broken('a frame was changed on the way');
+            }
             $frames[] = [ord($this->partial[$at + 4]), substr($this->partial, $at + 5, $length - 1)];
-            $at += 4 + $length;
+            $at += 4 + $length + $tag;
         }
         $this->partial = substr($this->partial, $at);
 
@@ -326,30 +354,76 @@ final class BusClient implements Client
         return @stream_select($read, $none, $none, 0) === 0;
     }
 
-    private function connect(): void
+    private function connect(float $deadline): void
     {
         $this->close();
         $tried = [];
-        foreach ($this->sockets ?? self::usualSockets() as $path) {
-            if ($this->sockets === null && !self::isTrusted($path)) {
-                $tried[] = "$path: " . (file_exists($path) ? 'belongs to another user' : 'no such file');
+        foreach ($this->sockets ?? self::usualSockets() as $address) {
+            $overTcp = str_starts_with($address, 'tcp://');
+            if ($this->sockets === null && !self::isTrusted($address)) {
+                $tried[] = "$address: " . (file_exists($address) ? 'belongs to another user' : 'no such file');
                 continue;
             }
-            $stream = @stream_socket_client("unix://$path", $code, $message, self::CONNECT_S);
+            $stream = @stream_socket_client($overTcp ? $address : "unix://$address", $code, $message, self::CONNECT_S);
             if ($stream === false) {
-                $tried[] = "$path: " . ($message ?: "error $code");
+                $tried[] = "$address: " . ($message ?: "error $code");
                 continue;
             }
             stream_set_blocking($stream, false);
             stream_set_read_buffer($stream, 0);
             $this->stream = $stream;
             $this->process = getmypid();
+            if ($overTcp) {
+                $this->shakeHands($deadline);
+            }
             // The hello waits for no welcome: the frames behind it come in the same breath.
-            fwrite($stream, self::frame(self::HELLO, 'RTBS' . pack('vvV', self::VERSION, self::VERSION, $this->process)));
+            fwrite($stream, $this->seal([self::frame(self::HELLO, 'RTBS' . pack('vvV', self::VERSION, self::VERSION, $this->process))]));
 
             return;
         }
         throw new Unavailable('no hub answers: ' . ($tried === [] ? 'no socket is configured' : implode('; ', $tried)));
+    }
+
+    /** Both sides prove that they know the secret; frames carry tags from then on. */
+    private function shakeHands(float $deadline): void
+    {
+        if (strlen((string) $this->secret) < self::MIN_SECRET_BYTES) {
+            $this->close();
+            throw new ConfigError('the bus over TCP needs the hub\'s secret of at least ' . self::MIN_SECRET_BYTES . ' bytes');
+        }
+        $nonce = random_bytes(self::NONCE_BYTES);
+        fwrite($this->stream, self::frame(self::KNOCK, "RTBS$nonce"));
+        do {
+            $this->wait($deadline, false);
+            $frames = $this->receive();
+        } while ($frames === []);
+        [$kind, $fields] = $frames[0];
+        if ($kind !== self::CHALLENGE || strlen($fields) !== self::NONCE_BYTES + 32) {
+            throw $this->broken('it does not answer the knock');
+        }
+        $both = $nonce . substr($fields, 0, self::NONCE_BYTES);
+        $derive = fn (string $label) => hash_hmac('sha256', "realtime bus 1 $label$both", $this->secret, true);
+        if (!hash_equals($derive('hub    proof'), substr($fields, self::NONCE_BYTES))) {
+            $this->close();
+            throw new Unauthorized('what answers there does not know the secret, or this side has another one');
+        }
+        fwrite($this->stream, self::frame(self::PROOF, $derive('client proof')));
+        [$this->sendKey, $this->receiveKey] = [$derive('client frame'), $derive('hub    frame')];
+    }
+
+    /** The frames as they go over this connection. @param array<string> $frames */
+    private function seal(array $frames): string
+    {
+        if ($this->sendKey === null) {
+            return implode('', $frames);
+        }
+
+        return implode('', array_map(fn (string $frame) => $frame . self::tag($this->sendKey, $this->sent++, $frame), $frames));
+    }
+
+    private static function tag(string $key, int $number, string $frame): string
+    {
+        return substr(hash_hmac('sha256', pack('P', $number) . $frame, $key, true), 0, self::TAG_BYTES);
     }
 
     /** Where everybody may make a socket, only root's and this user's are spoken to. */
@@ -368,6 +442,8 @@ final class BusClient implements Client
         }
         $this->stream = null;
         $this->partial = '';
+        $this->sendKey = $this->receiveKey = null;
+        $this->sent = $this->received = 0;
     }
 
     private function lost(): Unavailable

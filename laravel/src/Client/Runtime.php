@@ -37,7 +37,10 @@ final class Runtime
     public function client(): Client
     {
         // As the extension does where nothing is configured.
-        return $this->client ??= new BusClient(($socket = getenv('REALTIME_SOCKET')) === false ? null : array_filter([$socket]));
+        return $this->client ??= new BusClient(
+            ($sockets = getenv('REALTIME_SOCKET')) === false ? null : BusClient::addresses($sockets),
+            getenv('REALTIME_SECRET') ?: null,
+        );
     }
 
     /** @see \Realtime\publish() */

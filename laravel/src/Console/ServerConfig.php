@@ -16,7 +16,8 @@ final class ServerConfig
             $config['apps'] = [['name' => 'default', 'id' => (string) ($app['id'] ?? 'default'), 'key' => (string) $app['key'], 'secret' => (string) $app['secret']]];
         }
         if (!isset($config['allowed_origins']) && ($origin = self::origin($appUrl)) !== null) {
-            $config['allowed_origins'] = [$origin];
+            // Besides what is allowed where nothing is said.
+            $config['allowed_origins'] = ['default', $origin];
         }
 
         return $config;
@@ -40,7 +41,7 @@ final class ServerConfig
         return $variables;
     }
 
-    /** Scheme, host and port of an address; the development server runs on any port of localhost. */
+    /** Scheme, host and port of an address. */
     private static function origin(?string $url): ?string
     {
         $parts = parse_url((string) $url);

@@ -227,6 +227,50 @@ test('what is not a hub gives a typed error, not a hang or a mess', function () 
     }
 });
 
+test('over TCP both sides prove that they know the secret, and frames are sealed', function () {
+    $secret = bin2hex(random_bytes(32));
+    $path = socket_path();
+    $address = 'tcp://127.0.0.1:' . Tests\free_port();
+    $hub = new Hub(['SECRET' => $secret], "$path,$address");
+    $client = Client::subscribed($hub->url, 'news');
+    $publication = fn (string $body) => new Publication('news', false, 'e', Publication::TEXT, $body);
+    $bus = new BusClient([$address], $secret);
+    same(3, count($bus->publish([$publication('a'), $publication('b'), $publication('c')])));
+    $bus->publish([$publication(str_repeat('d', 200_000))]);
+    same(['a', 'b', 'c', str_repeat('d', 200_000)], array_map(fn () => $client->next()['data'], range(1, 4)));
+    check($bus->stats()['connections'] >= 1, 'queries work as well');
+    throws(InvalidChannel::class, '', fn () => $bus->publish([new Publication('#x', false, 'e', Publication::TEXT, 'x')]));
+    $e = throws(Realtime\Exception\Unauthorized::class, 'secret', fn () => (new BusClient([$address], str_repeat('x', 64)))->publish([$publication('x')]));
+    check(!$e->isRetryable(), 'a wrong secret stays wrong');
+    throws(Realtime\Exception\ConfigError::class, '32 bytes', fn () => (new BusClient([$address], 'short'))->publish([$publication('x')]));
+    // A path that is not served is followed by one that is.
+    same(1, count((new BusClient(BusClient::addresses("/nowhere.sock, $address"), $secret))->publish([$publication('e')])));
+    $hub->stop();
+    $again = new Hub(['SECRET' => $secret], "$path,$address");
+    same(1, count($bus->publish([$publication('f')])));
+    $again->stop();
+});
+
+test('over TCP a frame that was changed on the way ends the connection', function () {
+    $secret = str_repeat('s', 32);
+    $listener = stream_socket_server('tcp://127.0.0.1:0');
+    $pid = pcntl_fork();
+    if ($pid === 0) {
+        $peer = stream_socket_accept($listener, 30);
+        $knock = stream_get_contents($peer, 4 + 1 + 4 + 32);
+        $both = substr($knock, -32) . ($nonce = random_bytes(32));
+        fwrite($peer, pack('VC', 65, 0x85) . $nonce . hash_hmac('sha256', "realtime bus 1 hub    proof$both", $secret, true));
+        stream_get_contents($peer, 4 + 1 + 32);
+        // A receipt that is right in all but its tag.
+        fwrite($peer, pack('VCVPPV', 25, 0x82, 1, 1, 1, 1) . str_repeat("\0", 16));
+        sleep(30);
+    }
+    $address = 'tcp://' . stream_socket_get_name($listener, false);
+    throws(Unavailable::class, 'changed on the way', fn () => (new BusClient([$address], $secret))->publish([new Publication('c', false, 'e', Publication::TEXT, 'x')]));
+    posix_kill($pid, SIGKILL);
+    pcntl_waitpid($pid, $status);
+});
+
 test('a failure of the whole connection is thrown with the hub\'s words', function () {
     [$path, $end] = impostor(function ($listener) {
         $peer = stream_socket_accept($listener, 30);

@@ -110,8 +110,8 @@ test('an echo.js of the application\'s own is not touched', function () {
 test('the hub\'s settings come from config/realtime.php, the app and APP_URL', function () {
     $realtime = ['app' => ['id' => 3, 'key' => 'k', 'secret' => 's'], 'server' => ['listen' => '127.0.0.1:0', 'socket' => null, 'auth' => ['mode' => 'none'], 'limits' => ['max_connections' => 5]]];
     $config = ServerConfig::from($realtime, 'https://shop.example:8443/path');
-    same(['listen' => '127.0.0.1:0', 'auth' => ['mode' => 'none'], 'limits' => ['max_connections' => 5], 'apps' => [['name' => 'default', 'id' => '3', 'key' => 'k', 'secret' => 's']], 'allowed_origins' => ['https://shop.example:8443']], $config);
-    same(['REALTIME_LISTEN' => '127.0.0.1:0', 'REALTIME_AUTH__MODE' => 'none', 'REALTIME_LIMITS__MAX_CONNECTIONS' => '5', 'REALTIME_APPS' => '[{"name":"default","id":"3","key":"k","secret":"s"}]', 'REALTIME_ALLOWED_ORIGINS' => '["https://shop.example:8443"]'], ServerConfig::environment($config));
+    same(['listen' => '127.0.0.1:0', 'auth' => ['mode' => 'none'], 'limits' => ['max_connections' => 5], 'apps' => [['name' => 'default', 'id' => '3', 'key' => 'k', 'secret' => 's']], 'allowed_origins' => ['default', 'https://shop.example:8443']], $config);
+    same(['REALTIME_LISTEN' => '127.0.0.1:0', 'REALTIME_AUTH__MODE' => 'none', 'REALTIME_LIMITS__MAX_CONNECTIONS' => '5', 'REALTIME_APPS' => '[{"name":"default","id":"3","key":"k","secret":"s"}]', 'REALTIME_ALLOWED_ORIGINS' => '["default","https://shop.example:8443"]'], ServerConfig::environment($config));
     same(['*'], ServerConfig::from(['server' => ['allowed_origins' => ['*']]], 'https://x')['allowed_origins']);
     same([], ServerConfig::from([], null));
 });

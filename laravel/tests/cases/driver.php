@@ -154,12 +154,12 @@ with_program(function (Hub $hub) {
     }
 
     test('the functions work beside the driver', function () use ($hub) {
-        $client = joined($hub, 'news');
-        $receipt = Realtime\publish('news', ['n' => 1], 'tick');
-        same(['news', 'tick', ['n' => 1]], heard($client));
+        $client = joined($hub, 'functions');
+        $receipt = Realtime\publish('functions', ['n' => 1], 'tick');
+        same(['functions', 'tick', ['n' => 1]], heard($client));
         check($receipt->accepted && strlen($receipt->epoch) === 16, 'a receipt with its epoch');
         same([1, 1], [$receipt->offset >= 1 ? 1 : 0, $receipt->matched]);
-        same(2, count(Realtime\publish(['news', 'other'], 'x')));
+        same(2, count(Realtime\publish(['functions', 'other'], 'x')));
     });
 
     test('what cannot be encoded is a BroadcastException that names event and reason', function () use ($driver) {

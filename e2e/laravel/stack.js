@@ -7,7 +7,7 @@ import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
 
-export const root = resolve(fileURLToPath(import.meta.url), '../..');
+export const root = resolve(fileURLToPath(import.meta.url), '../../..');
 export const app = join(root, 'php-examples/laravel');
 export const key = '278d425bdf160c739803';
 export const secret = '7ad3773142a6692b25b8';
@@ -30,7 +30,7 @@ export class Stack {
     async start() {
         [this.port, this.hubPort] = [await this.freePort(), await this.freePort()];
         this.url = `http://127.0.0.1:${this.port}`;
-        execFileSync('npx', ['vite', 'build'], { cwd: join(root, 'e2e'), env: { ...process.env, APP_ASSETS: join(this.directory, 'build') }, stdio: ['ignore', 'ignore', 'inherit'] });
+        execFileSync('npx', ['vite', 'build'], { cwd: join(root, 'e2e/laravel'), env: { ...process.env, APP_ASSETS: join(this.directory, 'build') }, stdio: ['ignore', 'ignore', 'inherit'] });
         await this.startHub();
         this.startFpm();
         this.startNginx();
