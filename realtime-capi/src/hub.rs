@@ -67,7 +67,6 @@ impl Drop for rt_hub {
         let Some(hub) = self.running.take() else { return };
         if self.forks == fork::count() {
             hub.stop(FREE_TIMEOUT);
-            drop(self.listener.get_mut().take());
         } else {
             std::mem::forget(self.listener.get_mut().take());
             // Its threads are another process': there is nothing to end, and locks may be held for ever.
@@ -213,8 +212,16 @@ pub unsafe extern "C" fn rt_hub_stop(hub: *mut rt_hub, timeout_ms: u64) -> rt_st
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn rt_hub_free(hub: *mut rt_hub) {
     if !hub.is_null() {
-        // SAFETY: the caller's promise.
-        quiet((), || drop(unsafe { Box::from_raw(hub) }));
+        quiet((), || {
+            // Its callback may be using the hub just now: it ends first.
+            // SAFETY: the caller's promise.
+            if let Ok(hub) = unsafe { of_this_process(hub) } {
+                let listener = hub.listener.lock().take();
+                drop(listener);
+            }
+            // SAFETY: the caller's promise.
+            drop(unsafe { Box::from_raw(hub) });
+        });
     }
 }
 

@@ -88,8 +88,9 @@ static void on_event(const rt_event *event, void *userdata)
 {
     struct heard *heard = (struct heard *)userdata;
     rt_publication message = text_for("log", event->json);
-    /* A callback may call into the library. */
-    OK(rt_hub_publish(heard->hub, &message, NULL));
+    /* A callback may call into the library, also while the hub stops. */
+    rt_status status = rt_hub_publish(heard->hub, &message, NULL);
+    CHECK(status == RT_OK || status == RT_ERROR_STATE);
     heard->last = event->kind;
     __atomic_add_fetch(&heard->count, 1, __ATOMIC_SEQ_CST);
 }
