@@ -9,17 +9,30 @@ use realtime_core::config::{ChannelPolicy, Secret};
 use realtime_core::history::Query;
 use realtime_core::{Config, Hub, Payload, Position, Publish, PublishError, QueryError};
 use realtime_testkit::hub::history;
-use realtime_testkit::{Client, RedisServer, config, eventually};
+use realtime_testkit::{Client, RawClient, RedisServer, config, eventually};
 use serde_json::{Value, json};
 
+/// A hub that has reached its Redis with both connections, however slow the machine is.
 fn hub(server: &RedisServer, change: impl FnOnce(&mut Config)) -> Hub {
-    Hub::start(config(|config| {
+    let hub = Hub::start(config(|config| {
         config.broker.url = Secret::from(server.url().as_str());
         config.channels = vec![history("h*", 10_000)];
         config.publish_timeout_ms = 5_000;
         change(config);
     }))
-    .unwrap()
+    .unwrap();
+    let (mut clients, mut looks) = (Vec::new(), 0);
+    eventually("the hub hears", || {
+        if looks % 100 == 0 {
+            let mut client = RawClient::tcp(hub.local_addr());
+            client.upgrade("/ws/warm-up");
+            clients.push(client);
+        }
+        looks += 1;
+        hub.channels().iter().any(|channel| channel.name == "warm-up")
+    });
+    drop(clients);
+    hub
 }
 
 fn try_publish(hub: &Hub, channel: &str, text: &str) -> Result<Position, PublishError> {

@@ -11,7 +11,7 @@ use realtime_core::broker::{Broker, Deliver, Published, Reply};
 use realtime_core::config::{BrokerConfig, Secret};
 use realtime_core::history::{Page, Range};
 use realtime_core::{BrokerError, Position, Publish};
-use realtime_testkit::{Delayed, RedisServer, broker_conformance};
+use realtime_testkit::{DEADLINE, Delayed, RedisServer, broker_conformance, eventually};
 
 broker_conformance!(memory, || Arc::new(Memory::new(1_000, 1_000, 1 << 20).unwrap()), idempotency: true);
 broker_conformance!(delayed, || Arc::new(Delayed::new(Duration::from_millis(1))), idempotency: false);
@@ -32,7 +32,13 @@ impl OnRedis {
 
 impl Broker for OnRedis {
     fn start(&self, deliver: Arc<dyn Deliver>) -> Result<(), BrokerError> {
-        self.0.start(deliver)
+        self.0.start(deliver)?;
+        // However slow the machine is: the suite begins when both connections are there.
+        eventually("the broker hears", || match self.0.subscribe("warm-up") {
+            Reply::Now(answer) => answer.is_ok(),
+            Reply::Later(answer) => answer.wait(DEADLINE).is_some_and(|answer| answer.is_ok()),
+        });
+        Ok(())
     }
 
     fn publish(&self, publish: &Publish<'_>) -> Reply<Published> {
