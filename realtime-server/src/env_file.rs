@@ -16,6 +16,17 @@ const NOT_SUPPORTED: [(&str, &str); 4] = [
     ("REVERB_MAX_REQUEST_SIZE", "10000"),
 ];
 
+/// What the Laravel package has under the hub's prefix, and the hub does not.
+const OF_THE_PACKAGE: [&str; 7] = [
+    "REALTIME_APP_ID",
+    "REALTIME_APP_KEY",
+    "REALTIME_APP_SECRET",
+    "REALTIME_API_URL",
+    "REALTIME_ENCRYPTION_MASTER_KEY",
+    "REALTIME_QUEUE",
+    "REALTIME_TRANSPORT",
+];
+
 /// A file's variables.
 pub(crate) type Variables = BTreeMap<String, String>;
 
@@ -58,7 +69,7 @@ pub(crate) fn read(variables: &Variables, origins_listed: bool) -> Result<Applic
     let mut apps: Vec<Map<String, Value>> = Vec::new();
     // What the application broadcasts to is the app that is meant where none is named.
     let pusher_first = matches!(variable("BROADCAST_CONNECTION").or(variable("BROADCAST_DRIVER")), Some("pusher"));
-    for prefix in if pusher_first { ["PUSHER", "REVERB"] } else { ["REVERB", "PUSHER"] } {
+    for prefix in if pusher_first { ["REALTIME", "PUSHER", "REVERB"] } else { ["REALTIME", "REVERB", "PUSHER"] } {
         let of = |what: &str| variable(&format!("{prefix}_APP_{what}"));
         let (Some(key), Some(secret)) = (of("KEY"), of("SECRET")) else {
             if of("KEY").is_some() || of("SECRET").is_some() {
@@ -110,7 +121,9 @@ pub(crate) fn read(variables: &Variables, origins_listed: bool) -> Result<Applic
             "ignored REVERB_APP_ACCEPT_CLIENT_EVENTS_FROM: client events come from members of a channel, or from nobody (none)".into(),
         );
     }
-    let own = variables.iter().filter(|(name, value)| name.starts_with("REALTIME_") && !value.is_empty());
+    let own = variables
+        .iter()
+        .filter(|(name, value)| name.starts_with("REALTIME_") && !OF_THE_PACKAGE.contains(&name.as_str()) && !value.is_empty());
     Ok(Application { settings: settings.into(), own: own.map(|(name, value)| (name.clone(), value.clone())).collect(), warnings })
 }
 
@@ -286,6 +299,11 @@ mod tests {
         assert_eq!(names(format!("BROADCAST_DRIVER=pusher\n{both}")), ["default", "reverb"]);
         // The same app by two names is one.
         assert_eq!(keys(both.replace("=p\n", "=r\n")), ["r"]);
+        // The package's own app comes before what was there, and is no setting of the hub's.
+        let own = format!("REALTIME_APP_ID=5\nREALTIME_APP_KEY=o\nREALTIME_APP_SECRET=u\nREALTIME_QUEUE=false\n{both}");
+        assert_eq!(keys(own.clone()), ["o", "r", "p"]);
+        assert_eq!(names(own.clone()), ["default", "reverb", "pusher"]);
+        assert!(read(&parse(&own).expect("valid"), false).expect("understood").own.is_empty());
         assert!(error("REVERB_APP_KEY=r").contains("REVERB_APP_SECRET is missing"));
         assert!(error("PUSHER_APP_SECRET=r").contains("PUSHER_APP_KEY is missing"));
     }

@@ -68,6 +68,20 @@ foreach (['reverb' => ['123456', 'reverb-key', 'reverb-secret'], 'pusher' => ['9
     });
 }
 
+test('the .env of a fresh application after realtime:install starts the hub with its app', function () {
+    $folder = application_folder();
+    file_put_contents("$folder/.env", "APP_URL=http://localhost\nBROADCAST_CONNECTION=log\n");
+    artisan(app_with(['realtime.fake' => false], $folder), 'realtime:install', ['--no-echo' => true]);
+    $env = file_get_contents("$folder/.env");
+    preg_match_all('/^REALTIME_APP_\w+=(.+)$/m', $env, $app);
+    [$hub, $url] = hub('--env-file', '.env', $env);
+    $client = Client::subscribed($url, 'news');
+    trigger($url, ...$app[1]);
+    same(['n' => 1], $client->next()['data']);
+    $hub->signal(SIGTERM);
+    same(0, $hub->wait());
+});
+
 test('migrate-from-soketi: its app\'s id, key and secret serve its clients', function () {
     [$hub, $url] = hub('--config', 'realtime.toml', block('soketi', 'toml'));
     $client = Client::subscribed($url, 'news');
