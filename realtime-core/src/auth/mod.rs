@@ -1,7 +1,7 @@
 //! Who may do what: decided before a shard acts.
 //!
 //! A connection is somebody's when a credential says so: the application's answer to the upgrade
-//! request's cookies ([`callback`]), or a token that it has signed ([`jwt`]). Both are looked at on
+//! request's cookies (`callback`), or a token that it has signed ([`jwt`]). Both are looked at on
 //! the control thread. Nobody is let in by omission, by a fault or by a delay.
 
 mod bans;
