@@ -1,8 +1,8 @@
 //! What happens to connections and channels, for the application to hear of and to decide on.
 //!
-//! Ways out of the hub: programs that *handle* connections ([`handlers`]) are told of those
-//! they have and may refuse; a *queue* ([`queue`]) informs workers, each event one of them, until it
-//! is acknowledged; [`webhooks`] are posted in Pusher's format. Where none is asked for, an event costs one relaxed load.
+//! Ways out of the hub: programs that *handle* connections (`handlers`) are told of those
+//! they have and may refuse; a *queue* (`queue`) informs workers, each event one of them, until it
+//! is acknowledged; `webhooks` are posted in Pusher's format. Where none is asked for, an event costs one relaxed load.
 
 pub(crate) mod handlers;
 pub(crate) mod queue;
