@@ -100,7 +100,8 @@ export class Application {
     const path = request.url.split('?')[0];
     const file = this.files[path];
     if (typeof file === 'function') {
-      response.statusCode = file(body, request.headers) ?? 200;
+      const status = file(body, request.headers);
+      if (Number.isInteger(status)) response.statusCode = status;
       return response.end();
     }
     if (file !== undefined) {
