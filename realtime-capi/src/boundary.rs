@@ -56,3 +56,27 @@ pub extern "C" fn rt_last_error_message() -> *const c_char {
             .unwrap_or(empty)
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::ffi::CStr;
+
+    fn last() -> String {
+        // SAFETY: it is never NULL, ends with NUL, and lives until this thread's next failing call.
+        unsafe { CStr::from_ptr(rt_last_error_message()) }.to_string_lossy().into_owned()
+    }
+
+    #[test]
+    fn a_panic_is_a_status_and_every_thread_has_its_own_last_error() {
+        assert_eq!(last(), "");
+        assert_eq!(call(|| panic!("on purpose")), rt_status::RT_ERROR_PANIC);
+        assert!(last().starts_with("internal error"), "{}", last());
+        assert_eq!(call(|| Err(Failure::invalid("wrong\0here"))), rt_status::RT_ERROR_INVALID_ARGUMENT);
+        assert_eq!(last(), "wronghere");
+        assert_eq!(call(|| Ok(())), rt_status::RT_OK);
+        assert_eq!(last(), "wronghere", "a success says nothing");
+        assert_eq!(std::thread::spawn(last).join().expect("joined"), "");
+        assert_eq!(quiet(7, || panic!("on purpose")), 7);
+    }
+}

@@ -24,16 +24,25 @@ fn run(command: &mut Command) -> Output {
     output
 }
 
-fn compiler(compiler: &str, standard: &str) -> Command {
+fn compiler(compiler: &str) -> Command {
     let mut command = Command::new(compiler);
-    command.args([standard, "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror", "-pedantic", "-g", "-O1", "-pthread"]);
+    command.args(["-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror", "-pedantic", "-g", "-O1", "-pthread"]);
     command.arg("-I").arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("../include"));
     command
 }
 
-/// Compiles a program of `tests/c` and links it with the shared library; gives its path.
+/// Compiles a program of `tests/c` as C99 and links it with the shared library; gives its path.
 fn program(name: &str, more: &[&str]) -> PathBuf {
-    let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{}{}", name.trim_end_matches(".c"), more.concat()));
+    built(name, "cc", &[&["-std=c99"], more].concat())
+}
+
+/// The same as C++17.
+fn as_cpp(name: &str) -> PathBuf {
+    built(name, "c++", &["-std=c++17", "-x", "c++"])
+}
+
+fn built(name: &str, compiler_name: &str, options: &[&str]) -> PathBuf {
+    let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{}{}", name.trim_end_matches(".c"), options.concat()));
     let libraries = libraries();
     // As it is installed: programs look for the name with the version in it.
     let linked = Path::new(env!("CARGO_TARGET_TMPDIR")).join("lib");
@@ -45,7 +54,14 @@ fn program(name: &str, more: &[&str]) -> PathBuf {
         std::os::unix::fs::symlink(libraries.join("librealtime_capi.so"), &own).expect("linked");
         std::fs::rename(&own, &link).expect("renamed");
     }
-    run(compiler("cc", "-std=c99").args(more).arg(source(name)).arg("-o").arg(&out).arg("-L").arg(&linked).args(["-lrealtime", "-ldl"]));
+    run(compiler(compiler_name)
+        .args(options)
+        .arg(source(name))
+        .args(["-x", "none", "-o"])
+        .arg(&out)
+        .arg("-L")
+        .arg(&linked)
+        .args(["-lrealtime", "-ldl"]));
     out
 }
 
@@ -73,14 +89,14 @@ fn the_header_compiles_alone_in_every_language_that_it_is_for() {
     for (name, standard, language) in
         [("cc", "-std=c99", "c"), ("cc", "-std=c11", "c"), ("c++", "-std=c++17", "c++"), ("c++", "-std=c++20", "c++")]
     {
-        run(compiler(name, standard).args(["-fsyntax-only", "-x", language]).arg(source("header_only.c")));
+        run(compiler(name).args([standard, "-fsyntax-only", "-x", language]).arg(source("header_only.c")));
     }
 }
 
 #[test]
 fn the_programs_are_also_valid_in_newer_languages() {
     for name in ["round_trip.c", "misuse.c", "threads.c", "forked.c", "events.c"] {
-        run(compiler("cc", "-std=c11").arg("-fsyntax-only").arg(source(name)));
+        run(compiler("cc").args(["-std=c11", "-fsyntax-only"]).arg(source(name)));
     }
 }
 
@@ -89,6 +105,7 @@ fn a_round_trip_from_start_to_stop() {
     let program = program("round_trip.c", &[]);
     run(&mut started(&program));
     run(&mut under_valgrind(&program));
+    run(&mut started(&as_cpp("round_trip.c")));
     run(&mut sanitized("round_trip.c"));
 }
 
@@ -97,6 +114,7 @@ fn every_function_with_null_and_with_misuse() {
     let program = program("misuse.c", &[]);
     run(&mut started(&program));
     run(&mut under_valgrind(&program));
+    run(&mut started(&as_cpp("misuse.c")));
     run(&mut sanitized("misuse.c"));
 }
 
@@ -105,6 +123,7 @@ fn events_from_a_loop_and_by_callback() {
     let program = program("events.c", &[]);
     run(&mut started(&program));
     run(&mut under_valgrind(&program));
+    run(&mut started(&as_cpp("events.c")));
     run(&mut sanitized("events.c"));
 }
 
@@ -113,6 +132,7 @@ fn eight_threads_and_none_of_their_messages_missing() {
     let program = program("threads.c", &[]);
     run(started(&program).arg("100000"));
     run(under_valgrind(&program).arg("200"));
+    run(started(&as_cpp("threads.c")).arg("2000"));
     run(sanitized("threads.c").arg("2000"));
 }
 

@@ -27,6 +27,20 @@
 //! println!("offset {} for {} subscribers", receipt.position.offset, receipt.matched);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
+//!
+//! # Features
+//!
+//! None is on by default. Turning one on compiles code; what happens is decided by the configuration.
+//!
+//! | feature | what it adds |
+//! | --- | --- |
+//! | `redis` | `broker.url = "redis://…"`: several hubs as one |
+//!
+//! # Versions
+//!
+//! Semantic versioning; before 1.0 a new minor version may break. Enums and structures that may grow
+//! are `#[non_exhaustive]`. serde, serde_json and tracing are part of what is seen here: a new major
+//! version of theirs is a new one of this crate.
 
 mod api;
 pub mod apps;

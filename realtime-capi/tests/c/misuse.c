@@ -136,7 +136,7 @@ static void arguments(void)
     rt_hub *hub = start_hub("[limits]\npublication_bytes = 1000");
     rt_client *client = NULL;
     rt_publication message = text_for("c", "x");
-    char *body = calloc(1001, 1);
+    char *body = (char *)calloc(1001, 1);
     size_t length;
     memset(channel, 'c', sizeof channel);
     memset(event, 'e', sizeof event);

@@ -26,7 +26,7 @@ int main(int argc, char **argv)
     int next[THREADS] = {0};
     int fd, thread;
     long left;
-    char *buffer = malloc(1 << 20);
+    char *buffer = (char *)malloc(1 << 20);
     size_t have = 0;
     rt_stats stats;
     if (argc > 1)
