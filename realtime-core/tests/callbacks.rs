@@ -86,7 +86,7 @@ async fn the_application_sees_the_request_and_says_whose_it_is() {
 #[tokio::test(flavor = "multi_thread")]
 async fn whatever_is_not_a_clear_yes_is_a_no() {
     const BIG: usize = 64 << 10;
-    let application = Application::serving(|asked, mut stream| {
+    let application = Application::serving(|asked, mut stream, _| {
         Box::pin(async move {
             let with = |status: &str, more: &str, body: &str| {
                 format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\n{more}Connection: close\r\n\r\n{body}", body.len())

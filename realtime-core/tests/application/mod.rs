@@ -61,6 +61,15 @@ impl Asked {
 
 type Answering = Pin<Box<dyn Future<Output = ()> + Send>>;
 
+/// A request that is being answered, until it is dropped.
+pub struct UnderWay(Arc<AtomicUsize>);
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
 /// An HTTP server whose answers are the test's.
 pub struct Application {
     address: SocketAddr,
@@ -76,10 +85,12 @@ impl Application {
         answer: impl Fn(Asked) -> F + Send + Sync + 'static,
     ) -> Self {
         let answer = Arc::new(answer);
-        Application::serving(move |asked, mut stream| {
+        Application::serving(move |asked, mut stream, under_way| {
             let answer = answer.clone();
             Box::pin(async move {
                 let (status, body) = answer(asked).await;
+                // The hub may ask for the next one as soon as it has this answer.
+                drop(under_way);
                 let head = format!("HTTP/1.1 {status} X\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
                 // A hub that has given up is not a fault here.
                 drop(stream.write_all(format!("{head}{body}").as_bytes()).await);
@@ -89,7 +100,7 @@ impl Application {
     }
 
     /// Does with a connection whatever `serve` does.
-    pub async fn serving(serve: impl Fn(Asked, TcpStream) -> Answering + Send + Sync + 'static) -> Self {
+    pub async fn serving(serve: impl Fn(Asked, TcpStream, UnderWay) -> Answering + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let counter = || Arc::new(AtomicUsize::new(0));
@@ -103,8 +114,7 @@ impl Application {
                     let Some(request) = read(&mut stream).await else { return };
                     asked.fetch_add(1, Ordering::SeqCst);
                     most.fetch_max(under_way.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
-                    serve(request, stream).await;
-                    under_way.fetch_sub(1, Ordering::SeqCst);
+                    serve(request, stream, UnderWay(under_way)).await;
                 });
             }
         });
