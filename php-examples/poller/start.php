@@ -27,7 +27,7 @@ $nothing = ['file', '/dev/null', 'r'];
 
 // Leaves with this program, however it ends.
 $hub = proc_open(
-    [$program, 'serve', '--listen', '127.0.0.1:' . (getenv('HUB_PORT') ?: '8080'), '--socket', $socket, '--follow', (string) getmypid(), '--log-level', 'warn'],
+    [$program, 'serve', '--listen', '127.0.0.1:' . ($_SERVER['HUB_PORT'] ?? '8080'), '--socket', $socket, '--follow', (string) getmypid(), '--log-level', 'warn'],
     [$nothing, STDOUT, ['pipe', 'w']],
     $pipes,
 );

@@ -11,11 +11,11 @@ require __DIR__ . '/../demo/PageServer.php';
 
 $secret = bin2hex(random_bytes(16));
 $hub = Realtime\start([
-    'listen' => '127.0.0.1:' . (getenv('HUB_PORT') ?: '8080'),
+    'listen' => '127.0.0.1:' . ($_SERVER['HUB_PORT'] ?? '8080'),
     'allowed_origins' => ['*'],
     'apps' => [['name' => 'default', 'key' => 'online', 'secret' => $secret]],
 ]);
-$page = new PageServer(str_replace('{{hub}}', (string) $hub->port, file_get_contents(__DIR__ . '/index.html')), '127.0.0.1', [(int) (getenv('PAGE_PORT') ?: 8000), 0]);
+$page = new PageServer(str_replace('{{hub}}', (string) $hub->port, file_get_contents(__DIR__ . '/index.html')), '127.0.0.1', [(int) ($_SERVER['PAGE_PORT'] ?? 8000), 0]);
 
 // What a login does in an application: it says who somebody is, once for one connection and channel.
 $server = (new Realtime\Server())->on('message', function (Realtime\Connection $c, string $event, mixed $data) use ($secret): array|false {

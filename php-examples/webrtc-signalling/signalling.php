@@ -12,11 +12,11 @@ declare(strict_types=1);
 require __DIR__ . '/../demo/PageServer.php';
 
 $hub = Realtime\start([
-    'listen' => '127.0.0.1:' . (getenv('HUB_PORT') ?: '8080'),
+    'listen' => '127.0.0.1:' . ($_SERVER['HUB_PORT'] ?? '8080'),
     'allowed_origins' => ['*'],
     'channels' => [['match' => 'room-*', 'client_events' => true, 'max_members' => 2]],
 ]);
-$page = new PageServer(str_replace('{{hub}}', (string) $hub->port, file_get_contents(__DIR__ . '/index.html')), '127.0.0.1', [(int) (getenv('PAGE_PORT') ?: 8000), 0]);
+$page = new PageServer(str_replace('{{hub}}', (string) $hub->port, file_get_contents(__DIR__ . '/index.html')), '127.0.0.1', [(int) ($_SERVER['PAGE_PORT'] ?? 8000), 0]);
 
 /** Who is in which room. @var array<string, array<string, Realtime\Connection>> $rooms */
 $rooms = [];

@@ -62,8 +62,8 @@ test('php-examples/auth: a session\'s WebSockets are its user\'s, and end with i
     $post = function (string $cookie, array $fields) use ($port): string {
         $headers = "Content-Type: application/x-www-form-urlencoded\r\nCookie: $cookie";
         $options = ['method' => 'POST', 'header' => $headers, 'content' => http_build_query($fields), 'ignore_errors' => true, 'follow_location' => 0];
-        file_get_contents("http://127.0.0.1:$port/", context: stream_context_create(['http' => $options]));
-        check(preg_match('~ (204|303) ~', $http_response_header[0]) === 1, $http_response_header[0]);
+        $answer = file_get_contents("http://127.0.0.1:$port/", context: stream_context_create(['http' => $options]));
+        check(preg_match('~ (204|303) ~', $http_response_header[0]) === 1, "$http_response_header[0]: $answer");
         $cookies = preg_filter('~^Set-Cookie: (PHPSESSID=[^;]+).*~i', '$1', $http_response_header);
         return $cookies === [] ? $cookie : end($cookies);
     };
