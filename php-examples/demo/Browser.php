@@ -171,7 +171,7 @@ final class Browser
         $id = ++$this->calls;
         $command = ['id' => $id, 'method' => $method, 'params' => (object) $parameters];
         $this->chromium->write(3, json_encode($command + array_filter(['sessionId' => $this->session])) . "\0");
-        $deadline = microtime(true) + 30;
+        $deadline = microtime(true) + 60;
         while (($text = $this->chromium->read(4, "\0", $deadline)) !== null) {
             $answer = json_decode($text, true, flags: JSON_THROW_ON_ERROR);
             if (($answer['id'] ?? null) === $id) {
