@@ -5,6 +5,7 @@ import { join } from 'node:path';
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
 import puppeteer from 'puppeteer-core';
+import { freePort } from '../port.mjs';
 import { Stack, deadline, eventually, root, secret } from './stack.js';
 
 const pictures = join(process.env.CARGO_TARGET_DIR ?? join(root, 'target'), 'e2e');
@@ -95,10 +96,15 @@ try {
         }
     }).find(Boolean);
     // The pages are our own, so the sandbox, which needs rights that containers do not give, is left out.
-    browser = await puppeteer.launch({ executablePath: chromium, args: ['--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage'], protocolTimeout: 4 * deadline });
+    browser = await puppeteer.launch({ executablePath: chromium, args: ['--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage'], timeout: deadline, protocolTimeout: 4 * deadline });
 
     const anna = await Person.signedIn(1);
     const ben = await Person.signedIn(2);
+    /** Ends the hub, and waits until both pages know. */
+    const stopHub = async () => {
+        await stack.stopOne('hub');
+        await Promise.all([anna, ben].map((person) => person.page.waitForFunction(() => window.Echo.connector.pusher.connection.state !== 'connected')));
+    };
 
     await test('public: an order appears on the other page; toOthers spares the one that placed it', async () => {
         await anna.order('teapot');
@@ -142,7 +148,9 @@ try {
         await anna.ship('spoon');
         await ben.page.waitForFunction(() => window.sealed.length === 1);
         assert.equal((await ben.run(() => window.sealed[0])).item, 'spoon');
-        const frames = ben.frames.filter((frame) => frame.includes('private-encrypted-ledger') && frame.includes('order.shipped'));
+        const sealed = () => ben.frames.filter((frame) => frame.includes('private-encrypted-ledger') && frame.includes('order.shipped'));
+        await eventually('the frame is reported', () => sealed().length > 0);
+        const frames = sealed();
         assert.equal(frames.length, 1);
         assert.deepEqual(Object.keys(JSON.parse(JSON.parse(frames[0]).data)).sort(), ['ciphertext', 'nonce']);
     });
@@ -162,9 +170,11 @@ try {
 
     await test('presence: a second tab of the same user is no second member, and its end is no leaving', async () => {
         const second = await anna.context.newPage();
+        second.setDefaultTimeout(deadline);
         await second.goto(stack.url);
         await second.waitForFunction(() => document.querySelectorAll('#members li').length === 2);
         await second.close();
+        await eventually('the hub has seen its end', () => stack.connections() === 2);
         await anna.order('saucer');
         await ben.sees('#orders', 'saucer');
         assert.equal(await ben.text('#members'), 'AnnaBen');
@@ -186,8 +196,7 @@ try {
     });
 
     await test('reconnect: after a restart of the hub both pages are back on all their channels', async () => {
-        await stack.stopOne('hub');
-        await anna.page.waitForFunction(() => window.Echo.connector.pusher.connection.state !== 'connected');
+        await stopHub();
         await anna.page.screenshot({ path: join(pictures, 'without-a-hub.png') });
         await stack.startHub();
         await Promise.all([anna.connected(), ben.connected()]);
@@ -200,7 +209,7 @@ try {
     });
 
     await test('without a hub the site works: orders are stored, and nobody waits', async () => {
-        await stack.stopOne('hub');
+        await stopHub();
         await anna.order('lamp');
         await stack.startHub();
         await Promise.all([anna.connected(), ben.connected()]);
@@ -209,7 +218,7 @@ try {
     // Faults.
 
     await test('wrong secret: private channels are refused, public ones work, and the right secret brings all back', async () => {
-        await stack.stopOne('hub');
+        await stopHub();
         await stack.startHub('another secret');
         await anna.page.waitForFunction(() => {
             const { connection } = window.Echo.connector.pusher;
@@ -218,7 +227,7 @@ try {
         });
         const refusal = await eventually('the hub says no', () => anna.frames.filter((frame) => frame.includes('subscription_error') && frame.includes('private-customers.1')).at(-1));
         assert.equal(JSON.parse(refusal).event, 'pusher:subscription_error');
-        await stack.stopOne('hub');
+        await stopHub();
         await stack.startHub(secret);
         await Promise.all([anna.connected(), ben.connected()]);
         await anna.order('bowl');
@@ -283,7 +292,7 @@ try {
     });
 
     await test('the example\'s own command starts page and hub, and ends them', async () => {
-        const [port, hubPort] = [await stack.freePort(), await stack.freePort()];
+        const [port, hubPort] = [await freePort(), await freePort()];
         stack.spawn('start', join(root, 'php-examples/laravel/start'), [], stack.environment({
             PORT: String(port), HUB_PORT: String(hubPort), APP_ASSETS: join(stack.directory, 'build'), APP_STORAGE: join(stack.directory, 'start'),
             REALTIME_SOCKET: join(stack.directory, 'start.sock'),

@@ -2,10 +2,10 @@
 
 import { spawn, execFileSync } from 'node:child_process';
 import { appendFileSync, existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
-import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { freePort } from '../port.mjs';
 
 export const root = resolve(fileURLToPath(import.meta.url), '../../..');
 export const app = join(root, 'php-examples/laravel');
@@ -28,9 +28,9 @@ export class Stack {
     children = new Map();
 
     async start() {
-        [this.port, this.hubPort] = [await this.freePort(), await this.freePort()];
+        [this.port, this.hubPort] = [await freePort(), await freePort()];
         this.url = `http://127.0.0.1:${this.port}`;
-        execFileSync('npx', ['vite', 'build'], { cwd: join(root, 'e2e/laravel'), env: { ...process.env, APP_ASSETS: join(this.directory, 'build') }, stdio: ['ignore', 'ignore', 'inherit'] });
+        execFileSync('node_modules/.bin/vite', ['build'], { cwd: join(root, 'e2e/laravel'), env: { ...process.env, APP_ASSETS: join(this.directory, 'build') }, stdio: ['ignore', 'ignore', 'inherit'] });
         await this.startHub();
         this.startFpm();
         this.startNginx();
@@ -39,15 +39,6 @@ export class Stack {
                 if (child.exitCode !== null) throw new Error(`${name} ended: ${this.log(name)}`);
             }
             return fetch(`${this.url}/`).then((answer) => answer.ok || (answer.status === 500 && Promise.reject(new Error(`HTTP ${answer.status}: ${this.log('fpm')}`))), (problem) => (problem.message.startsWith('HTTP') ? Promise.reject(problem) : false));
-        });
-    }
-
-    freePort() {
-        return new Promise((done) => {
-            const server = createServer().listen(0, '127.0.0.1', () => {
-                const { port } = server.address();
-                server.close(() => done(port));
-            });
         });
     }
 
@@ -137,6 +128,11 @@ export class Stack {
         this.children.set(name, child);
     }
 
+    /** How many clients the hub has. */
+    connections() {
+        return JSON.parse(execFileSync(join(root, 'build/realtime'), ['status', '--json'], { env: this.environment() })).connections;
+    }
+
     log(name) {
         return [`${name}.out`, `${name}.log`].map((file) => join(this.directory, file)).filter(existsSync).map((file) => readFileSync(file, 'utf8')).join('').slice(-4000);
     }
@@ -153,6 +149,6 @@ export class Stack {
 
     async stop() {
         for (const name of ['start', 'nginx', 'fpm', 'hub']) await this.stopOne(name);
-        rmSync(this.directory, { recursive: true, force: true });
+        rmSync(this.directory, { recursive: true, force: true, maxRetries: 5 });
     }
 }

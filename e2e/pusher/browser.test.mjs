@@ -32,7 +32,7 @@ test('a page hears, is present, whispers, signs in, and comes back after a resta
   };
   const profile = mkdtempSync(join(tmpdir(), 'realtime-e2e-chromium-'));
   const url = `${app.url}/page.html?key=${APP.key}&port=${hub.port}`;
-  const chromium = spawn(process.env.CHROMIUM, ['--headless=new', '--no-sandbox', '--disable-gpu', '--no-first-run', `--user-data-dir=${profile}`, url], {
+  const chromium = spawn(process.env.CHROMIUM, ['--headless=new', '--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage', '--no-first-run', `--user-data-dir=${profile}`, url], {
     stdio: 'ignore', detached: true,
   });
   try {

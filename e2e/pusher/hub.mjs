@@ -6,6 +6,7 @@ import { createServer } from 'node:http';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import Pusher from 'pusher';
+import { freePort } from '../port.mjs';
 
 export const APP = { id: '3', key: '278d425bdf160c739803', secret: '7ad3773142a6692b25b8' };
 const MASTER_KEY = Buffer.alloc(32, 'A').toString('base64');
@@ -39,7 +40,7 @@ export class Hub {
       join(hub.place, 'realtime.toml'),
       `presence_grace_ms = 0\n${settings}\n[[apps]]\nname = "default"\nid = "${APP.id}"\nkey = "${APP.key}"\nsecret = "${APP.secret}"\n${app}\n`,
     );
-    hub.port = 0;
+    hub.port = await freePort();
     await hub.run();
     return hub;
   }
@@ -68,7 +69,7 @@ export class Hub {
 
   async end() {
     await this.stop();
-    rmSync(this.place, { recursive: true });
+    rmSync(this.place, { recursive: true, maxRetries: 5 });
   }
 
   /** The server SDK, as an application configures it. */
