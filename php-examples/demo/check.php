@@ -40,7 +40,7 @@ final class Demo
     /** @param list<string> $command */
     public function __construct(array $command, string $hubPort, string $pagePort, string $socket)
     {
-        $this->process = new Child($command, [1 => ['pipe', 'w'], 2 => STDERR], [
+        $this->process = new Child($command, [1 => ['pipe', 'w']], [
             'HUB_PORT' => $hubPort, 'PAGE_PORT' => $pagePort, 'ADDRESS' => '127.0.0.1', 'REALTIME_SOCKET' => $socket,
         ]);
         $deadline = microtime(true) + DEADLINE;
