@@ -26,13 +26,15 @@ async fn main() -> Result<(), AnyError> {
     let port = std::env::args().nth(1).map_or(Ok(0), |port| port.parse::<u16>())?;
     let listener = tokio::net::TcpListener::bind(("127.0.0.1", port)).await?;
     let page = listener.local_addr()?;
+    // From before anybody is told that this runs.
+    let signals = Signals::new([SIGINT, SIGTERM])?;
     // Another port than the page's: what a browser may open is decided by the host alone.
     let hub = Hub::start(Config { listen: "127.0.0.1:0".into(), ..Config::default() })?;
     let html = include_str!("../../page.html").replace("${location.host}", &hub.local_addr().to_string());
 
     let app = Router::new().route("/", get(|| async { Html(html) })).route("/sensors/{name}", post(publish)).with_state(hub.clone());
     println!("page     http://{page}/\nreadings curl -d 71.5 http://{page}/sensors/NAME");
-    axum::serve(listener, app).with_graceful_shutdown(asked_to_stop()).await?;
+    axum::serve(listener, app).with_graceful_shutdown(asked_to_stop(signals)).await?;
     // Waits for clients to take what is queued: not on a thread of the runtime.
     tokio::task::spawn_blocking(move || hub.stop(Duration::from_secs(5))).await?;
     println!("stopped");
@@ -51,9 +53,8 @@ async fn publish(State(hub): State<Hub>, Path(name): Path<String>, body: String)
     }
 }
 
-async fn asked_to_stop() {
-    let asked = tokio::task::spawn_blocking(|| Signals::new([SIGINT, SIGTERM]).map(|mut signals| signals.forever().next()));
-    if let Ok(Err(error)) = asked.await {
+async fn asked_to_stop(mut signals: Signals) {
+    if let Err(error) = tokio::task::spawn_blocking(move || signals.forever().next()).await {
         eprintln!("cannot wait for signals: {error}");
     }
 }
