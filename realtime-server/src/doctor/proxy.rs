@@ -14,9 +14,9 @@ use tungstenite::handshake::derive_accept_key;
 use super::Finding;
 
 /// For connecting, and for each part of the answer.
-const TIMEOUT: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(10);
 /// For the first message behind the handshake.
-const FIRST_MESSAGE_TIMEOUT: Duration = Duration::from_secs(2);
+const FIRST_MESSAGE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Bytes of an answer that are looked at.
 const ANSWER_BYTES: usize = 64 << 10;
 /// A close frame (RFC 6455 section 5.5.1) with code 1000, masked with zeros.
