@@ -17,7 +17,7 @@ if (!function_exists('Realtime\serve')) {
 }
 
 $port = (int) (getenv('HTTP_PORT') ?: 8000);
-$directory = sys_get_temp_dir() . '/realtime-auth-' . getmypid();
+$directory = sys_get_temp_dir() . '/realtime-auth-' . bin2hex(random_bytes(6));
 mkdir($directory, 0700);
 $root = __DIR__ . '/public';
 $isRoot = is_writable('/proc/self/oom_score_adj') && fileowner('/proc/self') === 0;
@@ -86,7 +86,9 @@ file_put_contents("$directory/nginx.conf", <<<NGINX
     }
     NGINX);
 
-$fpm = '/usr/sbin/php-fpm' . PHP_MAJOR_VERSION . '.' . PHP_MINOR_VERSION;
+// That of this PHP: another one could not load its extension.
+$fpm = dirname(PHP_BINARY, 2) . '/sbin/php-fpm';
+$fpm = is_executable($fpm) ? $fpm : '/usr/sbin/php-fpm' . PHP_MAJOR_VERSION . '.' . PHP_MINOR_VERSION;
 $children = [];
 foreach ([
     [$fpm, ...$options, ...($isRoot ? ['-R'] : []), '-F', '-y', "$directory/fpm.conf"],
@@ -100,7 +102,7 @@ foreach ([
 
 /** Whether nginx and php-fpm answer. */
 $answers = fn (): bool => str_contains((string) @file_get_contents("http://127.0.0.1:$port/"), '<title>');
-$deadline = microtime(true) + 10;
+$deadline = microtime(true) + 30;
 while (!$answers()) {
     if (microtime(true) > $deadline) {
         $problem = trim((string) @file_get_contents("$directory/nginx.log") . @file_get_contents("$directory/fpm.log"));
