@@ -47,6 +47,21 @@ function impostor(callable $serve): array
     }];
 }
 
+/** What a call throws for an answer that is none. Whoever gives it may take its time: then the call is made again. */
+function refused(array $sockets, ?string $secret = null): Unavailable
+{
+    return eventually(function () use ($sockets, $secret) {
+        try {
+            (new BusClient($sockets, $secret))->publish([new Publication('c', false, 'e', Publication::TEXT, 'x')]);
+        } catch (Unavailable $e) {
+            return $e;
+        } catch (Timeout) {
+            return null;
+        }
+        throw new Tests\Failed('a receipt was believed');
+    }, 'there was an answer');
+}
+
 test('socket ids become the two numbers that the bus has, whatever their size', function () {
     foreach ([['1.2', 1, 2], ['9223372036854775807.0', PHP_INT_MAX, 0]] as [$id, $first, $second]) {
         same(pack('PP', $first, $second), SocketId::pack($id));
@@ -180,12 +195,22 @@ test('a hub that stands still costs one deadline, then calls fail at once, then 
         $bus->publish([$publication]);
         $hub->freeze();
         throws(Timeout::class, '1000 ms', fn () => $bus->publish([$publication]));
-        throws(Unavailable::class, 'a moment ago', fn () => $bus->publish([$publication]));
+        $refused = eventually(function () use ($bus, $publication) {
+            try {
+                $bus->publish([$publication]);
+            } catch (Unavailable $e) {
+                return $e;
+            } catch (Timeout) {
+                // This machine took a second to come here.
+                return null;
+            }
+        }, 'a call failed at once');
+        contains('a moment ago', $refused->getMessage());
         $hub->signal(SIGCONT);
         same(1, count(eventually(function () use ($bus, $publication) {
             try {
                 return $bus->publish([$publication]);
-            } catch (Unavailable) {
+            } catch (Unavailable | Timeout) {
                 return null;
             }
         }, 'the hub was asked again')));
@@ -196,9 +221,11 @@ test('an outage is logged and counted by the functions that must not take a site
     $log = socket_path();
     ini_set('error_log', $log);
     $before = Realtime\Laravel\Client\Runtime::current();
+    $started = microtime(true);
     broadcastToUser(7, 'x');
     same([[], 0], [getChannelUsers('c'), disconnectUser(7)]);
-    same(1, substr_count((string) file_get_contents($log), 'realtime: no hub answers'), 'once a second:');
+    $lines = substr_count((string) file_get_contents($log), 'realtime: no hub answers');
+    check($lines >= 1 && $lines <= 1 + (microtime(true) - $started), "$lines lines, and not one a second");
     with_program(fn () => same(3, Realtime\stats()['failed_calls']));
     check($before === Runtime::current(), 'one runtime a process');
 });
@@ -215,13 +242,13 @@ test('what is not a hub gives a typed error, not a hang or a mess', function () 
     ];
     foreach ($answers as $what => $answer) {
         [$path, $end] = impostor(function ($listener) use ($answer) {
-            $peer = stream_socket_accept($listener, 30);
-            fread($peer, 8192);
-            $answer($peer);
-            fclose($peer);
-            sleep(30);
+            while ($peer = stream_socket_accept($listener, 30)) {
+                fread($peer, 8192);
+                // Who still writes to a connection that is closed may not see what was said before.
+                $answer($peer) ? $peers[] = $peer : fclose($peer);
+            }
         });
-        $e = throws(Unavailable::class, '', fn () => (new BusClient([$path]))->publish([new Publication('c', false, 'e', Publication::TEXT, 'x')]));
+        $e = refused([$path]);
         contains($what === 'closes at once' ? 'closed the connection' : 'bus protocol', $e->getMessage());
         $end();
     }
@@ -256,30 +283,32 @@ test('over TCP a frame that was changed on the way ends the connection', functio
     $listener = stream_socket_server('tcp://127.0.0.1:0');
     $pid = pcntl_fork();
     if ($pid === 0) {
-        $peer = stream_socket_accept($listener, 30);
-        $knock = stream_get_contents($peer, 4 + 1 + 4 + 32);
-        $both = substr($knock, -32) . ($nonce = random_bytes(32));
-        fwrite($peer, pack('VC', 65, 0x85) . $nonce . hash_hmac('sha256', "realtime bus 1 hub    proof$both", $secret, true));
-        stream_get_contents($peer, 4 + 1 + 32);
-        // A receipt that is right in all but its tag.
-        fwrite($peer, pack('VCVPPV', 25, 0x82, 1, 1, 1, 1) . str_repeat("\0", 16));
-        sleep(30);
+        while ($peer = stream_socket_accept($listener, 30)) {
+            $knock = stream_get_contents($peer, 4 + 1 + 4 + 32);
+            $both = substr($knock, -32) . ($nonce = random_bytes(32));
+            fwrite($peer, pack('VC', 65, 0x85) . $nonce . hash_hmac('sha256', "realtime bus 1 hub    proof$both", $secret, true));
+            stream_get_contents($peer, 4 + 1 + 32);
+            // A receipt that is right in all but its tag.
+            fwrite($peer, pack('VCVPPV', 25, 0x82, 1, 1, 1, 1) . str_repeat("\0", 16));
+            $peers[] = $peer;
+        }
+        posix_kill(getmypid(), SIGKILL);
     }
-    $address = 'tcp://' . stream_socket_get_name($listener, false);
-    throws(Unavailable::class, 'changed on the way', fn () => (new BusClient([$address], $secret))->publish([new Publication('c', false, 'e', Publication::TEXT, 'x')]));
+    contains('changed on the way', refused(['tcp://' . stream_socket_get_name($listener, false)], $secret)->getMessage());
     posix_kill($pid, SIGKILL);
     pcntl_waitpid($pid, $status);
 });
 
 test('a failure of the whole connection is thrown with the hub\'s words', function () {
     [$path, $end] = impostor(function ($listener) {
-        $peer = stream_socket_accept($listener, 30);
-        fread($peer, 8192);
-        $message = 'no version in common';
-        fwrite($peer, pack('VCVCv', 8 + strlen($message), 0x83, 0, 8, strlen($message)) . $message);
-        sleep(30);
+        while ($peer = stream_socket_accept($listener, 30)) {
+            fread($peer, 8192);
+            $message = 'no version in common';
+            fwrite($peer, pack('VCVCv', 8 + strlen($message), 0x83, 0, 8, strlen($message)) . $message);
+            $peers[] = $peer;
+        }
     });
-    throws(Unavailable::class, 'no version in common', fn () => (new BusClient([$path]))->publish([new Publication('c', false, 'e', Publication::TEXT, 'x')]));
+    contains('no version in common', refused([$path])->getMessage());
     $end();
 });
 

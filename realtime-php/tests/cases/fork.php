@@ -6,7 +6,7 @@ require __DIR__ . '/../support/harness.php';
 
 use Tests\Client;
 
-use function Tests\{check, eventually, php, same, test};
+use function Tests\{check, eventually, free_port, php, same, test};
 
 /** Waits for a child; its exit status, or 128 + signal. */
 function reap(int $child): int
@@ -84,7 +84,7 @@ test('the child publishes over the bus to its parent\'s hub, on a connection of 
 });
 
 test('the port and the connections are the parent\'s alone: they end with its stop() although a child lives', function () {
-    $hub = Realtime\start(['listen' => '127.0.0.1:0', 'shards' => 2]);
+    $hub = Realtime\start(['listen' => '127.0.0.1:' . free_port(), 'shards' => 2]);
     $client = Client::subscribed($hub->url, 'a');
     [$childEnd, $parentEnd] = stream_socket_pair(STREAM_PF_UNIX, STREAM_SOCK_STREAM, 0);
     $child = pcntl_fork();

@@ -75,7 +75,8 @@ const SUBSCRIBER = <<<'PHP'
     PHP;
 
 test('20,000 broadcasts in a loop reach 200 healthy subscribers, or are reported, and close none', function () {
-    $hub = Realtime\start(['listen' => '127.0.0.1:0']);
+    // The subscribers answer no ping.
+    $hub = Realtime\start(['listen' => '127.0.0.1:0', 'heartbeat' => ['ping_interval_ms' => 600_000]]);
     $code = "require '" . dirname(__DIR__) . "/support/harness.php'; " . SUBSCRIBER;
     $subscriber = new Tests\Process([PHP_BINARY, ...Tests\php_options(), '-r', $code, '--', $hub->url, (string) SUBSCRIBERS]);
     $subscriber->expect('/ready/');

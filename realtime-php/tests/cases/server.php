@@ -231,6 +231,8 @@ if (getenv('TEST_MODE') !== 'bus') {
         $process = php(<<<'PHP'
             $hub = Realtime\start(['listen' => '127.0.0.1:0', 'shards' => 1]);
             $server = (new Realtime\Server())->on('message', fn (Realtime\Connection $c, string $event, mixed $data) => strtoupper($data));
+            // From here on messages are kept for it.
+            $server->poll();
             echo "ready {$hub->url}\n";
             exit($server->run());
             PHP);

@@ -105,7 +105,9 @@ final class Client
 
     private function any(): array
     {
-        return eventually(fn () => $this->parse() ?? ($this->fill() ? $this->parse() : null), 'a frame came');
+        $frame = eventually(fn () => $this->parse() ?? ($this->fill() ? $this->parse() : null), 'a frame came');
+        $frame[0] === 9 && $this->frame(10, $frame[1]);
+        return $frame;
     }
 
     private function parse(): ?array

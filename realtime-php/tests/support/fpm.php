@@ -11,6 +11,8 @@ final class Fpm
     /** The master, or what has become the master where it is a daemon. */
     private Process $process;
     private bool $stopped = false;
+    /** Its workers, where it was killed and could not end them. */
+    private array $orphans = [];
 
     /** As a daemon its master is nobody's child, and another process after each reload. */
     public function __construct(array $options = [], int $children = 2, string $pool = '', private readonly bool $daemon = false)
@@ -35,6 +37,7 @@ final class Fpm
     public function __destruct()
     {
         $this->stop(SIGTERM);
+        array_map(fn ($worker) => posix_kill($worker, SIGKILL), $this->orphans);
         array_map('unlink', glob("$this->directory/*"));
         rmdir($this->directory);
     }
@@ -52,6 +55,7 @@ final class Fpm
             return;
         }
         $this->stopped = true;
+        $this->orphans = $signal === SIGKILL ? children($this->pid()) : [];
         $this->signal($signal);
         $this->daemon || $this->process->wait();
         eventually(fn () => processes("$this->directory/fpm.conf") === [], 'php-fpm has gone');

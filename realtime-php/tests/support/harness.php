@@ -130,11 +130,15 @@ function descriptors(): array
     return $open;
 }
 
-/** A port on which nobody listens now. */
+/** A port on which nobody listens now, and which the system gives to nobody who asks for any. */
 function free_port(): int
 {
-    $server = stream_socket_server('tcp://127.0.0.1:0');
-    return (int) substr(strrchr(stream_socket_get_name($server, false), ':'), 1);
+    [$lowest, $highest] = array_map('intval', preg_split('~\s+~', trim(file_get_contents('/proc/sys/net/ipv4/ip_local_port_range'))));
+    return eventually(function () use ($lowest, $highest) {
+        $port = random_int(10_000, 65_535);
+        $given = $port >= $lowest && $port <= $highest;
+        return !$given && @stream_socket_server("tcp://127.0.0.1:$port") ? $port : null;
+    }, "a port outside $lowest-$highest is free");
 }
 
 /** Processes that have this text on their command line, or are named so by php-fpm ("master process (…/fpm.conf)"). */
@@ -144,6 +148,19 @@ function processes(string $text): array
     foreach (glob('/proc/[0-9]*') as $process) {
         if (str_contains(str_replace("\0", ' ', (string) @file_get_contents("$process/cmdline")), $text)) {
             $found[] = (int) basename($process);
+        }
+    }
+    return $found;
+}
+
+/** The processes that this one has started and that have not gone. */
+function children(int $parent): array
+{
+    $found = [];
+    foreach (glob('/proc/[0-9]*/stat') as $file) {
+        $text = (string) @file_get_contents($file);
+        if ((int) (explode(' ', substr((string) strrchr($text, ')'), 2))[1] ?? 0) === $parent) {
+            $found[] = (int) $text;
         }
     }
     return $found;
