@@ -47,8 +47,9 @@ export class Hub {
 
   /** Starts the process, on the port that it had before. */
   async run() {
-    const listen = ['--listen', `127.0.0.1:${this.port}`, '--config', join(this.place, 'realtime.toml')];
-    this.process = spawn(process.env.REALTIME, ['serve', ...listen], { stdio: ['ignore', 'ignore', 'pipe'] });
+    // A bus of its own: on the usual one another hub may be.
+    const own = ['--listen', `127.0.0.1:${this.port}`, '--socket', join(this.place, 'hub.sock'), '--config', join(this.place, 'realtime.toml')];
+    this.process = spawn(process.env.REALTIME, ['serve', ...own], { stdio: ['ignore', 'ignore', 'pipe'] });
     this.ended = new Promise((resolve) => this.process.once('exit', resolve));
     this.log = '';
     const listens = new Promise((resolve, reject) => {
