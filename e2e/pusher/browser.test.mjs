@@ -36,7 +36,7 @@ test('a page hears, is present, whispers, signs in, and comes back after a resta
     stdio: 'ignore', detached: true,
   });
   try {
-    assert.deepEqual(await onTime('the page', result), {
+    assert.deepEqual(await onTime('the page, from the start of Chromium to its end', result, 240_000), {
       events: Object.fromEntries(['news', 'private-a', 'private-encrypted-a', 'cache-a'].map((name) => [name, { name }])),
       added: { id: 'bo', info: { name: 'BO' } },
       count: 2,

@@ -13,10 +13,10 @@ const MASTER_KEY = Buffer.alloc(32, 'A').toString('base64');
 const DEADLINE_MS = 60_000;
 
 /** Waits for a promise, not for ever. */
-export function onTime(what, promise) {
+export function onTime(what, promise, deadline = DEADLINE_MS) {
   let timer;
   const late = new Promise((_, reject) => {
-    timer = setTimeout(() => reject(new Error(`waited ${DEADLINE_MS} ms for ${what}`)), DEADLINE_MS);
+    timer = setTimeout(() => reject(new Error(`waited ${deadline} ms for ${what}`)), deadline);
   });
   return Promise.race([promise, late]).finally(() => clearTimeout(timer));
 }
@@ -55,7 +55,7 @@ export class Hub {
     const listens = new Promise((resolve, reject) => {
       this.process.stderr.on('data', (text) => {
         this.log += text;
-        const found = /listens on ws:\/\/127\.0\.0\.1:(\d+)/.exec(this.log);
+        const found = /listens on ws:\/\/127\.0\.0\.1:(\d+)\//.exec(this.log);
         if (found) resolve(Number(found[1]));
       });
       this.ended.then(() => reject(new Error(`the hub has ended:\n${this.log}`)));
