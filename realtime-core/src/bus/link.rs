@@ -22,6 +22,8 @@ const MSG_DONTWAIT: i32 = 0x40;
 const SEND_BUFFER_BYTES: usize = 1 << 20;
 /// How long what was sent over TCP may stay unacknowledged: a peer that vanished is noticed.
 const UNACKNOWLEDGED: Duration = Duration::from_secs(10);
+/// The shortest time that a socket can be told to wait; less is 0 to it, and that is for ever.
+const SHORTEST_WAIT: Duration = Duration::from_micros(1);
 /// Bytes read at once while there is no room to send.
 const READ_BYTES: usize = 16 << 10;
 /// More than a hub says before it knows the client.
@@ -95,7 +97,7 @@ impl Link {
     fn connect_unix(path: &Path, timeout: Duration) -> io::Result<Self> {
         let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
         // On a Unix socket this bounds the wait for a place in the backlog too.
-        socket.set_write_timeout(Some(timeout))?;
+        socket.set_write_timeout(Some(timeout.max(SHORTEST_WAIT)))?;
         socket.connect(&SockAddr::unix(path)?)?;
         check_hub(path, rustix::net::sockopt::socket_peercred(&socket)?.uid.as_raw())?;
         // Less is no reason to fail.
@@ -229,7 +231,7 @@ impl Link {
             return Ok(count);
         }
         if timeout != self.read_timeout {
-            self.socket.set_read_timeout(timeout)?;
+            self.socket.set_read_timeout(timeout.map(|timeout| timeout.max(SHORTEST_WAIT)))?;
             self.read_timeout = timeout;
         }
         (&self.socket).read(buffer)
@@ -260,4 +262,16 @@ fn has_ended(socket: &Socket) -> io::Result<bool> {
     let mut asked = [PollFd::new(socket, PollFlags::RDHUP)];
     poll(&mut asked, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))?;
     Ok(!asked[0].revents().is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_of_less_than_a_microsecond_ends() {
+        let (ours, _theirs) = Socket::pair(Domain::UNIX, Type::STREAM, None).unwrap();
+        let error = Link::over(ours).receive(&mut [0; 8], Some(Duration::from_nanos(1))).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+    }
 }
