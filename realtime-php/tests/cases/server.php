@@ -207,13 +207,14 @@ with_hub(function (Realtime\Hub|Tests\HubProcess $hub) {
     });
 
     test('a worker reads events, each once, and again what it did not finish', function () use ($hub) {
-        $kinds = [];
+        $kinds = $numbers = [];
         foreach (Realtime\events(0) as $number => $event) {
             check($event['number'] === $number && $event['attempt'] >= 1 && $event['dropped'] === 0, 'numbered');
-            $kinds[$event['kind']] = true;
+            $kinds[$event['kind']] = $numbers[$number] = true;
         }
         check(isset($kinds['joined'], $kinds['disconnect']), 'what the other tests did was queued');
-        same([], iterator_to_array(Realtime\events(0)), 'everything is acknowledged');
+        // A connection of the tests before may have ended only now.
+        same([], array_intersect_key(iterator_to_array(Realtime\events(0)), $numbers), 'everything is acknowledged');
         throws(ValueError::class, 'negative', fn () => Realtime\events(-1));
     });
 }, [

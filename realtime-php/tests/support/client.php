@@ -105,9 +105,14 @@ final class Client
 
     private function any(): array
     {
-        $frame = eventually(fn () => $this->parse() ?? ($this->fill() ? $this->parse() : null), 'a frame came');
-        $frame[0] === 9 && $this->frame(10, $frame[1]);
-        return $frame;
+        return eventually(function () {
+            $frame = $this->parse() ?? ($this->fill() ? $this->parse() : null);
+            if ($frame !== null && $frame[0] === 9) {
+                $this->frame(10, $frame[1]);
+                return null;
+            }
+            return $frame;
+        }, 'a frame came');
     }
 
     private function parse(): ?array
