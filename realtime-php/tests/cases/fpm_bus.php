@@ -8,7 +8,7 @@ require __DIR__ . '/../support/nginx.php';
 
 use Tests\{Client, Fpm, HubProcess, Nginx, Process};
 
-use function Tests\{check, contains, eventually, php_options, processes, same, test};
+use function Tests\{check, contains, eventually, lives, php_options, processes, same, test};
 
 // As on a server: nginx, php-fpm's workers, and a hub that is a process of its own.
 $serve = fn () => new Process([PHP_BINARY, ...php_options(), '-r', "exit(Realtime\\serve(['listen' => '127.0.0.1:0', 'shards' => 2]));"]);
@@ -59,7 +59,7 @@ test('fpm and nginx: a reload (USR2) keeps the hub and its connections', functio
     [, $before] = $nginx->get('/send.php?text=before');
     same('before', $client->next()['data']);
     $fpm->signal(SIGUSR2);
-    eventually(fn () => !posix_kill((int) $before, 0), 'the old worker has gone');
+    eventually(fn () => !lives((int) $before), 'the old worker has gone');
     eventually(fn () => $nginx->get('/send.php?text=after')[0] === 200, 'the new workers answer');
     same('after', $client->next()['data']);
     check($hub->running(), 'the hub runs on');
@@ -149,5 +149,5 @@ test('fpm and nginx: php-fpm ends within its grace and leaves nobody behind', fu
     $workers = array_map(fn () => (int) $nginx->get('/send.php?text=x')[1], range(1, 4));
     $nginx = $fpm = null;
     same([], processes($master));
-    same([], array_filter($workers, fn ($worker) => posix_kill($worker, 0)));
+    same([], array_filter($workers, lives(...)));
 });

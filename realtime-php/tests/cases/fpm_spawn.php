@@ -11,7 +11,7 @@ require __DIR__ . '/../support/site.php';
 
 use Tests\{Client, Fpm, Process, Site};
 
-use function Tests\{check, contains, eventually, note, php, processes, same, socket_path, test};
+use function Tests\{check, contains, eventually, lives, note, php, processes, same, socket_path, test};
 
 // Each site has a socket of its own, in its php.ini.
 putenv('REALTIME_SOCKET');
@@ -135,7 +135,7 @@ test('autospawn: a reload (USR2) keeps the hub\'s process and its WebSockets', f
     for ($i = 0; $i < 3; $i++) {
         $start = microtime(true);
         $site->fpm->signal(SIGUSR2);
-        eventually(fn () => !posix_kill($worker, 0), 'the old worker has gone');
+        eventually(fn () => !lives($worker), 'the old worker has gone');
         $worker = eventually(fn () => ($answer = $site->nginx->get("/send.php?text=after+$i"))[0] === 200 ? (int) $answer[1] : null, 'the new workers answer');
         same("after $i", $client->next()['data']);
         note("reload $i: a new worker's broadcast arrived after {$ms($start)}; hub {$hub['pid']}, master " . $site->fpm->pid());
@@ -151,7 +151,7 @@ test('autospawn: over the reload of a daemon the master\'s number changes, and t
     $client = Client::subscribed($hub['listen'], 'page');
     $master = $site->fpm->pid();
     $site->fpm->signal(SIGUSR2);
-    eventually(fn () => !posix_kill($master, 0), 'the old master has gone');
+    eventually(fn () => !lives($master), 'the old master has gone');
     eventually(fn () => ($answer = $site->nginx->get('/send.php?text=after'))[0] === 200 ? (int) $answer[1] : null, 'the new workers answer');
     same('after', $client->next()['data']);
     same([$hub['pid']], $site->hubs());

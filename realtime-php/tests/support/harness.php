@@ -166,6 +166,12 @@ function children(int $parent): array
     return $found;
 }
 
+/** Whether a process has not ended; one that has, and whose parent has not noticed yet, does not live. */
+function lives(int $pid): bool
+{
+    return preg_match('/\) [^ZX] /', (string) @file_get_contents("/proc/$pid/stat")) === 1;
+}
+
 /** Says what a test has seen. */
 function note(string $text): void
 {
