@@ -15,13 +15,14 @@ use crate::bus::address::BusAddress;
 use crate::bus::seal::MIN_SECRET_BYTES;
 use crate::bus::socket::default_path;
 use crate::history::Retention;
-use crate::hooks::Kind;
 use crate::message::INTERNAL_PREFIX;
 use crate::protocol::pusher::names;
 
 mod auth;
+mod hooks;
 
 pub use auth::{AuthConfig, AuthMode, AuthModes, CallbackConfig, FastCgiConfig, JwtAlgorithm, JwtConfig, JwtKeyConfig};
+pub use hooks::{HooksConfig, HooksWebhookConfig};
 
 /// Everything that can be set. Durations are `_ms`, sizes are `_bytes`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -446,29 +447,6 @@ impl ChannelPolicy {
     }
 }
 
-/// What the application hears of connections and channels.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct HooksConfig {
-    /// What is queued for workers, which read it with `Realtime\events()`. Default nothing.
-    pub events: Vec<Kind>,
-    /// Events that may wait for workers. Default 10,000; past it new ones are dropped and counted.
-    pub queue: usize,
-    /// How long a worker has for an event before another one gets it. Default 30,000.
-    pub lease_ms: u64,
-    /// What is refused while no program is there to decide it: `connect`, `subscribe`. Default
-    /// nothing; what a program has once decided stays so until the hub ends.
-    pub required: Vec<Kind>,
-    /// How long a program has to decide. Default 2,000; past it the answer is no.
-    pub timeout_ms: u64,
-}
-
-impl Default for HooksConfig {
-    fn default() -> Self {
-        HooksConfig { events: Vec::new(), queue: 10_000, lease_ms: 30_000, required: Vec::new(), timeout_ms: 2_000 }
-    }
-}
-
 /// What is special about a channel that counts who is on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct RoomRules {
@@ -603,18 +581,7 @@ impl Config {
                 return invalid(&key, format!("{value} is more than {MAX_PRESENCE_GRACE_MS}"));
             }
         }
-        if let Some(kind) = self.hooks.required.iter().find(|kind| !matches!(kind, Kind::Connect | Kind::Subscribe)) {
-            return invalid("hooks.required", format!("{kind:?} is not decided by anybody; only connect and subscribe are").to_lowercase());
-        }
-        for (key, value, highest) in [
-            ("hooks.queue", self.hooks.queue as u64, 10_000_000),
-            ("hooks.lease_ms", self.hooks.lease_ms, 86_400_000),
-            ("hooks.timeout_ms", self.hooks.timeout_ms, 60_000),
-        ] {
-            if value == 0 || value > highest {
-                return invalid(key, format!("{value} is not within 1–{highest}"));
-            }
-        }
+        self.hooks.validate()?;
         if limits.max_header_bytes < 8 << 10 {
             return invalid("limits.max_header_bytes", format!("{} is less than 8192", limits.max_header_bytes));
         }

@@ -12,7 +12,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use application::token;
-use realtime_core::config::{AuthMode, AuthModes};
+use realtime_core::config::{AuthMode, AuthModes, FastCgiConfig, HooksWebhookConfig};
+use realtime_core::hooks::Kind;
 use realtime_core::{Config, Hub};
 use realtime_testkit::client::{Client, Received};
 use realtime_testkit::hub::start;
@@ -289,4 +290,41 @@ async fn with_tokens_the_crowd_needs_no_worker() {
     });
     let crowd = storm(&hub, 2_000, |at| (format!("/ws?token={}", token(&format!("u{at}"))), "x=1".into())).await;
     assert_eq!((crowd.len(), hub.stats().refused), (2_000, 0));
+}
+
+/// What the page about hooks shows, and what came written to a file.
+const HOOK: &str = r#"<?php
+$body = file_get_contents('php://input');
+['HTTP_WEBHOOK_ID' => $id, 'HTTP_WEBHOOK_TIMESTAMP' => $time, 'HTTP_WEBHOOK_SIGNATURE' => $signature] = $_SERVER;
+$expected = 'v1,' . base64_encode(hash_hmac('sha256', "$id.$time.$body", 'a secret of at least 32 bytes, as text', true));
+if (!hash_equals($expected, $signature) || abs(time() - (int) $time) > 300) {
+    http_response_code(401);
+    exit;
+}
+foreach (json_decode($body, true)['events'] as $event) {
+    file_put_contents(__DIR__ . '/events', "$event[kind] $event[channel]\n", FILE_APPEND | LOCK_EX);
+}
+http_response_code(204);
+"#;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_script_in_the_pool_is_posted_what_happens() {
+    let pool = Pool::start(1);
+    fs::write(pool.directory.join("hook.php"), HOOK).unwrap();
+    let hub = start(|config| {
+        let fastcgi = FastCgiConfig {
+            socket: pool.socket().display().to_string(),
+            script: pool.directory.join("hook.php").display().to_string(),
+            ..FastCgiConfig::default()
+        };
+        let events = vec![Kind::Occupied, Kind::Vacated];
+        let secret = "a secret of at least 32 bytes, as text".into();
+        config.hooks.webhooks = vec![HooksWebhookConfig { fastcgi, events, secret, ..HooksWebhookConfig::default() }];
+    });
+    let mut client = Client::connect_to(&hub, "/ws").await;
+    client.subscribe("news").await;
+    client.ask(json!({"action": "unsubscribe", "channel": "news"})).await;
+    let seen = || fs::read_to_string(pool.directory.join("events")).unwrap_or_default();
+    eventually("both events", || seen().lines().count() >= 2);
+    assert_eq!(seen(), "occupied news\nvacated news\n");
 }

@@ -245,12 +245,6 @@ impl CallbackConfig {
             if !self.url.is_empty() || !self.subscribe_url.is_empty() {
                 return invalid("auth.callback", "give either `url` or `fastcgi`, not both");
             }
-            if fastcgi.socket.is_empty() {
-                return invalid("auth.callback.fastcgi", "`socket` is missing");
-            }
-            if !Path::new(&fastcgi.script).is_absolute() {
-                return invalid("auth.callback.fastcgi", "`script` must be the absolute path of a PHP file");
-            }
         }
         for header in &self.headers {
             if let Err(reason) = check_header(header) {
@@ -265,19 +259,30 @@ impl CallbackConfig {
         let or = |text: &str, other: &str| if text.is_empty() { other.to_owned() } else { text.to_owned() };
         if self.url.is_empty() {
             let fastcgi = &self.fastcgi;
-            let file = Path::new(&fastcgi.script).file_name().unwrap_or_default().to_string_lossy();
-            let uri = or(&fastcgi.uri, &format!("/{file}"));
-            let subscribe = or(&fastcgi.subscribe_uri, &uri);
             let make = |uri: &str| {
-                Address::fastcgi(&fastcgi.socket, &fastcgi.script, uri)
-                    .map_err(|reason| ConfigError::InvalidValue { key: "auth.callback.fastcgi".into(), reason })
+                fastcgi.address(uri).map_err(|reason| ConfigError::InvalidValue { key: "auth.callback.fastcgi".into(), reason })
             };
-            return Ok([make(&uri)?, make(&subscribe)?]);
+            return Ok([make(&fastcgi.uri)?, make(&or(&fastcgi.subscribe_uri, &fastcgi.uri))?]);
         }
         let make = |key: &str, url: &str| {
             Address::http(url).map_err(|reason| ConfigError::InvalidValue { key: format!("auth.callback.{key}"), reason })
         };
         Ok([make("url", &self.url)?, make("subscribe_url", &or(&self.subscribe_url, &self.url))?])
+    }
+}
+
+impl FastCgiConfig {
+    /// Where the script is; without a URI, its own name is one.
+    pub(super) fn address(&self, uri: &str) -> Result<Address, String> {
+        if self.socket.is_empty() {
+            return Err("`socket` is missing".into());
+        }
+        let script = Path::new(&self.script);
+        if !script.is_absolute() {
+            return Err("`script` must be the absolute path of a PHP file".into());
+        }
+        let own = format!("/{}", script.file_name().unwrap_or_default().to_string_lossy());
+        Address::fastcgi(&self.socket, &self.script, if uri.is_empty() { &own } else { uri })
     }
 }
 

@@ -2,11 +2,14 @@
 //!
 //! Ways out of the hub: programs that *handle* connections (`handlers`) are told of those
 //! they have and may refuse; a *queue* (`queue`) informs workers, each event one of them, until it
-//! is acknowledged; `webhooks` are posted in Pusher's format. Where none is asked for, an event costs one relaxed load.
+//! is acknowledged; `webhooks` are posted to the application, and for Pusher's API in its own format (`pusher`).
+//! Where none is asked for, an event costs one relaxed load.
 
+mod delivery;
 pub(crate) mod handlers;
+pub(crate) mod pusher;
 pub(crate) mod queue;
-pub(crate) mod webhooks;
+mod webhooks;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering::Relaxed};
@@ -20,8 +23,9 @@ use crate::config::{Config, ConfigError, WebhookEvent};
 use crate::message::{Channel, ChannelMap, User, split_scope};
 use crate::presence::{Change, Notice};
 use handlers::Handlers;
+use pusher::{Happened, PusherWebhooks, What};
 use queue::EventQueue;
-use webhooks::{Happened, Webhooks, What};
+use webhooks::Webhooks;
 
 /// What can happen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -170,9 +174,14 @@ pub(crate) struct Hooks {
     pub(crate) handlers: Handlers,
     /// Read by workers.
     pub(crate) queue: Option<Arc<EventQueue>>,
-    /// Posted to applications.
-    pub(crate) webhooks: Webhooks,
+    /// What it holds.
     queued: Kinds,
+    /// Posted to the application.
+    webhooks: Webhooks,
+    /// Posted in Pusher's format.
+    pusher: PusherWebhooks,
+    /// What is queued or posted.
+    told: Kinds,
     /// Everything that somebody wants to hear of.
     wanted: AtomicU16,
     /// Subscribers of each channel, while somebody wants to hear of that.
@@ -181,17 +190,21 @@ pub(crate) struct Hooks {
 
 impl Hooks {
     pub(crate) fn new(config: &Config) -> Result<Self, ConfigError> {
-        let webhooks = Webhooks::new(config)?;
+        let pusher = PusherWebhooks::new(config)?;
         let config = &config.hooks;
+        let webhooks = Webhooks::new(config)?;
         let queued: Kinds = config.events.iter().copied().collect();
         let required: Kinds = config.required.iter().copied().collect();
         let queue = (!queued.is_empty()).then(|| Arc::new(EventQueue::new(config.queue, config.lease_ms)));
+        let told = queued.and(webhooks.kinds());
         Ok(Hooks {
             handlers: Handlers::new(required),
             queue,
-            webhooks,
             queued,
-            wanted: AtomicU16::new(queued.and(required).0),
+            webhooks,
+            pusher,
+            told,
+            wanted: AtomicU16::new(told.and(required).0),
             occupied: Mutex::default(),
         })
     }
@@ -205,16 +218,23 @@ impl Hooks {
     pub(crate) fn dropped(&self) -> u64 {
         self.handlers.overflowed.load(Relaxed)
             + self.queue.as_ref().map_or(0, |queue| queue.overflowed())
-            + self.webhooks.dropped.load(Relaxed)
+            + self.webhooks.dropped()
+            + self.pusher.dropped()
     }
 
     /// Whether subscribers are counted, for those who want to hear of the first and the last.
     pub(crate) fn counts_subscribers(&self) -> bool {
-        self.queued.0 & Kinds::from_iter([Kind::Occupied, Kind::Vacated]).0 != 0 || self.webhooks.count_subscribers()
+        self.told.has(Kind::Occupied) || self.told.has(Kind::Vacated) || self.pusher.count_subscribers()
     }
 
-    pub(crate) fn is_queued(&self, kind: Kind) -> bool {
-        self.queued.has(kind)
+    /// Whether [`Hooks::tell`] tells anybody of this.
+    pub(crate) fn tells(&self, kind: Kind) -> bool {
+        self.told.has(kind)
+    }
+
+    /// Posts what is to be posted, until it is dropped. On the control thread.
+    pub(crate) async fn run(&self) {
+        tokio::join!(self.webhooks.run(), self.pusher.run());
     }
 
     /// A program handles connections from now on.
@@ -222,10 +242,15 @@ impl Hooks {
         self.wanted.fetch_or(kinds.0, Relaxed);
     }
 
-    /// Queues an event for the workers, if they want to hear of it.
-    pub(crate) fn queue(&self, event: &Event<'_>) {
-        if let Some(queue) = self.queue.as_ref().filter(|_| self.is_queued(event.kind)) {
-            queue.push(event.key(), event.to_json());
+    /// Queues an event for the workers and posts it, where they want to hear of it.
+    pub(crate) fn tell(&self, event: &Event<'_>) {
+        if !self.tells(event.kind) {
+            return;
+        }
+        let json = event.to_json();
+        self.webhooks.push(event, &json);
+        if let Some(queue) = self.queue.as_ref().filter(|_| self.queued.has(event.kind)) {
+            queue.push(event.key(), json);
         }
     }
 
@@ -235,9 +260,9 @@ impl Hooks {
             Change::Joined => Kind::Joined,
             Change::Left => Kind::Left,
         };
-        if self.is_queued(kind) {
+        if self.tells(kind) {
             let (app, channel) = split_scope(scoped);
-            self.queue(&Event { app, channel: Some(channel), ..Event::new(kind) }.of_user(Some(&notice.user)));
+            self.tell(&Event { app, channel: Some(channel), ..Event::new(kind) }.of_user(Some(&notice.user)));
         }
         let (app, channel) = split_scope(scoped);
         let user = || notice.user.id().to_owned();
@@ -247,10 +272,10 @@ impl Hooks {
         }
     }
 
-    /// Posts an event to the application, if it wants to hear of it.
+    /// Posts an event in Pusher's format, if an app wants to hear of it.
     pub(crate) fn post(&self, app: &str, channel: &str, kind: WebhookEvent, what: impl FnOnce() -> What) {
-        if self.webhooks.wants(app, kind) {
-            self.webhooks.tell(Happened { app: app.to_owned(), channel: channel.to_owned(), what: what() });
+        if self.pusher.wants(app, kind) {
+            self.pusher.tell(Happened { app: app.to_owned(), channel: channel.to_owned(), what: what() });
         }
     }
 
@@ -260,7 +285,7 @@ impl Hooks {
         let count = occupied.entry(channel.clone()).or_default();
         *count += 1;
         if *count == 1 {
-            self.queue(&Event { app: channel.app(), channel: Some(channel.name()), ..Event::new(Kind::Occupied) });
+            self.tell(&Event { app: channel.app(), channel: Some(channel.name()), ..Event::new(Kind::Occupied) });
             self.post(channel.app(), channel.name(), WebhookEvent::ChannelOccupied, || What::Occupied);
         }
     }
@@ -272,7 +297,7 @@ impl Hooks {
         *count -= 1;
         if *count == 0 {
             occupied.remove(channel);
-            self.queue(&Event { app: channel.app(), channel: Some(channel.name()), ..Event::new(Kind::Vacated) });
+            self.tell(&Event { app: channel.app(), channel: Some(channel.name()), ..Event::new(Kind::Vacated) });
             self.post(channel.app(), channel.name(), WebhookEvent::ChannelVacated, || What::Vacated);
         }
     }

@@ -6,7 +6,7 @@ use crate::broker::Reply;
 use crate::config::WebhookEvent;
 use crate::error::{BrokerError, PublishError, QueryError};
 use crate::history::{self, Page};
-use crate::hooks::webhooks::What;
+use crate::hooks::pusher::What;
 use crate::message::{InvalidChannel, MAX_CHANNEL_BYTES, MAX_EVENT_BYTES, Payload, Publish, User, find_control, validate_channel};
 use crate::protocol::{Command, Credentials, ProtocolError, Push, Recover, RelayBody, RequestId};
 

@@ -123,7 +123,7 @@ impl Shard {
         let node = self.node.clone();
         let shard = self.index;
         let Some(connection) = self.connection(key) else { return };
-        node.hooks.queue(&Event { channel: Some(channel), ..Shard::event_of(connection, &node, shard, kind) });
+        node.hooks.tell(&Event { channel: Some(channel), ..Shard::event_of(connection, &node, shard, kind) });
     }
 
     /// A connection has said that it does not want to hear a channel any more.
@@ -135,7 +135,7 @@ impl Shard {
         let shard = self.index;
         let Some(connection) = self.connection(key) else { return };
         let event = Event { channel: Some(channel), ..Shard::event_of(connection, &node, shard, Kind::Unsubscribe) };
-        node.hooks.queue(&event);
+        node.hooks.tell(&event);
         // A program that has not heard of the connection yet need not hear of this.
         if let Some(handler) = connection.handler.as_ref().filter(|handler| handler.hears(Kind::Unsubscribe))
             && !handler.tell(&event)
@@ -192,11 +192,11 @@ impl Shard {
         let user = connection.session.user.clone();
         let socket_id = connection.session.socket_id;
         self.push(key, &Push::Connected { socket_id, ping_interval_ms, user_id: user.as_deref().map(crate::message::User::id) });
-        if self.node.hooks.is_queued(Kind::Connect) {
+        if self.node.hooks.tells(Kind::Connect) {
             let node = self.node.clone();
             let shard = self.index;
             let Some(connection) = self.connection(key) else { return };
-            node.hooks.queue(&Shard::event_of(connection, &node, shard, Kind::Connect));
+            node.hooks.tell(&Shard::event_of(connection, &node, shard, Kind::Connect));
         }
     }
 
@@ -310,11 +310,11 @@ impl Shard {
         let described =
             describe(Event { connection: Some(session.socket_id.to_string()), shard: Some(shard), ..Event::new(Kind::Message) });
         let event = Event { app: &app, ..described }.of_user(user.as_deref());
-        node.hooks.queue(&event);
+        node.hooks.tell(&event);
         match handler {
             Some(handler) if handler.tell(&event) => Ok(()),
             Some(_) => Err(ProtocolError::refusal("queue_full", "the handler for messages is behind")),
-            None if node.hooks.is_queued(Kind::Message) => Ok(()),
+            None if node.hooks.tells(Kind::Message) => Ok(()),
             None => Err(ProtocolError::refusal("unavailable", "no handler for messages is there now")),
         }
     }
@@ -390,7 +390,7 @@ impl Shard {
         }
         let event = Event { reason: Some(reason.name()), ..Shard::event_of(connection, &node, shard, Kind::Disconnect) };
         if announced {
-            node.hooks.queue(&event);
+            node.hooks.tell(&event);
         }
         if let Some(handler) = handler.filter(|handler| handler.hears(Kind::Disconnect)) {
             handler.tell(&event);

@@ -18,7 +18,7 @@ use crate::close::CloseReason;
 use crate::config::WebhookEvent;
 use crate::error::BrokerError;
 use crate::history::{Page, Range};
-use crate::hooks::webhooks::What;
+use crate::hooks::pusher::What;
 use crate::message::{Channel, Position, Publication};
 use crate::protocol::{ProtocolError, Push, Recover, RequestId};
 

@@ -311,7 +311,7 @@ impl Shard {
     }
 
     fn tell_of_subscription(&mut self, key: ConnectionKey, index: usize) {
-        if self.node.hooks.is_queued(Kind::Subscribe)
+        if self.node.hooks.tells(Kind::Subscribe)
             && let Some(channel) = self.channels.get(index).map(|channel| channel.channel.clone())
         {
             self.queue_of(key, Kind::Subscribe, channel.name());

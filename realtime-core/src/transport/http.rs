@@ -114,7 +114,7 @@ impl Control {
                     () = stop.notified() => {}
                     () = ticking => {}
                     () = node.keep_graces() => {}
-                    () = node.hooks.webhooks.run() => {}
+                    () = node.hooks.run() => {}
                     () = accept(node.clone(), listener, arriving) => {}
                 },
                 Err(error) => tracing::error!(%error, "cannot listen"),
