@@ -83,6 +83,8 @@ impl Pool {
     fn hub(&self, change: impl FnOnce(&mut Config)) -> Hub {
         start(|config| {
             config.auth.mode = Some(AuthModes::One(AuthMode::Callback));
+            // Clients that have nothing to read yet answer no ping either.
+            config.heartbeat.ping_interval_ms = 3_600_000;
             let fastcgi = &mut config.auth.callback.fastcgi;
             fastcgi.socket = self.socket().display().to_string();
             fastcgi.script = self.directory.join("auth.php").display().to_string();
