@@ -639,6 +639,8 @@ pub struct ChannelInfo {
 
 #[cfg(test)]
 mod tests {
+    use proptest::strategy::Strategy as _;
+
     use super::*;
 
     #[test]
@@ -660,6 +662,26 @@ mod tests {
             assert_eq!(validate_channel(good), Ok(()), "{good:?}");
         }
         assert_eq!(validate_channel("#user:1"), Err(InvalidChannel::Internal));
+    }
+
+    proptest::proptest! {
+        /// The rule, said once more in another way.
+        #[test]
+        fn a_channel_name_is_what_the_rule_says(
+            name in proptest::prop_oneof![
+                "\\PC{0,210}",
+                "[#a-z\u{0}-\u{20}\u{7f}-\u{a1}]{0,8}",
+                proptest::collection::vec(proptest::prelude::any::<char>(), 0..12).prop_map(String::from_iter),
+            ],
+        ) {
+            let controls = name.chars().any(|c| matches!(c, '\u{0}'..='\u{1f}' | '\u{7f}'..='\u{9f}'));
+            let allowed = (1..=200).contains(&name.len()) && !controls && !name.starts_with('#');
+            proptest::prop_assert_eq!(validate_channel(&name).is_ok(), allowed);
+            // Whatever passes stays in its app: the separator of apps is a control character.
+            let scoped = format!("shop{APP_SEPARATOR}{name}");
+            proptest::prop_assert!(!allowed || split_scope(&scoped) == ("shop", name.as_str()));
+            proptest::prop_assert!(!allowed || split_scope(&name) == ("", name.as_str()));
+        }
     }
 
     #[test]

@@ -10,7 +10,7 @@ use realtime_core::config::{AppConfig, ChannelPolicy};
 use realtime_core::presence::user_bytes;
 use realtime_core::{Config, Hub, HubBuilder, Payload, Publish, User};
 use realtime_testkit::presence::Late;
-use realtime_testkit::{Client, config, eventually, on_time, start};
+use realtime_testkit::{Client, config, eventually, sized, start};
 use serde_json::{Value, json};
 
 fn shown(pattern: &str) -> ChannelPolicy {
@@ -155,7 +155,8 @@ async fn a_reload_within_the_grace_makes_no_noise_and_an_absence_beyond_it_does(
         watcher.subscribe(channel).await;
     }
     let mut crowd = Vec::new();
-    for n in 0..50 {
+    let users = sized(50, 200);
+    for n in 0..users {
         let mut client = somebody(&hub, &format!("u{n}")).await;
         client.subscribe("room").await;
         watcher.expect("joined").await;
@@ -166,11 +167,11 @@ async fn a_reload_within_the_grace_makes_no_noise_and_an_absence_beyond_it_does(
         let id = format!("u{n}");
         eventually("its connection is gone", || present(&hub, "room").get(&id) == Some(&0));
         let mut back = somebody(&hub, &id).await;
-        assert_eq!(ids(&back.subscribe("room").await["users"]).len(), 51);
+        assert_eq!(ids(&back.subscribe("room").await["users"]).len(), users + 1);
         assert_eq!(present(&hub, "room")[&id], 1);
     }
     watcher.expect_nothing().await;
-    assert_eq!(hub.count_users("room").unwrap(), 51);
+    assert_eq!(hub.count_users("room").unwrap(), users + 1);
 
     let mut brief = somebody(&hub, "brief").await;
     brief.subscribe("room-short").await;
@@ -267,15 +268,15 @@ async fn under_churn_every_view_follows_the_truth_when_presence_answers_later() 
 }
 
 async fn churn(hub: Hub) {
-    const ROUNDS: usize = 30;
+    let rounds = sized(30, 12);
     // Users with one to three connections each, which come and go in no order.
-    let churners: Vec<_> = (0..24)
+    let churners: Vec<_> = (0..sized(24, 300))
         .map(|user| {
             let hub = hub.clone();
             tokio::spawn(async move {
                 let id = format!("u{user}");
                 let mut kept = Vec::new();
-                for round in 0..ROUNDS {
+                for round in 0..rounds {
                     kept.push(View::new(&hub, &id).await);
                     if kept.len() > (user + round) % 3 {
                         let gone = kept.remove((user * 7 + round) % kept.len());
@@ -296,7 +297,7 @@ async fn churn(hub: Hub) {
         .collect();
     let mut views = Vec::new();
     for churner in churners {
-        views.extend(on_time("the churn", churner).await.unwrap());
+        views.extend(tokio::time::timeout(Duration::from_secs(300), churner).await.unwrap().unwrap());
     }
     let expected: BTreeMap<String, usize> = views.iter().fold(BTreeMap::new(), |mut users, view| {
         *users.entry(view.id.clone()).or_default() += 1;
@@ -415,7 +416,7 @@ async fn the_list_of_users_is_bounded() {
 #[tokio::test]
 async fn a_subscription_against_a_close_leaves_nobody_behind() {
     let hub = start(rooms);
-    for n in 0..300u32 {
+    for n in 0..sized(300, 5_000) {
         let mut client = somebody(&hub, &format!("u{}", n % 40)).await;
         client.send_json(json!({"action": "subscribe", "channel": format!("room{}", n % 5)})).await;
         match n % 3 {

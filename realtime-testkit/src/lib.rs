@@ -45,4 +45,4 @@ pub use pipes::Pipes;
 pub use pusher::PusherClient;
 pub use raw::RawClient;
 pub use redis_server::RedisServer;
-pub use wait::{DEADLINE, eventually, on_time};
+pub use wait::{DEADLINE, eventually, on_time, sized};

@@ -36,3 +36,8 @@ pub async fn on_time<T>(what: &str, future: impl Future<Output = T>) -> T {
         Err(_) => panic!("not within {DEADLINE:?}: {what}"),
     }
 }
+
+/// How much of something a test does: `small`, or `full` where `REALTIME_TEST_FULL` is set, as `make test-deep` does.
+pub fn sized(small: usize, full: usize) -> usize {
+    if std::env::var_os("REALTIME_TEST_FULL").is_some() { full } else { small }
+}

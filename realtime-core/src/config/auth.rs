@@ -240,11 +240,8 @@ impl CallbackConfig {
     }
 
     fn validate(&self) -> Result<(), ConfigError> {
-        let fastcgi = &self.fastcgi;
-        if *fastcgi != FastCgiConfig::default() {
-            if !self.url.is_empty() || !self.subscribe_url.is_empty() {
-                return invalid("auth.callback", "give either `url` or `fastcgi`, not both");
-            }
+        if self.fastcgi != FastCgiConfig::default() && (!self.url.is_empty() || !self.subscribe_url.is_empty()) {
+            return invalid("auth.callback", "give either `url` or `fastcgi`, not both");
         }
         for header in &self.headers {
             if let Err(reason) = check_header(header) {

@@ -137,7 +137,8 @@ mod tests {
     fn a_webhook_is_complete_or_refused() {
         let good = webhook(&"s".repeat(32));
         assert_eq!(good.check(), Ok(()));
-        let wrong: [(&str, fn(&mut HooksWebhookConfig)); 9] = [
+        type Spoil = fn(&mut HooksWebhookConfig);
+        let wrong: [(&str, Spoil); 9] = [
             ("`events` is empty", |webhook| webhook.events.clear()),
             ("either `url` or `fastcgi`", |webhook| webhook.url = "http://a.test/".into()),
             ("either `url` or `fastcgi`", |webhook| webhook.fastcgi = FastCgiConfig::default()),
