@@ -391,11 +391,16 @@ pub struct BrokerConfig {
     /// give out offsets again that clients have seen. False is for a single server that keeps
     /// everything (`appendfsync always`): then a restart costs no client its recovery.
     pub fence: bool,
+    /// How many times longer than usual an answer of the server may take. For tests, which have to pass on a machine
+    /// that is busy with others.
+    #[doc(hidden)]
+    #[serde(skip)]
+    pub patience: u32,
 }
 
 impl Default for BrokerConfig {
     fn default() -> Self {
-        BrokerConfig { url: Secret::default(), prefix: "realtime".into(), fence: true }
+        BrokerConfig { url: Secret::default(), prefix: "realtime".into(), fence: true, patience: 1 }
     }
 }
 

@@ -56,6 +56,7 @@ pub mod hooks;
 pub mod hub;
 pub mod message;
 mod outbound;
+mod patience;
 pub mod presence;
 pub mod protocol;
 mod session;

@@ -12,6 +12,7 @@ use parking_lot::{Condvar, Mutex};
 use crate::error::BrokerError;
 use crate::history::{Page, Range};
 use crate::message::{Position, Publish};
+use crate::patience::Patience;
 
 /// Gives publications their place and hands them to the node.
 ///
@@ -149,11 +150,13 @@ impl<T> Promise<T> {
     pub fn wait(self, timeout: Duration) -> Option<Result<T, BrokerError>> {
         let (state, ready) = &*self.0;
         let mut guard = state.lock();
-        ready.wait_while_for(&mut guard, |state| matches!(state, PromiseState::Waiting(_)), timeout);
-        match &mut *guard {
-            PromiseState::Done(result) => result.take(),
-            PromiseState::Waiting(_) => None,
-        }
+        Patience::new(timeout).wait(|part| {
+            ready.wait_while_for(&mut guard, |state| matches!(state, PromiseState::Waiting(_)), part);
+            match &mut *guard {
+                PromiseState::Done(result) => result.take(),
+                PromiseState::Waiting(_) => None,
+            }
+        })
     }
 
     /// Calls `f` with the answer, from the resolving thread, or from this one if it is there.

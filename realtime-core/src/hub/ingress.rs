@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
+use crate::patience::Patience;
+
 /// Bytes in flight between publishers and shards.
 pub(crate) struct Ingress {
     queued: AtomicUsize,
@@ -65,16 +67,15 @@ impl Ingress {
         let start = Instant::now();
         let mut guard = self.lock.lock();
         self.waiting.fetch_add(1, Ordering::SeqCst);
-        let outcome = loop {
-            let Some((queued, limit)) = self.full(load) else { break Ok(()) };
-            let waited = start.elapsed();
-            match timeout.checked_sub(waited) {
-                None | Some(Duration::ZERO) => break Err(Full { queued, limit, waited }),
-                Some(left) => self.room.wait_for(&mut guard, left),
-            };
-        };
+        let has_room = Patience::new(timeout).wait(|part| {
+            let timed_out = self.room.wait_while_for(&mut guard, |()| self.full(load).is_some(), part).timed_out();
+            (!timed_out).then_some(())
+        });
         self.waiting.fetch_sub(1, Ordering::SeqCst);
-        outcome
+        match (has_room, self.full(load)) {
+            (None, Some((queued, limit))) => Err(Full { queued, limit, waited: start.elapsed() }),
+            _ => Ok(()),
+        }
     }
 
     pub(crate) fn charge(&self, load: &ChannelLoad, bytes: usize) {

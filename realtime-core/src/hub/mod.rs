@@ -58,6 +58,7 @@ use crate::hooks::Hooks;
 use crate::message::{
     Channel, ChannelInfo, ChannelRef, ChannelUser, Payload, Position, Publish, Receipt, SocketId, User, channel_hash, validate_channel,
 };
+use crate::patience::Patience;
 use crate::presence::{self, Presence};
 use crate::protocol::native::Native;
 use crate::protocol::pusher::Pusher;
@@ -80,6 +81,8 @@ const ARRIVING: usize = 4_096;
 const BUS_GRACE: Duration = Duration::from_millis(100);
 /// How long a question to the shards may take.
 const QUERY_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long threads may take to end when the time of a stop is over.
+const LAST_TURN: Duration = Duration::from_secs(1);
 /// Longest reason in a close frame (RFC 6455 section 5.5).
 const MAX_REASON_BYTES: usize = 123;
 
@@ -759,10 +762,9 @@ impl Hub {
         }
         self.0.node.begin_stop(&running.control_stop, deadline);
         // The shards' own deadline comes first, so that this wait sees them end.
-        let give_up = deadline + Duration::from_millis(200);
+        let mut patience = Patience::new(deadline.saturating_duration_since(Instant::now()) + LAST_TURN);
         for _ in 0..running.threads.len() {
-            let left = give_up.saturating_duration_since(Instant::now());
-            if running.endings.recv_timeout(left).is_err() {
+            if patience.wait(|part| running.endings.recv_timeout(part).ok()).is_none() {
                 return StopReport { complete: false };
             }
         }
@@ -852,11 +854,13 @@ fn check_disconnect(user_id: &str, code: u16, reason: &str) -> Result<(), QueryE
     Ok(())
 }
 
-fn receive<T>(receiver: &Receiver<T>, deadline: Instant) -> Result<T, QueryError> {
-    receiver.recv_timeout(deadline.saturating_duration_since(Instant::now())).map_err(|error| match error {
-        mpsc::RecvTimeoutError::Timeout => QueryError::Timeout { waited: QUERY_TIMEOUT },
-        mpsc::RecvTimeoutError::Disconnected => QueryError::Stopped,
-    })
+fn receive<T>(receiver: &Receiver<T>, patience: &mut Patience) -> Result<T, QueryError> {
+    let received = patience.wait(|part| match receiver.recv_timeout(part) {
+        Ok(answer) => Some(Ok(answer)),
+        Err(mpsc::RecvTimeoutError::Timeout) => None,
+        Err(mpsc::RecvTimeoutError::Disconnected) => Some(Err(QueryError::Stopped)),
+    });
+    received.unwrap_or(Err(QueryError::Timeout { waited: QUERY_TIMEOUT }))
 }
 
 impl Node {
@@ -954,13 +958,13 @@ impl Node {
     /// Asks every shard; the answers are in the shards' order.
     fn ask<T>(&self, question: impl Fn(Sender<T>) -> Query) -> Result<Vec<T>, QueryError> {
         let receivers: Vec<_> = (0..self.shards.len()).map(|shard| self.send(shard, &question)).collect();
-        let deadline = Instant::now() + QUERY_TIMEOUT;
-        receivers.into_iter().map(|receiver| receive(&receiver, deadline)).collect()
+        let mut patience = Patience::new(QUERY_TIMEOUT);
+        receivers.into_iter().map(|receiver| receive(&receiver, &mut patience)).collect()
     }
 
     fn ask_one<T>(&self, shard: usize, question: impl FnOnce(Sender<T>) -> Query) -> Result<T, QueryError> {
         let receiver = self.send(shard, question);
-        receive(&receiver, Instant::now() + QUERY_TIMEOUT)
+        receive(&receiver, &mut Patience::new(QUERY_TIMEOUT))
     }
 
     fn send<T>(&self, shard: usize, question: impl FnOnce(Sender<T>) -> Query) -> Receiver<T> {

@@ -47,6 +47,10 @@ pub(super) const READ_BYTES: usize = 64 << 10;
 pub(super) const CLOSE_MS: u64 = 1_000;
 /// How often a held channel's subscribers are looked at.
 const HELD_POLL: Duration = Duration::from_millis(5);
+/// A turn of the loop, beside its sleep, is shorter than this where the thread has a processor.
+const LONG_TURN_MS: u64 = 10;
+/// Time without a processor is forgiven in pieces of at least this, because all connections are looked at for it.
+const FORGIVEN_MS: u64 = 250;
 /// A connection is looked at so many times within the shorter of ping interval and pong timeout.
 const SWEEPS: u64 = 4;
 
@@ -167,6 +171,10 @@ pub(crate) struct Shard {
     pub(super) sweep_due: Instant,
     pub(super) sweep_phase: usize,
     pub(super) last_turn: Instant,
+    /// How long this turn may sleep.
+    planned_ms: u64,
+    /// Time in which this thread had no processor, not yet forgiven.
+    lost_ms: u64,
     pub(crate) draining: Option<Instant>,
 }
 
@@ -202,6 +210,8 @@ impl Shard {
             sweep_due: now,
             sweep_phase: 0,
             last_turn: now,
+            planned_ms: u64::MAX / 2,
+            lost_ms: 0,
             draining: None,
         }
     }
@@ -219,6 +229,8 @@ impl Shard {
             self.inbox.take(&mut jobs, idle);
             let busy = !idle || !jobs.is_empty();
             let timeout = if busy { Some(Duration::ZERO) } else { self.time_to_sleep() };
+            // Who sleeps until somebody comes loses nothing.
+            self.planned_ms = timeout.map_or(u64::MAX / 2, |timeout| timeout.as_millis() as u64);
             if let Err(error) = self.poll.poll(&mut events, timeout)
                 && error.kind() != ErrorKind::Interrupted
             {
@@ -257,12 +269,19 @@ impl Shard {
         let turn_ms = now.duration_since(self.last_turn).as_millis() as u64;
         self.last_turn = now;
         self.now_ms = now.duration_since(self.node.started).as_millis() as u64;
-        // The whole process stood still (SIGSTOP, a suspended machine): nobody else is to blame.
-        let longest_sleep = self.sweep_interval().as_millis() as u64;
-        if turn_ms > longest_sleep + 2_000 && !self.connections.is_empty() {
+        // The process stood still (SIGSTOP, a suspended machine), or the machine has more to do than it can: nobody is to
+        // blame for what did not happen in that time, the readers of one busy process least of all.
+        self.lost_ms += turn_ms.saturating_sub(self.planned_ms + LONG_TURN_MS);
+        if self.lost_ms >= FORGIVEN_MS {
+            let lost_ms = std::mem::take(&mut self.lost_ms);
             for (_, connection) in &mut self.connections {
-                connection.session.heartbeat.forgive(turn_ms);
-                connection.session.outbox.forgive(turn_ms);
+                connection.session.heartbeat.forgive(lost_ms);
+                connection.session.outbox.forgive(lost_ms);
+            }
+            for index in &self.held {
+                if let Some(since) = &mut self.channels[*index].held_since_ms {
+                    *since += lost_ms;
+                }
             }
         }
     }

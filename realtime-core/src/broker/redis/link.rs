@@ -3,19 +3,19 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures_util::StreamExt;
 use redis::aio::{ConnectionLike, MultiplexedConnection, PubSubSink};
 use redis::{AsyncConnectionConfig, Client, Msg, Pipeline, RedisError, Value};
 use tokio::sync::mpsc::UnboundedReceiver;
-use tokio::time::timeout;
 
 use super::envelope::{self, Malformed};
 use super::{Command, Deliver, LINGER, Published, Range, Resolver, Senders, Shared, State, Subscribed, Subscription};
 use crate::error::BrokerError;
 use crate::history::Page;
 use crate::message::{Channel, Epoch, Position, Publication, Publish};
+use crate::patience::Patience;
 
 const PUBLISH: &str = concat!(include_str!("scripts/common.lua"), include_str!("scripts/publish.lua"));
 const READ: &str = concat!(include_str!("scripts/common.lua"), include_str!("scripts/read.lua"));
@@ -32,8 +32,10 @@ const ANSWER_TIMEOUT: Duration = Duration::from_millis(900);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// How often the link of subscriptions is tried, and channels are looked at.
 const TICK: Duration = Duration::from_millis(500);
-/// A link of subscriptions on which nothing is heard for so long is given up.
-const SILENCE: Duration = Duration::from_secs(3);
+/// A link of subscriptions on which nothing is heard for so many ticks is given up.
+const SILENT_TICKS: u32 = 6;
+/// How many ticks a stop waits for what was published before it.
+const STOP_TICKS: u32 = 4;
 /// Ticks in which every channel's position is compared once.
 const CHECK_TICKS: usize = 20;
 /// Announcements that wait for a check. More are dropped, and found missing later.
@@ -107,11 +109,19 @@ impl Link {
     }
 
     async fn connect(&self) -> Result<(MultiplexedConnection, Scripts), Lost> {
-        let config = AsyncConnectionConfig::new().set_connection_timeout(Some(CONNECT_TIMEOUT)).set_response_timeout(Some(ANSWER_TIMEOUT));
+        // Its own deadlines would count time in which the process stands still.
+        let config = AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None);
         let connecting = self.client.get_multiplexed_async_connection_with_config(&config);
-        let mut connection = in_time(CONNECT_TIMEOUT, connecting).await?;
-        let scripts = Scripts::load(&mut connection).await?;
+        let mut connection = in_time(self.shared.patient(CONNECT_TIMEOUT), connecting).await?;
+        let scripts = self.load_scripts(&mut connection).await?;
         Ok((connection, scripts))
+    }
+
+    async fn load_scripts(&self, connection: &mut MultiplexedConnection) -> Result<Scripts, Lost> {
+        let mut pipeline = Pipeline::new();
+        pipeline.cmd("SCRIPT").arg("LOAD").arg(PUBLISH).cmd("SCRIPT").arg("LOAD").arg(READ);
+        let (publish, read) = in_time(self.shared.patient(ANSWER_TIMEOUT), pipeline.query_async(connection)).await?;
+        Ok(Scripts { publish, read })
     }
 
     /// Carries out what comes until the connection is lost; `None`: nothing will come.
@@ -137,7 +147,7 @@ impl Link {
             };
             // A server that was started anew, or told to forget scripts, has done nothing of those.
             if answers.iter().any(is_unknown_script) {
-                scripts = match Scripts::load(&mut connection).await {
+                scripts = match self.load_scripts(&mut connection).await {
                     Ok(scripts) => scripts,
                     Err(reason) => {
                         let error = BrokerError::Unavailable { reason: format!("redis: {reason}") };
@@ -182,7 +192,7 @@ impl Link {
                 }
             }
         }
-        in_time(ANSWER_TIMEOUT, connection.req_packed_commands(&pipeline, 0, batch.len())).await
+        in_time(self.shared.patient(ANSWER_TIMEOUT), connection.req_packed_commands(&pipeline, 0, batch.len())).await
     }
 
     fn read_arguments(&self, range: &Range) -> Vec<String> {
@@ -256,10 +266,10 @@ impl Link {
     async fn serve_subscriptions(&self, mut queue: UnboundedReceiver<Subscription>) {
         let mut pause = Pause::default();
         loop {
-            let reason = match in_time(CONNECT_TIMEOUT, self.client.get_async_pubsub()).await {
+            let reason = match in_time(self.shared.patient(CONNECT_TIMEOUT), self.client.get_async_pubsub()).await {
                 Ok(pubsub) => {
                     let (sink, stream) = pubsub.split();
-                    let mut hearing = Hearing { link: self, sink, topics: HashMap::new(), heard: Instant::now(), ticks: 0, stop: None };
+                    let mut hearing = Hearing { link: self, sink, topics: HashMap::new(), silent: 0, ticks: 0, stop: None };
                     match hearing.run(stream, &mut queue, &mut pause).await {
                         Some(reason) => reason,
                         None => return,
@@ -332,11 +342,11 @@ struct Hearing<'l> {
     link: &'l Link,
     sink: PubSubSink,
     topics: HashMap<String, Box<str>>,
-    /// When something was heard last.
-    heard: Instant,
+    /// Ticks since something was heard.
+    silent: u32,
     ticks: usize,
-    /// Until when a stop waits for the probe behind what was published.
-    stop: Option<tokio::time::Instant>,
+    /// Ticks for which a stop still waits for the probe behind what was published.
+    stop: Option<u32>,
 }
 
 /// What has to be handed on, without the lock.
@@ -383,7 +393,7 @@ impl Hearing<'_> {
                             Subscription::Confirmed(name, result) => self.on_confirmed(name, result),
                             Subscription::Checked(name, result) => self.on_checked(&name, result),
                             Subscription::Stop => {
-                                self.stop = Some(tokio::time::Instant::now() + ANSWER_TIMEOUT * 2);
+                                self.stop = Some(STOP_TICKS * self.link.shared.patience());
                                 self.probe();
                             }
                         }
@@ -395,7 +405,7 @@ impl Hearing<'_> {
             if let Err(reason) = outcome {
                 return Some(reason);
             }
-            if self.stop.is_some_and(|deadline| tokio::time::Instant::now() >= deadline) {
+            if self.stop == Some(0) {
                 return None;
             }
         }
@@ -407,7 +417,7 @@ impl Hearing<'_> {
 
     async fn subscribe(&mut self, topics: &[String]) -> Result<(), Lost> {
         for part in topics.chunks(SUBSCRIBE_BATCH) {
-            in_time(ANSWER_TIMEOUT, self.sink.subscribe(part)).await?;
+            in_time(self.link.shared.patient(ANSWER_TIMEOUT), self.sink.subscribe(part)).await?;
         }
         Ok(())
     }
@@ -463,7 +473,7 @@ impl Hearing<'_> {
 
     /// True: it was the probe.
     fn on_message(&mut self, message: &Msg) -> bool {
-        self.heard = Instant::now();
+        self.silent = 0;
         let Some(name) = self.topics.get(message.get_channel_name()).cloned() else {
             return message.get_channel_name() == self.link.shared.keys.probe(self.link.shared.node);
         };
@@ -587,8 +597,10 @@ impl Hearing<'_> {
     }
 
     async fn tick(&mut self) -> Result<(), Lost> {
-        if self.heard.elapsed() > SILENCE {
-            return Err(format!("nothing was heard for {} s", SILENCE.as_secs()));
+        self.silent += 1;
+        self.stop = self.stop.map(|left| left.saturating_sub(1));
+        if self.silent > SILENT_TICKS * self.link.shared.patience() {
+            return Err(format!("nothing was heard for {} s", (TICK * self.silent).as_secs()));
         }
         self.probe();
         self.ticks += 1;
@@ -619,7 +631,7 @@ impl Hearing<'_> {
         questions.into_iter().for_each(|(name, channel, since)| self.link.ask(name, channel, Some(since)));
         let topics: Vec<String> = unused.iter().map(|name| self.link.shared.keys.topic(name)).collect();
         for part in topics.chunks(SUBSCRIBE_BATCH) {
-            in_time(ANSWER_TIMEOUT, self.sink.unsubscribe(part)).await?;
+            in_time(self.link.shared.patient(ANSWER_TIMEOUT), self.sink.unsubscribe(part)).await?;
             part.iter().for_each(|topic| drop(self.topics.remove(topic)));
         }
         Ok(())
@@ -630,15 +642,6 @@ impl Hearing<'_> {
 struct Scripts {
     publish: String,
     read: String,
-}
-
-impl Scripts {
-    async fn load(connection: &mut MultiplexedConnection) -> Result<Self, Lost> {
-        let mut pipeline = Pipeline::new();
-        pipeline.cmd("SCRIPT").arg("LOAD").arg(PUBLISH).cmd("SCRIPT").arg("LOAD").arg(READ);
-        let (publish, read) = in_time(ANSWER_TIMEOUT, pipeline.query_async(connection)).await?;
-        Ok(Scripts { publish, read })
-    }
 }
 
 fn server_error(answer: &Value) -> Option<&redis::ServerError> {
@@ -681,10 +684,10 @@ fn nonsense() -> BrokerError {
 }
 
 async fn in_time<T>(limit: Duration, work: impl Future<Output = Result<T, RedisError>>) -> Result<T, Lost> {
-    match timeout(limit, work).await {
-        Ok(Ok(value)) => Ok(value),
-        Ok(Err(error)) => Err(error.to_string()),
-        Err(_) => Err(format!("no answer within {} ms", limit.as_millis())),
+    match Patience::new(limit).until(work).await {
+        Some(Ok(value)) => Ok(value),
+        Some(Err(error)) => Err(error.to_string()),
+        None => Err(format!("no answer within {} ms", limit.as_millis())),
     }
 }
 

@@ -25,6 +25,7 @@ use crate::config::BrokerConfig;
 use crate::error::BrokerError;
 use crate::history::{Page, Range};
 use crate::message::{Channel, Position, Publish};
+use crate::patience::Patience;
 use keys::Keys;
 
 /// Requests that may wait for Redis; past it new ones fail. A full pipeline needs some hundreds.
@@ -214,11 +215,14 @@ impl Broker for Redis {
         drop(senders.subscriptions.send(Subscription::Stop));
         drop(senders);
         let Some(thread) = self.thread.lock().take() else { return };
-        let deadline = Instant::now() + STOP_TIMEOUT;
-        while !thread.is_finished() && Instant::now() < deadline {
-            std::thread::sleep(Duration::from_millis(2));
-        }
-        if thread.is_finished() {
+        let ended = Patience::new(self.shared.patient(STOP_TIMEOUT)).wait(|part| {
+            let until = Instant::now() + part;
+            while !thread.is_finished() && Instant::now() < until {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            thread.is_finished().then_some(())
+        });
+        if ended.is_some() {
             drop(thread.join());
         }
     }
@@ -229,6 +233,15 @@ impl Shared {
     const META_TTL_MS: u64 = 31 * 86_400_000;
     /// How long an idempotency key is remembered.
     const ID_WINDOW_MS: u64 = 300_000;
+
+    /// How long something may take, as the configuration stretches it.
+    fn patient(&self, usual: Duration) -> Duration {
+        usual * self.patience()
+    }
+
+    fn patience(&self) -> u32 {
+        self.config.patience.max(1)
+    }
 
     fn fenced(&self) -> &'static str {
         if self.config.fence { "1" } else { "0" }
