@@ -213,6 +213,11 @@ impl Client {
         Ok(client)
     }
 
+    /// How long each call may take from now on.
+    pub fn answer_within(&mut self, timeout: Duration) {
+        self.options.answer_timeout = timeout;
+    }
+
     fn hello() -> Vec<u8> {
         let mut hello = Vec::new();
         Request::Hello { oldest: OLDEST_VERSION, newest: VERSION, pid: std::process::id() }.write(&mut hello);
