@@ -13,7 +13,7 @@ use realtime_core::bus::socket::BusBindError;
 use realtime_core::config::AppConfig;
 use realtime_core::history::Keeping;
 use realtime_core::{Hub, Payload, Publish, StartError, User};
-use realtime_testkit::{Client as WebSocket, DEADLINE, config, eventually, start};
+use realtime_testkit::{Client as WebSocket, DEADLINE, config, eventually, fresh_directory, start};
 use serde_json::{Value, json};
 
 /// A socket path of its own for each test.
@@ -21,9 +21,7 @@ struct Place(PathBuf);
 
 impl Place {
     fn new() -> Self {
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        Place(std::env::temp_dir().join(format!("realtime-test-{}-{number}", std::process::id())))
+        Place(fresh_directory("realtime-test"))
     }
 
     fn socket(&self) -> PathBuf {
@@ -183,7 +181,6 @@ fn a_call_survives_a_restart_of_the_hub() {
 #[test]
 fn a_hub_that_stands_still_costs_one_deadline() {
     let place = Place::new();
-    std::fs::create_dir_all(&place.0).unwrap();
     // Accepts into its backlog and never answers.
     let _silent = std::os::unix::net::UnixListener::bind(place.socket()).unwrap();
     let mut client = Client::new(ClientOptions { answer_timeout: Duration::from_millis(50), ..ClientOptions::new(&place.socket()) });
@@ -194,7 +191,6 @@ fn a_hub_that_stands_still_costs_one_deadline() {
 #[test]
 fn calls_wait_together_no_longer_than_they_are_allowed() {
     let place = Place::new();
-    std::fs::create_dir_all(&place.0).unwrap();
     let _silent = std::os::unix::net::UnixListener::bind(place.socket()).unwrap();
     let mut client = place.client();
     let allowance = Duration::from_millis(30);
@@ -212,7 +208,6 @@ fn calls_wait_together_no_longer_than_they_are_allowed() {
 #[test]
 fn connecting_sending_and_the_answer_have_one_deadline() {
     let place = Place::new();
-    std::fs::create_dir_all(&place.0).unwrap();
     let listener = std::os::unix::net::UnixListener::bind(place.socket()).unwrap();
     let reading = std::thread::spawn(move || {
         let (mut stream, _) = listener.accept().unwrap();
@@ -576,7 +571,6 @@ fn two_taps_on_one_connection_and_wrong_questions_are_refused() {
 #[test]
 fn a_restart_behind_a_listener_that_was_handed_over_fails_no_publication() {
     let place = Place::new();
-    std::fs::create_dir_all(&place.0).unwrap();
     let listener = std::os::unix::net::UnixListener::bind(place.socket()).unwrap();
     let start = || realtime_core::HubBuilder::new(config(|_| {})).bus_listener(listener.try_clone().unwrap()).start().unwrap();
     let done = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
@@ -615,7 +609,6 @@ fn a_restart_behind_a_listener_that_was_handed_over_fails_no_publication() {
 #[test]
 fn what_a_process_has_sent_is_carried_out_after_its_end() {
     let place = Place::new();
-    std::fs::create_dir_all(&place.0).unwrap();
     let listener = std::os::unix::net::UnixListener::bind(place.socket()).unwrap();
     // More than the hub reads at once, and nobody is left to take its welcome.
     let body = "x".repeat(1_000);

@@ -14,7 +14,7 @@ use realtime_core::bus::frame::{BusPublish, BusQuery, Request, Response, frame_l
 use realtime_core::bus::seal::{Handshake, MIN_SECRET_BYTES, NONCE_BYTES, Role};
 use realtime_core::history::Keeping;
 use realtime_core::{Hub, Payload, StartError, User};
-use realtime_testkit::{Client as WebSocket, DEADLINE, config, eventually, start};
+use realtime_testkit::{Client as WebSocket, DEADLINE, config, eventually, fresh_directory, start};
 use serde_json::Value;
 
 const SECRET: &str = "0123456789abcdef0123456789abcdef";
@@ -100,7 +100,8 @@ fn a_watcher_sees_what_is_published() {
 
 #[test]
 fn one_hub_serves_a_path_and_an_address() {
-    let path = std::env::temp_dir().join(format!("realtime-both-{}.sock", std::process::id()));
+    let place = fresh_directory("realtime-both");
+    let path = place.join("hub.sock");
     let hub = start(|config| {
         config.socket = Some(format!("{}, tcp://127.0.0.1:0", path.display()));
         config.secret = SECRET.into();
@@ -114,6 +115,7 @@ fn one_hub_serves_a_path_and_an_address() {
     assert_eq!(hub.stats().published, 2);
     assert!(hub.stop(Duration::from_secs(10)).complete);
     assert!(!path.exists());
+    std::fs::remove_dir_all(place).unwrap();
 }
 
 #[test]

@@ -14,7 +14,7 @@ use realtime_core::config::{Access, AppConfig, AuthMode, AuthModes, ChannelPolic
 use realtime_core::{Config, Hub, Payload, Publish, User};
 use realtime_testkit::client::{Client, Received};
 use realtime_testkit::hub::start;
-use realtime_testkit::wait::{eventually, on_time};
+use realtime_testkit::wait::{DEADLINE, eventually, on_time};
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 use tokio::sync::Semaphore;
@@ -128,7 +128,7 @@ async fn whatever_is_not_a_clear_yes_is_a_no() {
         })
     })
     .await;
-    let hub = hub(&application, |config| (config.auth.callback.timeout_ms, config.auth.callback.max_in_flight) = (5_000, 64));
+    let hub = hub(&application, |config| config.auth.callback.max_in_flight = 64);
     let impatient = self::hub(&application, |config| config.auth.callback.timeout_ms = 300);
     for (case, code) in [
         ("redirect", 4009),
@@ -149,13 +149,13 @@ async fn whatever_is_not_a_clear_yes_is_a_no() {
         let (got, reason) = refused(&hub, &format!("case={case}")).await;
         assert_eq!(got, code, "{case}: {reason}");
     }
-    assert_eq!(refused(&impatient, "case=dribble").await, (4101, "the application did not answer within 300 ms".into()));
     for case in ["echo", "limit-1", "limit"] {
         assert!(open(&hub, "/ws", &format!("case={case}")).await.is_ok(), "{case}");
     }
     let nobody = self::hub(&application, |config| config.auth.callback.url = "http://127.0.0.1:1/".into());
     assert_eq!(refused(&nobody, "case=echo").await.0, 4101);
-    assert_eq!(application.count(), 18);
+    assert_eq!(application.count(), 17);
+    assert_eq!(refused(&impatient, "case=dribble").await, (4101, "the application did not answer within 300 ms".into()));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -280,13 +280,22 @@ async fn an_answer_that_comes_too_late_lets_nobody_in_and_holds_its_place_until_
     let gate = Arc::new(Semaphore::new(0));
     let application = gated(&gate, echo_user).await;
     let hub = hub(&application, |config| (config.auth.callback.max_in_flight, config.auth.callback.timeout_ms) = (1, 200));
-    assert_eq!(refused(&hub, "user=ada").await, (4101, "the application did not answer within 200 ms".into()));
+    while application.count() == 0 {
+        // On a busy machine that time may be over before it was asked.
+        assert_eq!(refused(&hub, "user=ada").await, (4101, "the application did not answer within 200 ms".into()));
+    }
     // The worker is still busy with the first.
     assert_eq!(refused(&hub, "user=bob").await.0, 4101);
     assert_eq!(application.count(), 1);
     gate.add_permits(100);
     eventually("the first is done with", || application.under_way.load(Ordering::SeqCst) == 0);
-    let greeting = open(&hub, "/ws", "user=eve").await.unwrap().1;
+    let begun = std::time::Instant::now();
+    let greeting = loop {
+        match open(&hub, "/ws", "user=eve").await {
+            Ok((_, greeting)) => break greeting,
+            Err(refused) => assert!(refused.0 == 4101 && begun.elapsed() < DEADLINE, "{refused:?}"),
+        }
+    };
     assert_eq!(greeting["user_id"], "eve");
 }
 

@@ -16,6 +16,7 @@ use realtime_core::config::{AuthMode, AuthModes, FastCgiConfig, HooksWebhookConf
 use realtime_core::hooks::Kind;
 use realtime_core::{Config, Hub};
 use realtime_testkit::client::{Client, Received};
+use realtime_testkit::fresh_directory;
 use realtime_testkit::hub::start;
 use realtime_testkit::wait::eventually;
 use serde_json::{Value, json};
@@ -57,10 +58,7 @@ struct Pool {
 
 impl Pool {
     fn start(children: usize) -> Pool {
-        static COUNT: AtomicUsize = AtomicUsize::new(0);
-        let name = format!("realtime-core-fpm-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        let directory = std::env::temp_dir().join(name);
-        fs::create_dir(&directory).unwrap();
+        let directory = fresh_directory("realtime-core-fpm");
         fs::write(directory.join("auth.php"), SCRIPT).unwrap();
         let path = directory.display();
         let is_root = fs::metadata("/proc/self").is_ok_and(|own| std::os::unix::fs::MetadataExt::uid(&own) == 0);

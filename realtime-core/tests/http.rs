@@ -133,7 +133,7 @@ fn a_request_head_is_bounded_in_headers() {
 
 #[test]
 fn a_slow_handshake_ends_at_its_deadline() {
-    let hub = start(|config| config.limits.handshake_timeout_ms = 100);
+    let hub = start(|config| config.limits.handshake_timeout_ms = 3_000);
     let mut silent = RawClient::tcp(hub.local_addr());
     let mut half = RawClient::tcp(hub.local_addr());
     half.write(b"GET /ws HTTP/1.1\r\nHost: a\r\n");

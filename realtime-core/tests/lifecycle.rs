@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 
 use realtime_core::{Hub, Payload, Publish, PublishError, QueryError, StartError};
 use realtime_testkit::raw::{self, RawClient};
-use realtime_testkit::{Client, DEADLINE, Received, config, eventually, start};
+use realtime_testkit::{Client, DEADLINE, Received, config, eventually, spare_port, start};
 
 #[tokio::test]
 async fn a_stop_closes_with_1001_and_ends_everything() {
-    let hub = start(|_| {});
+    // Where nobody else listens afterwards.
+    let hub = start(|config| config.listen = format!("127.0.0.1:{}", spare_port()));
     let mut clients = Vec::new();
     for _ in 0..20 {
         clients.push(Client::subscribed(&hub, "c").await);
@@ -133,7 +134,7 @@ fn a_client_that_takes_nothing_does_not_keep_a_stop_beyond_its_timeout() {
 
 #[test]
 fn a_port_in_use_is_an_error_of_the_start() {
-    let first = start(|_| {});
+    let first = start(|config| config.listen = format!("127.0.0.1:{}", spare_port()));
     let error = Hub::start(config(|config| config.listen = first.local_addr().to_string())).err().unwrap();
     assert!(matches!(error, StartError::Bind { address, .. } if address == first.local_addr()), "{error}");
     assert!(error.to_string().contains(&first.local_addr().to_string()));
@@ -163,7 +164,7 @@ fn a_configuration_that_cannot_be_meant_is_an_error_of_the_start() {
 
 #[test]
 fn the_last_handle_ends_the_hub() {
-    let hub = start(|_| {});
+    let hub = start(|config| config.listen = format!("127.0.0.1:{}", spare_port()));
     let (address, other) = (hub.local_addr(), hub.clone());
     let (mut client, _) = RawClient::connect(&hub, "/ws");
     drop(hub);

@@ -235,6 +235,8 @@ fn an_outbox_ends_at_its_limit() {
         assert_eq!(hub.stats().closed_slow, 0, "{total}");
         publish(total - 4 * part - envelope);
         let closed = u64::from(total > limit);
+        // It is closed when all have been served.
+        eventually("the shard has had a further turn", || hub.channel_users(&channel).is_ok());
         assert_eq!(hub.stats().closed_slow, closed, "{total} of {limit} bytes wait");
     }
 }

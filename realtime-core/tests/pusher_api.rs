@@ -407,7 +407,7 @@ fn what_a_request_may_make_the_hub_hold_is_bounded() {
     let hub = start(|config| {
         config.apps.push(app());
         config.limits.max_request_bytes = 1000;
-        config.limits.handshake_timeout_ms = 300;
+        config.limits.handshake_timeout_ms = 3_000;
     });
     let head = |length: &str| {
         let request = ApiRequest::post("events", &event(json!(["c"]), "1"));

@@ -98,30 +98,39 @@ fn a_second_framing_carries_the_same_protocol() {
     let mut client = RawClient::tcp(hub.local_addr());
     client.write(upgrade("/net/pipes", "").as_bytes());
     assert_eq!(client.response().status, 101);
-    let greeting = client.until(b',');
+    let ping = netstring(b'p', b"");
+    // A machine that stands still for a moment makes the hub ping between any two.
+    let next = |client: &mut RawClient| loop {
+        let next = client.until(b',');
+        if next != netstring(b'p', b"") {
+            break next;
+        }
+    };
+    let greeting = next(&mut client);
     assert!(greeting.starts_with(b"4") && greeting.windows(5).any(|window| window == b":thi|"), "{greeting:?}");
     // In pieces, and two at once.
     for byte in netstring(b't', b"sub|a") {
         client.write(&[byte]);
     }
     client.write(&[netstring(b't', b"sub|b"), netstring(b'p', b"?")].concat());
-    let answers = [netstring(b't', b"on|a|0"), netstring(b't', b"on|b|0"), netstring(b'o', b"?")].concat();
-    assert_eq!(client.exactly(answers.len()), answers);
+    for answer in [netstring(b't', b"on|a|0"), netstring(b't', b"on|b|0"), netstring(b'o', b"?")] {
+        assert_eq!(next(&mut client), answer);
+    }
     for (channel, payload) in [("a", Payload::Text("1")), ("b", Payload::Binary(b"\0")), ("a", Payload::Text("2"))] {
         hub.publish(&Publish::new(channel, "e", payload)).unwrap();
     }
     let mut messages = Vec::new();
     for _ in 0..3 {
-        messages.push(client.until(b','));
+        messages.push(next(&mut client));
     }
     // Between channels there is no order.
     messages.sort();
     assert_eq!(messages, [netstring(b'b', b"b|1|e|\0"), netstring(b't', b"a|1|e|1"), netstring(b't', b"a|2|e|2")]);
     // Its ping, and its close.
-    assert_eq!(client.until(b','), netstring(b'p', b""));
+    assert_eq!(client.until(b','), ping);
     client.write(&netstring(b'o', b""));
     client.write(&netstring(b't', &[b'x'; 101]));
-    assert!(client.until(b',').ends_with(b":c1009 message passes 100 bytes,"));
+    assert!(next(&mut client).ends_with(b":c1009 message passes 100 bytes,"));
     client.finish();
     client.expect_end();
 }
@@ -265,7 +274,7 @@ async fn a_broker_that_fails_is_an_error_that_names_the_request() {
 #[tokio::test]
 async fn a_broker_that_is_silent_is_a_timeout_and_holds_up_nobody() {
     let broker = Arc::new(Delayed::new(Duration::ZERO));
-    let hub = delayed(&broker, |config| config.publish_timeout_ms = 50);
+    let hub = delayed(&broker, |config| config.publish_timeout_ms = 1_000);
     let mut client = Client::subscribed(&hub, "c").await;
     broker.pause();
     assert!(matches!(hub.publish(&Publish::new("c", "e", Payload::Text("x"))), Err(PublishError::Timeout { .. })));

@@ -209,7 +209,6 @@ fn a_connection_that_moves_at_random_misses_nothing_and_repeats_nothing() {
     let hub = start(|config| {
         config.shards = 4;
         config.limits.outbox_bytes = 256 << 20;
-        config.publish_timeout_ms = 10_000;
         config.channels = vec![client_events("said")];
     });
     let cases = CaseConfig { cases: 24, failure_persistence: None, max_shrink_iters: 4, ..CaseConfig::default() };
@@ -283,7 +282,8 @@ fn a_connection_that_subscribes_while_it_moves_is_lost_to_neither() {
             }
         }
     });
-    assert_eq!((hub.stats().subscriptions, hub.stats().channels), (134, 134));
+    // A shard that it has left may have something to forget yet.
+    eventually("only what it has not left is there", || (hub.stats().subscriptions, hub.stats().channels) == (134, 134));
 }
 
 #[tokio::test]

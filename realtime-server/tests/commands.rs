@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 
 use process::{Lines, Place, printed, read, stderr, stdout};
 use realtime_core::bus::frame::BusQuery;
-use realtime_testkit::DEADLINE;
+use realtime_testkit::{DEADLINE, spare_port};
 use serde_json::{Value, json};
 
 #[test]
@@ -282,7 +282,8 @@ fn answering(answer: &str) -> String {
 #[test]
 fn a_doctor_opens_a_websocket_where_browsers_do() {
     let place = Place::new();
-    let hub = place.hub(&[]);
+    // Where nobody else listens once it has stopped.
+    let hub = place.hub(&["--listen", &format!("127.0.0.1:{}", spare_port())]);
     let look = |url: &str| {
         let report = stdout(&place.run(&["doctor", "--php", "/nowhere/php", "--url", url]));
         (about(&report, "proxy").to_owned(), about(&report, "clock").to_owned())

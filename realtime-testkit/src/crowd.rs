@@ -1,7 +1,9 @@
-//! Many subscribers that read as fast as they can and keep what they got.
+//! Many subscribers that read as fast as they can, and see that all got the same.
 
+use std::sync::Arc;
 use std::thread::JoinHandle;
 
+use parking_lot::Mutex;
 use realtime_core::Hub;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
@@ -9,9 +11,10 @@ use tokio::net::TcpStream;
 use crate::raw::RawClient;
 use crate::wait::{eventually, on_time};
 
-/// Subscribers of one channel with one envelope, all read by one thread: they get the same bytes.
+/// Subscribers of one channel with one envelope, all read by one thread: they get the same bytes. Those are kept once, so
+/// that the readers are as quick as the machine allows and its memory plays no part.
 pub struct Crowd {
-    reader: JoinHandle<Vec<(Vec<u8>, std::net::TcpStream)>>,
+    reader: JoinHandle<(Vec<u8>, Vec<std::net::TcpStream>)>,
 }
 
 impl Crowd {
@@ -32,37 +35,65 @@ impl Crowd {
         let reader = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async {
+                let longest = Arc::new(Mutex::new(Vec::new()));
                 let mut tasks = Vec::new();
-                for (stream, rest) in clients {
-                    tasks.push(tokio::spawn(read(stream, rest, end.clone())));
+                for (index, (stream, rest)) in clients.into_iter().enumerate() {
+                    tasks.push(tokio::spawn(read(stream, rest, end.clone(), index, longest.clone())));
                 }
-                let mut all = Vec::new();
+                let (mut lengths, mut open) = (Vec::new(), Vec::new());
                 for task in tasks {
-                    all.push(task.await.unwrap());
+                    let (length, stream) = task.await.unwrap();
+                    lengths.push(length);
+                    open.push(stream);
                 }
-                all
+                let all = std::mem::take(&mut *longest.lock());
+                for (index, length) in lengths.into_iter().enumerate() {
+                    assert_eq!(length, all.len(), "subscriber {index} got less than others");
+                }
+                (all, open)
             })
         });
         Crowd { reader }
     }
 
-    /// What each got, when all have got the end; and their connections, which are open as long as that is kept.
-    pub fn received(self) -> (Vec<Vec<u8>>, Vec<std::net::TcpStream>) {
-        self.reader.join().unwrap().into_iter().unzip()
+    /// What everybody got, when all have got the end; and their connections, which are open as long as that is kept.
+    ///
+    /// # Panics
+    ///
+    /// When somebody got something else than the others, or less.
+    pub fn received(self) -> (Vec<u8>, Vec<std::net::TcpStream>) {
+        self.reader.join().unwrap()
     }
 }
 
-async fn read(stream: std::net::TcpStream, mut bytes: Vec<u8>, end: Vec<u8>) -> (Vec<u8>, std::net::TcpStream) {
+/// Reads to the end; says how much that was.
+async fn read(
+    stream: std::net::TcpStream,
+    rest: Vec<u8>,
+    end: Vec<u8>,
+    index: usize,
+    longest: Arc<Mutex<Vec<u8>>>,
+) -> (usize, std::net::TcpStream) {
     stream.set_nonblocking(true).unwrap();
     let mut stream = TcpStream::from_std(stream).unwrap();
-    while !bytes.ends_with(&end) {
+    let mut length = follow(&mut longest.lock(), 0, &rest, index);
+    let mut buffer = vec![0; 64 << 10];
+    while !longest.lock()[..length].ends_with(&end) {
         // An end that comes too early shows in what was received.
-        match on_time("more for a subscriber", stream.read_buf(&mut bytes)).await {
+        match on_time("more for a subscriber", stream.read(&mut buffer)).await {
             Ok(0) | Err(_) => break,
-            Ok(_) => {}
+            Ok(count) => length = follow(&mut longest.lock(), length, &buffer[..count], index),
         }
     }
-    (bytes, stream.into_std().unwrap())
+    (length, stream.into_std().unwrap())
+}
+
+/// What one got behind its first `at` bytes, beside what others got there; gives how much it has now.
+fn follow(longest: &mut Vec<u8>, at: usize, bytes: &[u8], index: usize) -> usize {
+    let known = bytes.len().min(longest.len() - at);
+    assert!(longest[at..at + known] == bytes[..known], "subscriber {index} got another sequence than others");
+    longest.extend_from_slice(&bytes[known..]);
+    at + bytes.len()
 }
 
 /// The payloads of a stream of unmasked frames.

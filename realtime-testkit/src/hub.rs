@@ -3,9 +3,21 @@
 use realtime_core::config::{ChannelPolicy, HistoryPolicy};
 use realtime_core::{Config, Hub};
 
-/// A configuration on a free port with two shards, changed by `change`.
+use crate::wait::DEADLINE;
+
+/// A configuration on a free port with two shards, changed by `change`. Its deadlines are a test's: those that a test is
+/// about it sets itself, and no other one may end because the machine is slow.
 pub fn config(change: impl FnOnce(&mut Config)) -> Config {
-    let mut config = Config { listen: "127.0.0.1:0".into(), shards: 2, ..Config::default() };
+    let patience = DEADLINE.as_millis() as u64;
+    let mut config = Config { listen: "127.0.0.1:0".into(), shards: 2, publish_timeout_ms: patience, ..Config::default() };
+    config.heartbeat.pong_timeout_ms = patience;
+    config.limits.handshake_timeout_ms = patience;
+    config.limits.outbox_age_ms = patience;
+    config.auth.timeout_ms = patience;
+    config.auth.callback.timeout_ms = patience;
+    config.hooks.timeout_ms = patience;
+    config.hooks.lease_ms = patience;
+    config.broker.patience = 30;
     change(&mut config);
     config
 }

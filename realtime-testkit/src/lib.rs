@@ -15,6 +15,8 @@
 //! | [`ledger`] | who was told what, and whether that can be true |
 //! | [`chaos`] | a proxy that breaks connections, the same way for the same seed |
 //! | [`redis_server`] | a real Redis for one test |
+//! | [`place`] | directories of a test's own |
+//! | [`ports`] | a port for a server that has to be told one |
 //! | [`conformance`] | the suite that every broker runs |
 //! | [`presence`] | the suite that every presence runs, and one that answers later |
 
@@ -30,6 +32,8 @@ pub mod ledger;
 pub mod mutation;
 pub mod netstring;
 pub mod pipes;
+pub mod place;
+pub mod ports;
 pub mod presence;
 pub mod pusher;
 pub mod raw;
@@ -42,6 +46,8 @@ pub use delayed::Delayed;
 pub use hub::{config, start};
 pub use netstring::Netstring;
 pub use pipes::Pipes;
+pub use place::fresh_directory;
+pub use ports::spare_port;
 pub use pusher::PusherClient;
 pub use raw::RawClient;
 pub use redis_server::RedisServer;

@@ -1,10 +1,11 @@
 //! A real `redis-server` for one test: on a free port, in a directory of its own, told when to stop.
 
-use std::net::{TcpListener, TcpStream};
-use std::path::PathBuf;
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
 
+use crate::place::{fresh_directory, fresh_directory_in};
+use crate::ports::spare_port;
 use crate::wait::eventually;
 
 /// See the module's documentation. It ends, and its directory goes, with this value.
@@ -23,15 +24,11 @@ impl RedisServer {
 
     /// A server with options of its own.
     pub fn with(options: &[&str]) -> RedisServer {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let name = format!("realtime-redis-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let directory = std::env::temp_dir().join(name);
-        std::fs::create_dir_all(&directory).unwrap();
         let options = options.iter().map(|option| (*option).to_owned()).collect();
-        let mut server = RedisServer { directory, port: 0, options, process: None };
+        let mut server = RedisServer { directory: directory(), port: 0, options, process: None };
         // Between finding a port and taking it another process may be faster.
         for _ in 0..20 {
-            server.port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+            server.port = spare_port();
             if server.launch() {
                 return server;
             }
@@ -52,10 +49,16 @@ impl RedisServer {
         let mut ended = false;
         eventually("redis-server listens", || {
             ended = process.try_wait().unwrap().is_some();
-            ended || TcpStream::connect(("127.0.0.1", self.port)).is_ok()
+            ended || self.is(&process)
         });
         self.process = Some(process);
         !ended
+    }
+
+    /// Whether it is this process that answers on the port.
+    fn is(&self, process: &Child) -> bool {
+        TcpStream::connect(("127.0.0.1", self.port)).is_ok()
+            && self.command(&["INFO", "server"]).lines().any(|line| line == format!("process_id:{}", process.id()))
     }
 
     /// For `broker.url`.
@@ -107,6 +110,13 @@ impl RedisServer {
         let process = self.process.as_ref().unwrap();
         assert!(Command::new("kill").args([signal, &process.id().to_string()]).status().unwrap().success());
     }
+}
+
+/// In memory where that can be had: a disk that others keep busy makes a server with `appendfsync always` stand still for
+/// seconds.
+fn directory() -> PathBuf {
+    let prefix = "realtime-redis";
+    fresh_directory_in(Path::new("/dev/shm"), prefix).unwrap_or_else(|_| fresh_directory(prefix))
 }
 
 impl Drop for RedisServer {

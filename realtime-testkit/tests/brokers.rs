@@ -25,7 +25,7 @@ struct OnRedis(Redis, RedisServer);
 impl OnRedis {
     fn start() -> Arc<OnRedis> {
         let server = RedisServer::start();
-        let config = BrokerConfig { url: Secret::from(server.url().as_str()), ..BrokerConfig::default() };
+        let config = BrokerConfig { url: Secret::from(server.url().as_str()), patience: 30, ..BrokerConfig::default() };
         Arc::new(OnRedis(Redis::new(&config).unwrap(), server))
     }
 }

@@ -50,6 +50,9 @@ static inline rt_hub *start_hub(const char *more)
     CHECK(config != NULL);
     OK(rt_config_set(config, "listen", "127.0.0.1:0"));
     OK(rt_config_set(config, "socket", ""));
+    /* Under valgrind, on a busy machine, the usual ones are short. */
+    OK(rt_config_set(config, "publish_timeout_ms", "60000"));
+    OK(rt_config_set(config, "limits.handshake_timeout_ms", "60000"));
     OK(rt_config_toml(config, more));
     OK(rt_hub_new(config, &hub));
     rt_config_free(config);

@@ -31,7 +31,7 @@ int main(int argc, char **argv)
     rt_stats stats;
     if (argc > 1)
         each = atoi(argv[1]);
-    hub = start_hub("publish_timeout_ms = 60000");
+    hub = start_hub("[limits]\noutbox_bytes = 268435456");
     fd = tcp_to(rt_hub_port(hub));
     upgrade(fd, "/ws/c?envelope=raw");
     await_subscribers(hub, "c", 1);

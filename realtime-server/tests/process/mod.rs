@@ -6,12 +6,11 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{self, Receiver};
 use std::thread;
 
 use realtime_core::bus::client::{Client, ClientOptions};
-use realtime_testkit::{DEADLINE, RawClient, eventually};
+use realtime_testkit::{DEADLINE, RawClient, eventually, fresh_directory};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
@@ -20,10 +19,7 @@ pub(crate) struct Place(PathBuf);
 
 impl Place {
     pub(crate) fn new() -> Self {
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let path = std::env::temp_dir().join(format!("realtime-server-{}-{number}", std::process::id()));
-        fs::create_dir_all(&path).unwrap();
+        let path = fresh_directory("realtime-server");
         // So that the machine's own configuration plays no part.
         fs::write(path.join("empty.toml"), "").unwrap();
         Place(path)
@@ -69,7 +65,10 @@ impl Place {
 
     /// A hub on a free port that writes its log as JSON.
     pub(crate) fn hub(&self, arguments: &[&str]) -> Server {
-        let mut all = vec!["serve", "--listen", "127.0.0.1:0", "--log-format", "json"];
+        let mut all = vec!["serve", "--log-format", "json"];
+        if !arguments.contains(&"--listen") {
+            all.extend(["--listen", "127.0.0.1:0"]);
+        }
         all.extend(arguments);
         Server::spawn(&mut self.command(&all))
     }
