@@ -382,7 +382,9 @@ async fn a_room_has_as_many_places_as_it_says_whoever_comes_at_the_same_moment()
         assert_eq!(hub.publish(&Publish::new("full", "e", Payload::Text(""))).unwrap().matched, limit);
         // A place that becomes free is given again, once.
         let mut leaving = inside.pop().unwrap();
-        leaving.ask(json!({"action": "unsubscribe", "channel": "full"})).await;
+        leaving.send_json(json!({"action": "unsubscribe", "channel": "full"})).await;
+        // Behind the publication.
+        while leaving.json().await["type"] != "unsubscribed" {}
         let mut next = outside.pop().unwrap();
         next.subscribe("full").await;
         leaving.send_json(json!({"action": "subscribe", "channel": "full"})).await;
