@@ -104,6 +104,9 @@ static inline void read_all(int fd, void *data, size_t length)
     char *next = (char *)data;
     while (length > 0) {
         ssize_t got = read(fd, next, length);
+        /* A process that was stopped and goes on finds a read with a deadline interrupted. */
+        if (got < 0 && errno == EINTR)
+            continue;
         CHECK(got > 0);
         next += got;
         length -= (size_t)got;

@@ -40,6 +40,8 @@ int main(int argc, char **argv)
     for (left = (long)THREADS * each; left > 0;) {
         ssize_t got = read(fd, buffer + have, (1 << 20) - have);
         size_t at = 0;
+        if (got < 0 && errno == EINTR)
+            continue;
         CHECK(got > 0);
         have += (size_t)got;
         /* Short text frames only: a byte, a length, the payload. */
