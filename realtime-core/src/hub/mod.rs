@@ -13,6 +13,7 @@ pub(crate) mod hooks;
 mod inbox;
 mod ingress;
 mod interest;
+mod lost_time;
 pub(crate) mod query;
 mod recovery;
 mod roster;

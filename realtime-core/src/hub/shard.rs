@@ -21,6 +21,7 @@ use super::delivery::{Delivery, Scratch};
 use super::fanout::{ConnectionKey, LocalChannel};
 use super::hooks::Held;
 use super::inbox::Inbox;
+use super::lost_time::{LostTime, thread_time};
 use super::query::Query;
 use super::recovery::{Cursor, CursorKey};
 use super::roster::Seat;
@@ -49,8 +50,6 @@ pub(super) const CLOSE_MS: u64 = 1_000;
 const HELD_POLL: Duration = Duration::from_millis(5);
 /// A turn of the loop, beside its sleep, is shorter than this where the thread has a processor.
 const LONG_TURN_MS: u64 = 10;
-/// Time without a processor is forgiven in pieces of at least this, because all connections are looked at for it.
-const FORGIVEN_MS: u64 = 250;
 /// A connection is looked at so many times within the shorter of ping interval and pong timeout.
 const SWEEPS: u64 = 4;
 
@@ -173,8 +172,8 @@ pub(crate) struct Shard {
     pub(super) last_turn: Instant,
     /// How long this turn may sleep.
     planned_ms: u64,
-    /// Time in which this thread had no processor, not yet forgiven.
-    lost_ms: u64,
+    /// Time in which this thread had no processor.
+    lost: LostTime,
     pub(crate) draining: Option<Instant>,
 }
 
@@ -211,7 +210,7 @@ impl Shard {
             sweep_phase: 0,
             last_turn: now,
             planned_ms: u64::MAX / 2,
-            lost_ms: 0,
+            lost: LostTime::new(now),
             draining: None,
         }
     }
@@ -271,9 +270,11 @@ impl Shard {
         self.now_ms = now.duration_since(self.node.started).as_millis() as u64;
         // The process stood still (SIGSTOP, a suspended machine), or the machine has more to do than it can: nobody is to
         // blame for what did not happen in that time, the readers of one busy process least of all.
-        self.lost_ms += turn_ms.saturating_sub(self.planned_ms + LONG_TURN_MS);
-        if self.lost_ms >= FORGIVEN_MS {
-            let lost_ms = std::mem::take(&mut self.lost_ms);
+        let excess_ms = turn_ms.saturating_sub(self.planned_ms);
+        if excess_ms <= LONG_TURN_MS {
+            return;
+        }
+        if let Some(lost_ms) = self.lost.take(excess_ms, now, thread_time()) {
             for (_, connection) in &mut self.connections {
                 connection.session.heartbeat.forgive(lost_ms);
                 connection.session.outbox.forgive(lost_ms);
