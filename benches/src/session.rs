@@ -6,7 +6,7 @@ use crate::wire::Envelope;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
 /// Longer than the slowest contender takes for its messages.
@@ -201,22 +201,6 @@ impl Load {
     pub(crate) fn start_idle(connect: &LoadCommand) -> Result<Self> {
         let mut command = Command::new("chrt");
         command.args(["--idle", "0"]).arg(std::env::current_exe()?).arg("load");
-        Self::from_command(command, connect)
-    }
-
-    /// A load generator that runs as soon as it has something to read, before whoever shares the processor with it: it stands
-    /// for another machine. Where the system does not allow that, one like any other.
-    pub(crate) fn start_first(connect: &LoadCommand) -> Result<Self> {
-        let first = ["--fifo", "1"];
-        let allowed = Command::new("chrt").args(first).arg("true").stderr(Stdio::null()).status().is_ok_and(|status| status.success());
-        if !allowed {
-            progress(format_args!(
-                "this user may not have real-time processes: a small channel's receiver waits for its turn like any other"
-            ));
-            return Self::start(connect);
-        }
-        let mut command = Command::new("chrt");
-        command.args(first).arg(std::env::current_exe()?).arg("load");
         Self::from_command(command, connect)
     }
 

@@ -25,7 +25,7 @@ pub(crate) fn run(options: &Options) -> Result<Part> {
     progress(format_args!("beside: connecting {SUBSCRIBERS} subscribers and {SMALL_SUBSCRIBERS} of a small channel"));
     let mut hub = Server::start(Contender::Hub, &options)?;
     let mut crowd = Load::start_idle(&Contender::Hub.subscribers(hub.port, SUBSCRIBERS - SENTINELS, options.envelope))?;
-    let mut small = Load::start_first(&LoadCommand::Connect {
+    let mut small = Load::start(&LoadCommand::Connect {
         port: hub.port,
         path: format!("/ws/{SMALL}"),
         count: SMALL_SUBSCRIBERS,
