@@ -32,6 +32,7 @@ impl Patience {
     }
 
     /// The same for a future.
+    #[cfg(feature = "redis")]
     pub(crate) async fn until<T>(mut self, work: impl Future<Output = T>) -> Option<T> {
         let mut work = std::pin::pin!(work);
         loop {
