@@ -43,6 +43,16 @@ final class ExampleClient
         return ($kind & 0x0f) === 8 ? null : $payload;
     }
 
+    /** Sends a message of the native protocol. */
+    public function send(array $message): void
+    {
+        $payload = json_encode($message, JSON_THROW_ON_ERROR);
+        strlen($payload) < 126 || throw new InvalidArgumentException('the examples have small frames only');
+        // What a client sends is masked (RFC 6455, section 5.3).
+        $mask = random_bytes(4);
+        fwrite($this->stream, pack('C2', 0x81, 0x80 | strlen($payload)) . $mask . ($payload ^ str_repeat($mask, 32)));
+    }
+
     private function read(int $bytes): string
     {
         $data = stream_get_contents($this->stream, $bytes);

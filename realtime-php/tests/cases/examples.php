@@ -16,6 +16,7 @@ const EXPECTED = [
     '02-users/users.php' => '~^Ada \(user 42\) is here with 2 connections\nlaptop: .*only for you.*\nphone:  .*only for you.*\nphone:  .*Ada typed this.*\nguest:  .*Ada typed this.*\nclosed: 2\nlaptop: gone\n$~',
     '03-binary/binary.php' => '~^refused: .*not valid UTF-8.*\n\{.*"event":"frame","offset":1\} and 1008 bytes, the same\n\{.*"data":\{"width":640,"height":480\}.*\}\n$~',
     '04-testing/test.php' => '~^2 messages recorded, every assertion holds\nand one that does not: Nothing was broadcast on channel \[orders\.43\]\.\n$~',
+    '05-loop/loop.php' => '~^answer: evil\ntick 1\ntick 2\ntick 3\n$~',
 ];
 
 foreach (EXPECTED as $file => $pattern) {
@@ -128,7 +129,9 @@ test('php-examples/frankenphp: what is posted to the page reaches every WebSocke
     $hub->stop();
 });
 
-test('every lesson is tested', function () use ($examples) {
+test('every lesson is tested, and every example is on the list', function () use ($examples) {
+    preg_match_all('~^\| \[`([^`]+)`\]\(\1\) \| \w.*\|$~m', file_get_contents("$examples/README.md"), $listed);
+    same(array_map('basename', glob("$examples/*", GLOB_ONLYDIR)), (fn (array $names) => sort($names) ? $names : [])($listed[1]));
     same(array_map('dirname', array_keys(EXPECTED)), array_map('basename', glob("$examples/[0-9]*", GLOB_ONLYDIR)));
 });
 
