@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use rustix::time::{ClockId, clock_gettime};
+use nix::time::{ClockId, clock_gettime};
 
 /// Given out in pieces of at least this, because all connections are looked at for each.
 const PIECE_MS: u64 = 250;
@@ -31,10 +31,9 @@ impl LostTime {
     }
 }
 
-/// How long the calling thread has run.
+/// How long the calling thread has run; nothing where the system does not say, so that all is a loss.
 pub(super) fn thread_time() -> Duration {
-    let time = clock_gettime(ClockId::ThreadCPUTime);
-    Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or_default())
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
 }
 
 #[cfg(test)]
