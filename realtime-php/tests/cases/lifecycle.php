@@ -219,23 +219,3 @@ test('php -v, -i and -m start no thread and take no port', function () {
     $code = "echo count(scandir('/proc/self/task')) - 2, ' '; foreach (Tests\\descriptors() as \$target) if (str_contains(\$target, 'socket') || str_contains(\$target, 'event')) echo \$target;";
     same('1 ', php($code)->output());
 });
-
-test('a hub that stood still for longer than its deadlines closes nobody for that', function () {
-    $hub = new Tests\HubProcess(['heartbeat' => ['ping_interval_ms' => 500, 'pong_timeout_ms' => 3000]]);
-    $clients = array_map(fn () => Client::subscribed($hub->url, 'news'), range(1, 20));
-    // Each has a ping before it, and answers none while the hub stands still.
-    foreach ($clients as $client) {
-        eventually(function () use ($client) {
-            [$read, $none] = [[$client->stream], null];
-            return stream_select($read, $none, $none, 0) === 1;
-        }, 'a ping');
-    }
-    $hub->freeze();
-    usleep(5_000_000);
-    $hub->signal(SIGCONT);
-    broadcast('news', 'it goes on');
-    foreach ($clients as $client) {
-        same('it goes on', $client->next()['data']);
-    }
-    $hub->stop();
-});
