@@ -58,8 +58,9 @@ uninstall: ## Take away what `make install` installed
 	@scripts/install --remove
 
 # The names that programs link with and load; `realtime.pc` says where they are now.
+# Without its rlib, beside which cargo would build both without link-time optimization.
 build-capi:
-	@$(step) 'Building the C library (release)' cargo build $(locked) --release -p realtime-capi
+	@$(step) 'Building the C library (release)' cargo rustc $(locked) --release -p realtime-capi --lib --crate-type cdylib,staticlib
 	@mkdir -p build
 	@cp $(target)/release/librealtime_capi.so build/librealtime.so.0.new && mv -f build/librealtime.so.0.new build/librealtime.so.0
 	@ln -sf librealtime.so.0 build/librealtime.so

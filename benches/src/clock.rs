@@ -1,6 +1,7 @@
 //! The one clock that publishers and the load generator share: `CLOCK_MONOTONIC` in nanoseconds, comparable between processes.
 
 use rustix::time::{ClockId, clock_gettime};
+use std::cell::Cell;
 use std::time::Duration;
 
 /// Nanoseconds since the machine's boot.
@@ -13,25 +14,29 @@ pub(crate) fn now_ns() -> u64 {
 pub(crate) struct Schedule {
     start_ns: u64,
     interval_ns: u64,
+    /// When the publisher last had a processor again after a sleep.
+    woken_ns: Cell<u64>,
 }
 
 impl Schedule {
     /// Tick 0 is now.
     pub(crate) fn new(interval_us: u64) -> Self {
-        Self { start_ns: now_ns(), interval_ns: interval_us * 1000 }
+        let start_ns = now_ns();
+        Self { start_ns, interval_ns: interval_us * 1000, woken_ns: Cell::new(start_ns) }
     }
 
     /// Waits for a tick and returns the stamp for what is published now.
     ///
     /// A publisher that is still busy with the tick before gets the moment that was due: otherwise one that sends in its own thread would hide
-    /// the queue that others build up.
+    /// the queue that others build up. One that the machine has not woken in time gets the moment at which it was.
     pub(crate) fn wait(&self, tick: u64) -> u64 {
         let due = self.start_ns + tick * self.interval_ns;
         let now = now_ns();
         if now >= due {
-            return due;
+            return due.max(self.woken_ns.get());
         }
         std::thread::sleep(Duration::from_nanos(due - now));
-        now_ns()
+        self.woken_ns.set(now_ns());
+        self.woken_ns.get()
     }
 }

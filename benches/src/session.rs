@@ -4,9 +4,10 @@ use crate::control::{Collected, Dialect, Done, Listening, LoadCommand, Peer, Ser
 use crate::hub::KEY;
 use crate::wire::Envelope;
 use anyhow::{Context, Result, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 /// Longer than the slowest contender takes for its messages.
@@ -197,10 +198,19 @@ impl Load {
         Self::from_command(own(&["load"])?, connect)
     }
 
-    /// As [`Load::start`], for a crowd that stands for other machines: it runs only where a processor has nothing else to do.
-    pub(crate) fn start_idle(connect: &LoadCommand) -> Result<Self> {
+    /// A load generator that runs as soon as it has something to read, before whoever shares the processor with it: it stands
+    /// for another machine. Where the system does not allow that, one like any other.
+    pub(crate) fn start_first(connect: &LoadCommand) -> Result<Self> {
+        let first = ["--fifo", "1"];
+        let allowed = Command::new("chrt").args(first).arg("true").stderr(Stdio::null()).status().is_ok_and(|status| status.success());
+        if !allowed {
+            progress(format_args!(
+                "this user may not have real-time processes: a small channel's receiver waits for its turn like any other"
+            ));
+            return Self::start(connect);
+        }
         let mut command = Command::new("chrt");
-        command.args(["--idle", "0"]).arg(std::env::current_exe()?).arg("load");
+        command.args(first).arg(std::env::current_exe()?).arg("load");
         Self::from_command(command, connect)
     }
 
@@ -212,6 +222,22 @@ impl Load {
 
     pub(crate) fn pid(&self) -> u32 {
         self.peer.pid()
+    }
+
+    /// Stops it until [`Load::resume`]: a crowd that stands for other machines takes nothing from this one while it is measured. What is sent
+    /// to it waits in its sockets.
+    pub(crate) fn pause(&self) -> Result<()> {
+        self.signal(Signal::STOP)
+    }
+
+    /// Lets it go on.
+    pub(crate) fn resume(&self) -> Result<()> {
+        self.signal(Signal::CONT)
+    }
+
+    fn signal(&self, signal: Signal) -> Result<()> {
+        let pid = i32::try_from(self.pid()).ok().and_then(Pid::from_raw).context("no process")?;
+        kill_process(pid, signal).context("load generator")
     }
 
     pub(crate) fn connect(&mut self, connect: &LoadCommand) -> Result<()> {

@@ -24,8 +24,8 @@ pub(crate) fn run(options: &Options) -> Result<Part> {
     let options = Options { envelope: Envelope::Native, ..options.clone() };
     progress(format_args!("beside: connecting {SUBSCRIBERS} subscribers and {SMALL_SUBSCRIBERS} of a small channel"));
     let mut hub = Server::start(Contender::Hub, &options)?;
-    let mut crowd = Load::start_idle(&Contender::Hub.subscribers(hub.port, SUBSCRIBERS - SENTINELS, options.envelope))?;
-    let mut small = Load::start(&LoadCommand::Connect {
+    let mut crowd = Load::start(&Contender::Hub.subscribers(hub.port, SUBSCRIBERS - SENTINELS, options.envelope))?;
+    let mut small = Load::start_first(&LoadCommand::Connect {
         port: hub.port,
         path: format!("/ws/{SMALL}"),
         count: SMALL_SUBSCRIBERS,
@@ -45,10 +45,12 @@ pub(crate) fn run(options: &Options) -> Result<Part> {
 
         crowd.reset(false)?;
         small.reset(true)?;
+        crowd.pause()?;
         hub.start_publishing(CHANNEL, 0, SIZE, BIG_MESSAGES, BIG_INTERVAL_US)?;
         hub.start_publishing(SMALL, 0, SIZE, SMALL_MESSAGES, SMALL_INTERVAL_US)?;
         hub.done()?;
         hub.done()?;
+        crowd.resume()?;
         crowd.collect(deliveries(BIG_MESSAGES, SUBSCRIBERS - SENTINELS))?;
         let arrivals = deliveries(SMALL_MESSAGES, SMALL_SUBSCRIBERS) + deliveries(BIG_MESSAGES, SENTINELS);
         let (mut messages, fan_outs): (Vec<Arrival>, Vec<Arrival>) =

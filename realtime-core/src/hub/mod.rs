@@ -14,6 +14,7 @@ mod inbox;
 mod ingress;
 mod interest;
 mod lost_time;
+mod manners;
 pub(crate) mod query;
 mod recovery;
 mod roster;

@@ -22,6 +22,7 @@ use super::fanout::{ConnectionKey, LocalChannel};
 use super::hooks::Held;
 use super::inbox::Inbox;
 use super::lost_time::{LostTime, thread_time};
+use super::manners::Manners;
 use super::query::Query;
 use super::recovery::{Cursor, CursorKey};
 use super::roster::Seat;
@@ -174,6 +175,7 @@ pub(crate) struct Shard {
     planned_ms: u64,
     /// Time in which this thread had no processor.
     lost: LostTime,
+    manners: Manners,
     pub(crate) draining: Option<Instant>,
 }
 
@@ -211,6 +213,7 @@ impl Shard {
             last_turn: now,
             planned_ms: u64::MAX / 2,
             lost: LostTime::new(now),
+            manners: Manners::default(),
             draining: None,
         }
     }
@@ -252,6 +255,9 @@ impl Shard {
                 self.on_job(job);
             }
             self.fan_out();
+            if self.is_under_way() {
+                self.manners.give_way();
+            }
             self.advance_cursors();
             self.sweep();
             if let Some(deadline) = self.draining

@@ -28,6 +28,11 @@ impl Shard {
         !self.fresh.is_empty() || !self.under_way.is_empty()
     }
 
+    /// Whether a fan-out goes on in the next turn.
+    pub(super) fn is_under_way(&self) -> bool {
+        !self.under_way.is_empty()
+    }
+
     pub(super) fn enqueue(&mut self, index: usize) {
         let channel = &mut self.channels[index];
         if !channel.queued && channel.held_since_ms.is_none() && channel.has_work() {
