@@ -218,7 +218,8 @@ typedef struct rt_publication {
 typedef struct rt_receipt {
     // The numbering that `offset` belongs to.
     uint64_t epoch;
-    // The publication's number in its channel, from 1, without gaps.
+    // The publication's number in its channel, from 1, without gaps; 0 where the channel's `conflate_ms`
+    // holds it until its window ends.
     uint64_t offset;
     // Subscriptions on this hub that it was queued to.
     size_t matched;

@@ -348,7 +348,7 @@ namespace Realtime {
         /** Which count `offset` belongs to; another one after a restart. */
         public readonly string $epoch;
 
-        /** Its number in the channel's order, from 1. */
+        /** Its number in the channel's order, from 1; 0 where `conflate_ms` holds it until its window ends. */
         public readonly int $offset;
 
         /** Subscriptions on this node to which it was queued. */

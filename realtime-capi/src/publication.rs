@@ -71,7 +71,8 @@ pub struct rt_publication {
 pub struct rt_receipt {
     /// The numbering that `offset` belongs to.
     pub epoch: u64,
-    /// The publication's number in its channel, from 1, without gaps.
+    /// The publication's number in its channel, from 1, without gaps; 0 where the channel's `conflate_ms`
+    /// holds it until its window ends.
     pub offset: u64,
     /// Subscriptions on this hub that it was queued to.
     pub matched: usize,

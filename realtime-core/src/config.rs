@@ -364,6 +364,11 @@ pub struct ChannelPolicy {
     /// Whether who subscribes gets the newest publication at once. Default false.
     #[serde(default)]
     pub last_value: bool,
+    /// Of what is published within so many milliseconds, subscribers get the newest publication of each
+    /// event name, at the end of that time; after a silence the first one at once. 1–60,000. Default 0:
+    /// everything goes out as it comes. Not together with `history`, which promises everything.
+    #[serde(default)]
+    pub conflate_ms: u64,
     /// Whether subscribers are told who else is here. Default false; channels whose names begin
     /// with `presence-` always tell.
     #[serde(default)]
@@ -424,6 +429,8 @@ impl Default for HistoryPolicy {
 
 /// What is kept of a cache channel, as long as Pusher keeps it.
 const CACHE_CHANNEL: Retention = Retention { size: 1, ttl_ms: 30 * 60_000, bytes: usize::MAX };
+/// Longest window of a channel that floods: a minute.
+const MAX_CONFLATE_MS: u64 = 60_000;
 /// Longest age of a kept publication: 30 days.
 const MAX_HISTORY_TTL_MS: u64 = 30 * 86_400_000;
 
@@ -434,6 +441,14 @@ impl ChannelPolicy {
             (Some(HistoryPolicy { size, ttl_ms, bytes }), _) => Some(Retention { size: *size, ttl_ms: *ttl_ms, bytes: *bytes }),
             (None, true) => Some(Retention { size: 1, ttl_ms: MAX_HISTORY_TTL_MS, bytes: usize::MAX }),
             (None, false) => None,
+        }
+    }
+
+    fn check_conflation(&self) -> Result<(), String> {
+        match (self.conflate_ms, &self.history) {
+            (length, _) if length > MAX_CONFLATE_MS => Err(format!("conflate_ms {length} is not within 1–{MAX_CONFLATE_MS}")),
+            (1.., Some(_)) => Err("conflate_ms leaves publications out, and a history promises all of them: choose one".to_owned()),
+            _ => Ok(()),
         }
     }
 
@@ -561,7 +576,10 @@ impl Config {
         self.bus_addresses()?;
         self.validate_apps()?;
         for (at, policy) in self.channels.iter().enumerate() {
-            policy.check_history().map_err(|reason| ConfigError::InvalidValue { key: format!("channels[{at}]"), reason })?;
+            policy
+                .check_history()
+                .and_then(|()| policy.check_conflation())
+                .map_err(|reason| ConfigError::InvalidValue { key: format!("channels[{at}]"), reason })?;
         }
         let limits = &self.limits;
         if self.shards > 64 {
@@ -748,6 +766,15 @@ impl Config {
         // A cache channel remembers what the application has said.
         let passes = event.starts_with("client-") && retention == CACHE_CHANNEL && self.is_cache(channel);
         (!passes).then_some(retention)
+    }
+
+    /// The length of a channel's windows, if it has any.
+    pub(crate) fn conflation(&self, channel: &str) -> Option<Duration> {
+        if channel.starts_with(INTERNAL_PREFIX) {
+            return None;
+        }
+        let length = self.channel_policy(channel)?.conflate_ms;
+        (length > 0).then(|| Duration::from_millis(length))
     }
 
     /// Whether who subscribes to a channel gets its newest publication.

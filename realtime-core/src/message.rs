@@ -382,6 +382,11 @@ pub struct Position {
     pub offset: u64,
 }
 
+impl Position {
+    /// That of a publication which has no place in its channel's order, or not yet: offset 0 of no epoch.
+    pub const NONE: Position = Position { epoch: NO_EPOCH, offset: 0 };
+}
+
 /// The body of a publication as the publisher gave it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Payload<'a> {
@@ -492,7 +497,8 @@ impl<'a> Publish<'a> {
 /// What the hub answers to an accepted publication.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Receipt {
-    /// Its place in the channel's order.
+    /// Its place in the channel's order; [`Position::NONE`] where the channel's policy has `conflate_ms`
+    /// and it waits for the end of its window.
     pub position: Position,
     /// Subscriptions on this node to which it was queued.
     pub matched: usize,

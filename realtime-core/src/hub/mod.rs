@@ -24,6 +24,7 @@ mod slices;
 mod stats;
 mod subscriptions;
 pub(crate) mod tap;
+mod windows;
 
 use std::collections::HashMap;
 use std::io;
@@ -54,7 +55,7 @@ use crate::close::is_application_code;
 use crate::config::Config;
 #[cfg(not(feature = "redis"))]
 use crate::config::ConfigError;
-use crate::error::{PublishError, QueryError, StartError};
+use crate::error::{BrokerError, PublishError, QueryError, StartError};
 use crate::history::{self, History, Page, Range};
 use crate::hooks::Hooks;
 use crate::message::{
@@ -76,6 +77,7 @@ use routes::Routes;
 use shard::{Accepted, Job, Poller, Shard};
 use stats::ShardCounters;
 pub use stats::Stats;
+use windows::Windows;
 
 /// Sockets that the host may hand over before the control thread has taken them.
 const ARRIVING: usize = 4_096;
@@ -112,6 +114,8 @@ pub(crate) struct Node {
     pub(crate) routes: Arc<Routes>,
     /// Whether any channel has a history: else no publication looks for its policy.
     keeps_history: bool,
+    /// Where any channel has `conflate_ms`.
+    windows: Option<Windows>,
     /// Serialises "shard gains or loses a channel" with the broker call that follows from it;
     /// publications do not take it.
     membership: Box<[Mutex<()>]>,
@@ -193,7 +197,10 @@ impl Node {
         }
         let retention = if self.keeps_history { self.config.retention_of(publish.channel, publish.event) } else { None };
         let hashed = Publish { channel: &channel, hash: channel_hash(&channel), retention, ..*publish };
-        let reply = self.broker.publish(&hashed);
+        let reply = match &self.windows {
+            Some(windows) => self.publish_in_window(windows, publish.channel, &hashed),
+            None => self.broker.publish(&hashed),
+        };
         if !matches!(reply, Reply::Now(Ok(Published { repeated: true, .. }))) {
             self.published.fetch_add(1, Ordering::Relaxed);
         }
@@ -389,6 +396,7 @@ impl HubBuilder {
             formats,
             shards,
             broker,
+            windows: config.channels.iter().any(|policy| policy.conflate_ms > 0).then(|| Windows::new(config.limits.ingress_bytes)),
             keeps_history: config.speaks_pusher() || config.channels.iter().any(|policy| policy.retention().is_some()),
             attendance: Arc::new(Attendance { presence, alarm: Notify::new() }),
             membership: (0..64).map(|_| Mutex::default()).collect(),
@@ -566,7 +574,7 @@ impl Hub {
             Reply::Later(promise) => promise.wait(timeout).ok_or(PublishError::Timeout { waited: timeout })?,
         };
         let published = published.map_err(|error| match error {
-            crate::error::BrokerError::Stopped => PublishError::Stopped,
+            BrokerError::Stopped => PublishError::Stopped,
             error => PublishError::Broker(error),
         })?;
         Ok(Receipt { position: published.position, matched: published.matched })
@@ -982,6 +990,8 @@ impl Node {
             queue_full: self.queue_full.load(Ordering::Relaxed),
             ingress_bytes: self.routes.ingress.queued() as u64,
             history_bytes: self.broker.history_bytes() as u64,
+            held_bytes: self.windows.as_ref().map_or(0, |windows| windows.held_bytes() as u64),
+            conflated: self.windows.as_ref().map_or(0, |windows| windows.conflated.load(Ordering::Relaxed)),
             refused: self.refused.load(Ordering::Relaxed),
             bus_errors: self.bus_errors.load(Ordering::Relaxed),
             bus_refused: self.bus_refused.load(Ordering::Relaxed),
@@ -1022,7 +1032,7 @@ impl Node {
             Reply::Later(promise) => promise.wait(QUERY_TIMEOUT).ok_or(QueryError::Timeout { waited: QUERY_TIMEOUT })?,
         };
         page.map(|page| query.answer(page)).map_err(|error| match error {
-            crate::error::BrokerError::Stopped => QueryError::Stopped,
+            BrokerError::Stopped => QueryError::Stopped,
             error => QueryError::Broker(error),
         })
     }
@@ -1034,6 +1044,9 @@ impl Node {
 
     pub(crate) fn tick(&self) {
         self.broker.tick();
+        if let Some(windows) = &self.windows {
+            windows.tick(Instant::now());
+        }
     }
 
     /// Lets go of users whose grace has passed, as long as it is polled.
@@ -1051,9 +1064,12 @@ impl Node {
         self.stopping.load(Ordering::Relaxed)
     }
 
-    fn begin_stop(&self, control_stop: &http::Stop, deadline: Instant) {
+    fn begin_stop(self: &Arc<Self>, control_stop: &http::Stop, deadline: Instant) {
         self.stopping.store(true, Ordering::Relaxed);
         control_stop.stop();
+        if let Some(windows) = &self.windows {
+            self.flush_windows(windows, true);
+        }
         self.broker.stop();
         self.attendance.presence.stop();
         if let Some(queue) = &self.hooks.queue {

@@ -56,6 +56,11 @@ pub struct Stats {
     /// Bytes of memory of publications that are kept for those who come back; 0 where the broker
     /// keeps them elsewhere.
     pub history_bytes: u64,
+    /// Publications that never went out because a newer one of the same name came within their window
+    /// (`conflate_ms`).
+    pub conflated: u64,
+    /// Bytes that windows hold.
+    pub held_bytes: u64,
     /// Subscriptions that ended because publications of a channel with a history were missed.
     pub interrupted: u64,
     /// Messages from clients.

@@ -114,6 +114,7 @@ impl Control {
                     () = stop.notified() => {}
                     () = ticking => {}
                     () = node.keep_graces() => {}
+                    () = node.keep_windows() => {}
                     () = node.hooks.run() => {}
                     () = accept(node.clone(), listener, arriving) => {}
                 },
