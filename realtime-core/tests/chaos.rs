@@ -11,11 +11,12 @@ use realtime_core::{Config, Hub, Payload, Position, Publish};
 use realtime_testkit::chaos::{Chaos, Fault};
 use realtime_testkit::hub::history;
 use realtime_testkit::ledger::{ClientLog, Ledger, Outcome, Seen, check, check_accounts, check_resources, follow};
-use realtime_testkit::{RedisServer, config, eventually};
+use realtime_testkit::mutation::Random;
+use realtime_testkit::{RedisServer, config, eventually, sized};
 
-fn publish(hub: &Hub, id: &str) -> Outcome {
+fn publish(hub: &Hub, channel: &str, id: &str) -> Outcome {
     // Its id is its key: what is sent again is the same publication.
-    let mut message = Publish::new("h", "e", Payload::Text(id));
+    let mut message = Publish::new(channel, "e", Payload::Text(id));
     message.id = Some(id);
     match hub.publish(&message) {
         Ok(receipt) => Outcome::Acked(receipt.position),
@@ -25,14 +26,14 @@ fn publish(hub: &Hub, id: &str) -> Outcome {
 }
 
 /// All that is kept, in parts.
-fn kept(hub: &Hub) -> Vec<(Position, String)> {
+fn kept(hub: &Hub, channel: &str) -> Vec<(Position, String)> {
     let mut kept: Vec<(Position, String)> = Vec::new();
     loop {
         let since = kept.last().map(|(position, _)| *position);
         let mut page = None;
         // A server that is late is asked again.
         eventually("the history is read", || {
-            page = hub.history("h", &Query { since, limit: 1_000, ..Query::default() }).ok();
+            page = hub.history(channel, &Query { since, limit: 1_000, ..Query::default() }).ok();
             page.is_some()
         });
         let page = page.unwrap();
@@ -54,7 +55,7 @@ fn publish_on(hub: &Hub, name: usize, stop: &AtomicBool, accepted: &AtomicUsize)
     let mut log = Vec::new();
     while !stop.load(Ordering::Relaxed) {
         let id = format!("{name}-{}", log.len());
-        let outcome = publish(hub, &id);
+        let outcome = publish(hub, "h", &id);
         accepted.fetch_add(usize::from(matches!(outcome, Outcome::Acked(_))), Ordering::Relaxed);
         log.push((id, outcome));
         std::thread::sleep(Duration::from_millis(4));
@@ -62,7 +63,7 @@ fn publish_on(hub: &Hub, name: usize, stop: &AtomicBool, accepted: &AtomicUsize)
     log
 }
 
-fn some_fault(random: &mut realtime_testkit::mutation::Random) -> Fault {
+fn some_fault(random: &mut Random) -> Fault {
     let bytes = 200 + random.below(12_000);
     match random.below(8) {
         0 => Fault::HalfClose(bytes),
@@ -111,14 +112,14 @@ async fn run(hubs: &[Hub], seed: u64, clients: usize, (length, breaks): (Duratio
     proxies.iter().for_each(Chaos::calm);
     let mut end = Outcome::Refused;
     eventually("the end is published", || {
-        end = publish(&hubs[0], "end");
+        end = publish(&hubs[0], "h", "end");
         matches!(end, Outcome::Acked(_))
     });
     ledger.published.insert("end".into(), end);
     for follower in followers {
         ledger.clients.push(follower.await.unwrap());
     }
-    ledger.history = Some(kept(&hubs[0]));
+    ledger.history = Some(kept(&hubs[0], "h"));
     ledger
 }
 
@@ -161,7 +162,7 @@ async fn clients_that_are_cut_at_any_byte_get_everything() {
 fn on(server: &RedisServer, change: impl FnOnce(&mut Config)) -> Hub {
     Hub::start(config(|config| {
         config.broker.url = Secret::from(server.url().as_str());
-        config.channels = vec![history("h", 100_000)];
+        config.channels = vec![history("h*", 100_000)];
         config.channels[0].history.as_mut().unwrap().bytes = 64 << 20;
         change(config);
     }))
@@ -185,4 +186,105 @@ async fn two_hubs_keep_their_word_while_their_redis_restarts() {
     assert_true(&run, seed);
     let epochs: std::collections::HashSet<u64> = run.history.as_ref().unwrap().iter().map(|(position, _)| position.epoch.0).collect();
     assert_eq!(epochs.len(), 1);
+}
+
+/// What is published in all, each second.
+const RATE: usize = 1_000;
+const THREADS: usize = 16;
+
+/// Publishes one thread's share until `enough` publications have been accepted and `stop` says so; its log names channels.
+fn share(hub: &Hub, thread: usize, channels: usize, accepted: &AtomicUsize, stop: &AtomicBool) -> Vec<(usize, String, Outcome)> {
+    let pause = Duration::from_secs(1) * THREADS as u32 / RATE as u32;
+    let (mut log, mut due) = (Vec::new(), Instant::now());
+    while !stop.load(Ordering::Relaxed) {
+        let (channel, id) = ((thread + log.len() * THREADS) % channels, format!("{thread}-{}", log.len()));
+        let outcome = publish(hub, &format!("h{channel}"), &id);
+        accepted.fetch_add(usize::from(matches!(outcome, Outcome::Acked(_))), Ordering::Relaxed);
+        log.push((channel, id, outcome));
+        // Who has fallen behind does not make up for it: that would be a flood after each restart.
+        due = (due + pause).max(Instant::now());
+        std::thread::sleep(due.saturating_duration_since(Instant::now()));
+    }
+    log
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_hubs_many_channels_and_nothing_missing() {
+    // At full size: 1,000 subscribers of 50 channels on two hubs, 1,000 publications a second for a minute, a client cut
+    // every 100 ms, Redis killed twice: I1–I5.
+    let (clients, channels, seconds) = (sized(60, 1_000), sized(6, 50), sized(4, 60));
+    let seed = 11;
+    let mut server = RedisServer::with(&["--save", "", "--appendonly", "yes", "--appendfsync", "always"]);
+    let unfenced = |config: &mut Config| config.broker.fence = false;
+    let hubs = [on(&server, unfenced), on(&server, unfenced)];
+    let mut proxies = Vec::new();
+    for (at, hub) in hubs.iter().enumerate() {
+        proxies.push(Chaos::before(hub.local_addr(), seed + at as u64, |_| Fault::None).await);
+    }
+    let followers: Vec<_> = (0..clients)
+        .map(|client| {
+            let (address, channel) = (proxies[client % 2].address(), client / 2 % channels);
+            tokio::spawn(async move { (channel, follow(address, &format!("h{channel}"), format!("client {client}"), "end").await) })
+        })
+        .collect();
+    let (stop, accepted) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let mut ledgers = vec![Ledger::default(); channels];
+    let cuts = tokio::task::block_in_place(|| {
+        std::thread::scope(|scope| {
+            let publishers: Vec<_> = (0..THREADS)
+                .map(|thread| {
+                    let (hub, accepted, stop) = (&hubs[thread % 2], &accepted, &stop);
+                    scope.spawn(move || share(hub, thread, channels, accepted, stop))
+                })
+                .collect();
+            let (mut random, mut cuts, mut restarts) = (Random::new(seed), 0, 0);
+            let enough = seconds * RATE;
+            let mut last = (Instant::now(), 0);
+            while accepted.load(Ordering::Relaxed) < enough || cuts < seconds * 10 {
+                std::thread::sleep(Duration::from_millis(100));
+                cuts += usize::from(proxies[cuts % 2].cut(&mut random));
+                let done = accepted.load(Ordering::Relaxed);
+                if restarts < 2 && done > enough * (restarts + 1) / 3 {
+                    server.restart();
+                    restarts += 1;
+                }
+                if done > last.1 {
+                    last = (Instant::now(), done);
+                }
+                assert!(last.0.elapsed() < realtime_testkit::wait::DEADLINE, "nothing is accepted any more, after {done}");
+            }
+            assert_eq!(restarts, 2);
+            stop.store(true, Ordering::Relaxed);
+            for (channel, id, outcome) in publishers.into_iter().flat_map(|publisher| publisher.join().unwrap()) {
+                ledgers[channel].published.insert(id, outcome);
+            }
+            cuts
+        })
+    });
+    for (channel, ledger) in ledgers.iter_mut().enumerate() {
+        let name = format!("h{channel}");
+        let mut end = Outcome::Refused;
+        eventually("the end is published", || {
+            end = publish(&hubs[channel % 2], &name, "end");
+            matches!(end, Outcome::Acked(_))
+        });
+        ledger.published.insert("end".into(), end);
+    }
+    for follower in followers {
+        let (channel, log) = follower.await.unwrap();
+        ledgers[channel].clients.push(log);
+    }
+    let mut delivered = 0;
+    for (channel, ledger) in ledgers.iter_mut().enumerate() {
+        ledger.history = Some(kept(&hubs[0], &format!("h{channel}")));
+        let violations = check(ledger);
+        let shown: Vec<String> = violations.iter().take(20).map(ToString::to_string).collect();
+        assert!(violations.is_empty(), "h{channel}, seed {seed}: {} violations\n{}", violations.len(), shown.join("\n"));
+        assert!(ledger.clients.iter().all(|client| client.stayed), "h{channel}, seed {seed}: somebody has not come to the end");
+        for client in &ledger.clients {
+            assert_whole(client, ledger.history.as_ref().unwrap().len() as u64);
+            delivered += client.seen.iter().filter(|seen| matches!(seen, Seen::Message(..))).count();
+        }
+    }
+    println!("{} accepted, {delivered} delivered to {clients} clients, {cuts} cut", accepted.into_inner());
 }

@@ -1,12 +1,13 @@
 //! A proxy that breaks connections, the same way for the same seed.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
 
 use crate::mutation::Random;
 
@@ -38,6 +39,8 @@ struct Shared {
     /// Whether new connections are broken.
     active: AtomicBool,
     broken: AtomicU64,
+    /// What cuts each connection that is open.
+    open: Mutex<Vec<Arc<Notify>>>,
 }
 
 impl Chaos {
@@ -45,7 +48,7 @@ impl Chaos {
     pub async fn before(upstream: SocketAddr, seed: u64, choose: impl Fn(&mut Random) -> Fault + Send + 'static) -> Chaos {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let faults = Arc::new(Shared { active: AtomicBool::new(true), broken: AtomicU64::new(0) });
+        let faults = Arc::new(Shared { active: AtomicBool::new(true), broken: AtomicU64::new(0), open: Mutex::default() });
         let shared = faults.clone();
         let task = tokio::spawn(async move {
             let mut random = Random::new(seed);
@@ -55,11 +58,13 @@ impl Chaos {
                 let fault = if shared.active.load(Ordering::Relaxed) { fault } else { Fault::None };
                 let shared = shared.clone();
                 tokio::spawn(async move {
-                    if let Ok(server) = TcpStream::connect(upstream).await
-                        && pass(client, server, fault).await
-                    {
+                    let Ok(server) = TcpStream::connect(upstream).await else { return };
+                    let cut = Arc::new(Notify::new());
+                    shared.open.lock().unwrap().push(cut.clone());
+                    if pass(client, server, fault, &cut).await {
                         shared.broken.fetch_add(1, Ordering::Relaxed);
                     }
+                    shared.open.lock().unwrap().retain(|other| !Arc::ptr_eq(other, &cut));
                 });
             }
         });
@@ -76,6 +81,16 @@ impl Chaos {
         self.faults.active.store(false, Ordering::Relaxed);
     }
 
+    /// Resets one of the open connections, whichever `random` says; false: there is none.
+    pub fn cut(&self, random: &mut Random) -> bool {
+        let open = self.faults.open.lock().unwrap();
+        let cut = (!open.is_empty()).then(|| random.pick(&open));
+        cut.is_some_and(|cut| {
+            cut.notify_one();
+            true
+        })
+    }
+
     /// Connections that were broken.
     pub fn broken(&self) -> u64 {
         self.faults.broken.load(Ordering::Relaxed)
@@ -88,8 +103,8 @@ impl Drop for Chaos {
     }
 }
 
-/// Passes bytes on until either side ends; true: the fault has struck.
-async fn pass(client: TcpStream, server: TcpStream, fault: Fault) -> bool {
+/// Passes bytes on until either side ends; true: the fault has struck, or it was `cut`.
+async fn pass(client: TcpStream, server: TcpStream, fault: Fault, cut: &Notify) -> bool {
     if matches!(fault, Fault::Reset(_)) && client.set_zero_linger().is_err() {
         return false;
     }
@@ -101,7 +116,14 @@ async fn pass(client: TcpStream, server: TcpStream, fault: Fault) -> bool {
     let mut passed = 0;
     let mut buffer = vec![0; 4096];
     let struck = loop {
-        let count = match server_read.read(&mut buffer).await {
+        let read = tokio::select! {
+            read = server_read.read(&mut buffer) => read,
+            () = cut.notified() => {
+                // Before the other half is closed, which `up` holds.
+                break client_write.as_ref().set_zero_linger().is_ok();
+            }
+        };
+        let count = match read {
             Ok(0) | Err(_) => break false,
             Ok(count) => count,
         };
@@ -124,11 +146,11 @@ async fn pass(client: TcpStream, server: TcpStream, fault: Fault) -> bool {
         }
     };
     match fault {
-        Fault::HalfClose(_) if struck => {
+        Fault::HalfClose(bytes) if struck && passed >= bytes => {
             drop(client_write.shutdown().await);
             let _ended = up.await;
         }
-        Fault::Blackhole(_) if struck => {
+        Fault::Blackhole(bytes) if struck && passed >= bytes => {
             // The client's own patience ends it.
             let _ended = up.await;
         }
