@@ -286,5 +286,5 @@ async fn two_hubs_many_channels_and_nothing_missing() {
             delivered += client.seen.iter().filter(|seen| matches!(seen, Seen::Message(..))).count();
         }
     }
-    println!("{} accepted, {delivered} delivered to {clients} clients, {cuts} cut", accepted.into_inner());
+    eprintln!("{} accepted, {delivered} delivered to {clients} clients, {cuts} cut", accepted.into_inner());
 }
