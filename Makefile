@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup build build-extension build-server demo demo-check check-demo-page test test-deep test-laravel bench-laravel test-zts test-php84 fmt lint install uninstall dist bench fuzz clean
+.PHONY: help setup build build-extension build-server demo demo-check check-demo-page test test-deep test-laravel bench-laravel test-zts test-frankenphp test-php84 fmt lint install uninstall dist bench fuzz clean
 .PHONY: public-api build-capi header header-check install-capi
 
 # Where rustup puts cargo, for shells that do not have it on their PATH. Never twice: a changed PATH makes cargo build
@@ -118,6 +118,11 @@ test-zts: ## Test under a thread-safe PHP and restarts of the engine; builds tha
 	@scripts/setup build test zts
 	@$(MAKE) --no-print-directory build-server
 	@scripts/test-zts
+
+test-frankenphp: ## Test in FrankenPHP; builds it and its PHP on the first run (needs Go)
+	@scripts/setup build demo test zts
+	@$(MAKE) --no-print-directory build-server
+	@scripts/test-frankenphp
 
 test-php84: ## Test under PHP 8.4 in a Debian 13 of its own, which it makes on the first run (root)
 	@scripts/setup build test php84
