@@ -415,6 +415,13 @@ namespace Realtime {
         /** The event. */
         public function current(): mixed {}
 
+        /**
+         * Acknowledges the event and takes no other: for a worker that is about to end.
+         *
+         * @throws Exception\Unavailable
+         */
+        public function done(): void {}
+
         /** Its number, by which a repeat is told. */
         public function key(): mixed {}
 

@@ -90,10 +90,14 @@ return [
         'secret' => env('REALTIME_SECRET'),
         'allowed_origins' => null,
         'auth' => ['mode' => 'none'],
+        // What realtime:listen is to dispatch, of: connect, disconnect, subscribe,
+        // unsubscribe, joined, left, occupied, vacated, message.
+        // 'hooks' => ['events' => ['joined', 'left']],
     ],
 
     /*
-    | How often realtime:serve looks whether realtime:restart was called.
+    | How often realtime:serve and realtime:listen look whether realtime:restart
+    | was called.
     */
 
     'restart_check_seconds' => 5,

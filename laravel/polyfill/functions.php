@@ -36,6 +36,7 @@ namespace Realtime {
 
     if (!extension_loaded('realtime')) {
         class_alias(\Realtime\Laravel\Client\Receipt::class, Receipt::class);
+        class_alias(\Realtime\Laravel\Client\Events::class, Events::class);
 
         /** @see Runtime::publish() */
         function publish(\Stringable|\BackedEnum|string|array $channel, mixed $message, string $as = 'message', array $options = []): Receipt|array
@@ -51,6 +52,11 @@ namespace Realtime {
         function channels(): array
         {
             return Runtime::current()->channels();
+        }
+
+        function events(int $timeoutMs): Events
+        {
+            return Runtime::current()->events($timeoutMs);
         }
 
         function stats(): array

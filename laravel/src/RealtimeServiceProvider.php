@@ -68,6 +68,7 @@ class RealtimeServiceProvider extends ServiceProvider
                 Console\InstallCommand::class,
                 Console\ServeCommand::class,
                 Console\StartCommand::class,
+                Console\ListenCommand::class,
                 Console\StatusCommand::class,
                 Console\DoctorCommand::class,
                 Console\RestartCommand::class,
@@ -110,6 +111,12 @@ class RealtimeServiceProvider extends ServiceProvider
             return new HttpClient((string) $config['url'], (string) $config['app']['id'], (string) $config['app']['key'], (string) $config['app']['secret']);
         }
 
+        return self::bus($config);
+    }
+
+    /** The hub's bus as `config/realtime.php` says where it is. */
+    public static function bus(array $config): BusClient
+    {
         $sockets = $config['socket'] ?? null;
 
         return new BusClient($sockets === null ? null : BusClient::addresses($sockets), $config['secret'] ?? null);

@@ -321,3 +321,35 @@ async fn an_event_of_a_worker_that_goes_is_given_to_another() {
     assert_eq!((&again["number"], &again["attempt"]), (&leased["number"], &json!(2)));
     assert_eq!(next(&mut second, again["number"].as_u64()), Value::Null);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_acknowledges_what_it_was_given_on_this_connection_and_nothing_else() {
+    let hub = start(queued(&[Kind::Joined]));
+    let mut clients = Vec::new();
+    for user in ["ada", "eve", "bob"] {
+        let mut client = Client::connect(&hub).await;
+        hub.set_user(client.socket_id(), Some(User::new(user, None).unwrap())).unwrap();
+        client.subscribe("room").await;
+        clients.push(client);
+    }
+    let given = |bus: &mut Bus, mut done: Option<u64>| loop {
+        let event: Value = bus.query(&BusQuery::NextEvent { timeout_ms: 400, done: done.take() }).unwrap();
+        if event != Value::Null {
+            break (event["number"].as_u64().unwrap(), event["event"]["user_id"].as_str().unwrap().to_owned(), event["attempt"].clone());
+        }
+    };
+    let is_done = |bus: &mut Bus, number: u64| -> bool { bus.query(&BusQuery::EventDone { number }).unwrap() };
+    let mut worker = bus(&hub);
+    assert!(!is_done(&mut worker, 0), "it has none");
+    assert_eq!(given(&mut worker, Some(0)), (0, "ada".into(), json!(1)), "what it had elsewhere is none of this hub's");
+    assert!(!is_done(&mut worker, 1), "nor is what it does not have");
+    assert!(is_done(&mut worker, 0));
+    assert!(!is_done(&mut worker, 0), "done once");
+    drop(worker);
+    let mut worker = bus(&hub);
+    assert_eq!(given(&mut worker, None), (1, "eve".into(), json!(1)), "nobody was given it in between");
+    drop(worker);
+    let mut worker = bus(&hub);
+    assert_eq!(given(&mut worker, Some(1)), (1, "eve".into(), json!(2)), "it was given back with the connection");
+    assert_eq!(given(&mut worker, Some(1)), (2, "bob".into(), json!(1)));
+}

@@ -1,15 +1,16 @@
-//! `Realtime\events()`: what happened, one event at a time, acknowledged by asking for the next.
+//! `Realtime\events()`: what happened, one event at a time, acknowledged by asking for the next, or without.
 
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use ext_php_rs::ffi::{ZEND_ACC_FINAL, ZEND_ACC_NO_DYNAMIC_PROPERTIES, ZEND_ACC_NOT_SERIALIZABLE, ZEND_ACC_PRIVATE};
 use ext_php_rs::types::Zval;
-use realtime_core::bus::frame::BusQuery;
+use realtime_core::bus::client::ClientError;
+use realtime_core::bus::frame::{BusQuery, FailureCode};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use crate::failure::Failure;
+use crate::failure::{Failure, Kind};
 use crate::objects::{PRIVATE_READONLY, object};
 use crate::publishing;
 use crate::signature::{BOOL, Class, FunctionTable, INT, MIXED, Property, Signature, VOID, undefined};
@@ -41,6 +42,7 @@ pub(crate) fn register_class() -> Result<(), &'static str> {
                 flags: ext_php_rs::ffi::ZEND_ACC_PUBLIC,
             },
             Signature::new(c"current", handler!(current), 0, &[], MIXED),
+            Signature::new(c"done", handler!(done), 0, &[], VOID),
             Signature::new(c"key", handler!(key), 0, &[], MIXED),
             Signature::new(c"next", handler!(next), 0, &[], VOID),
             Signature::new(c"rewind", handler!(rewind), 0, &[], VOID),
@@ -105,6 +107,21 @@ fn destruct(call: &Call<'_>, _: &mut Zval) -> Result<(), Failure> {
     Ok(())
 }
 
+/// `Events::done(): void`
+fn done(call: &Call<'_>, _: &mut Zval) -> Result<(), Failure> {
+    parse!(call, c"")?;
+    let Ok(number) = u64::try_from(number(call, NUMBER)) else { return Ok(()) };
+    set(call, NONE, Zval::null());
+    publishing::ask(
+        |hub| {
+            hub.event_done(number);
+            Ok::<_, realtime_core::QueryError>(true)
+        },
+        |client| client.query(&BusQuery::EventDone { number }),
+    )?;
+    Ok(())
+}
+
 /// Acknowledges the event at hand and waits for the next one.
 fn fetch(call: &Call<'_>) -> Result<(), Failure> {
     let mut done = u64::try_from(number(call, NUMBER)).ok();
@@ -114,6 +131,8 @@ fn fetch(call: &Call<'_>) -> Result<(), Failure> {
     if publishing::lowered().is_some() {
         return Ok(());
     }
+    // A hub without a queue will not have one by waiting.
+    let mut unsupported = None;
     loop {
         let left = deadline.saturating_duration_since(Instant::now()).min(SLICE);
         let timeout_ms = u64::try_from(left.as_millis()).unwrap_or(0);
@@ -122,8 +141,17 @@ fn fetch(call: &Call<'_>) -> Result<(), Failure> {
                 let text = hub.next_event(done, left)?;
                 Ok::<_, realtime_core::QueryError>(text.and_then(|text| serde_json::from_str(&text).ok()))
             },
-            |client| client.query(&BusQuery::NextEvent { timeout_ms, done }),
+            |client| match client.query(&BusQuery::NextEvent { timeout_ms, done }) {
+                Err(ClientError::Refused { code: FailureCode::Unsupported, message }) => {
+                    unsupported = Some(message);
+                    Ok(None)
+                }
+                answer => answer,
+            },
         )?;
+        if let Some(message) = unsupported {
+            return Err(Failure::Realtime(Kind::Config, message));
+        }
         done = None;
         match answer {
             None => return Ok(()),

@@ -192,6 +192,7 @@ impl From<QueryError> for Failure {
             QueryError::InvalidChannel(_) | QueryError::NoHistory { .. } => Failure::invalid_channel(message),
             QueryError::Timeout { .. } => Failure::Realtime(Kind::Timeout, message),
             QueryError::Stopped => Failure::unavailable(message),
+            QueryError::NoEvents => Failure::Realtime(Kind::Config, message),
             _ => Failure::Value(message),
         }
     }

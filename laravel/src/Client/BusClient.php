@@ -26,6 +26,8 @@ final class BusClient implements Client
     private const CONNECT_S = 0.1;
     private const CALL_S = 1.0;
     private const RETRY_AFTER_S = 1.0;
+    /** How long a question for an event waits at the hub: less than a call may take. */
+    private const EVENT_WAIT_MS = 400;
 
     private const VERSION = 1;
     private const MAX_FRAME_BYTES = 1 << 20;
@@ -152,6 +154,29 @@ final class BusClient implements Client
         return 'the bus at ' . implode(' or ', $this->sockets ?? self::usualSockets());
     }
 
+    /**
+     * Acknowledges the event with the number `$done`, and waits for the next one of those in `hooks.events`.
+     *
+     * @return array{number: int, attempt: int, dropped: int, event: array<string, mixed>}|null none came in time, or
+     *                                                                                          within 400 ms
+     *
+     * @throws RealtimeException
+     */
+    public function nextEvent(int $timeoutMs, ?int $done): ?array
+    {
+        return $this->query(['op' => 'next_event', 'timeout_ms' => min($timeoutMs, self::EVENT_WAIT_MS), 'done' => $done]);
+    }
+
+    /**
+     * Acknowledges an event and takes no other; false: this connection was not given it.
+     *
+     * @throws RealtimeException
+     */
+    public function eventDone(int $number): bool
+    {
+        return $this->query(['op' => 'event_done', 'number' => $number]);
+    }
+
     private function query(array $query): mixed
     {
         $request = $this->nextRequest();
@@ -260,12 +285,13 @@ final class BusClient implements Client
                 $answers[$request] = new Receipt(true, sprintf('%016x', $epoch), $offset, $matched);
                 break;
             case self::FAILURE:
-                $failure = self::failure(ord($fields[4] ?? "\0"), substr($fields, 7));
+                [$code, $message] = [ord($fields[4] ?? "\0"), substr($fields, 7)];
                 if ($request === 0) {
                     $this->close();
-                    throw $failure;
+                    throw self::failure($code, $message);
                 }
-                $answers[$request] = $failure;
+                // A hub that cannot do what it is asked now will not be able to later.
+                $answers[$request] = $code === 8 ? new ConfigError($message) : self::failure($code, $message);
                 break;
             case self::ANSWER:
                 $parts[$request] = ($parts[$request] ?? '') . substr($fields, 5);

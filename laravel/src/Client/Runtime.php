@@ -4,6 +4,7 @@ declare(strict_types=1);
 
 namespace Realtime\Laravel\Client;
 
+use Realtime\Exception\ConfigError;
 use Realtime\Exception\RealtimeException;
 use Realtime\Testing\Fake;
 
@@ -113,6 +114,17 @@ final class Runtime
     public function channels(): array
     {
         return $this->lowered() ? [] : $this->client()->channels();
+    }
+
+    /** @see \Realtime\events() */
+    public function events(int $timeoutMs): Events
+    {
+        if ($timeoutMs < 0) {
+            throw new \ValueError('Realtime\events(): Argument #1 ($timeoutMs) must not be negative');
+        }
+        $client = $this->client();
+
+        return $client instanceof BusClient ? new Events($client, $timeoutMs) : throw new ConfigError("events are read over the bus, not over {$client->describe()}");
     }
 
     public function stats(): array

@@ -35,6 +35,8 @@ class InstallCommand extends Command
         $this->line('');
         $this->line('Next: <info>npm install --save-dev laravel-echo pusher-js' . ($front === 'plain' ? '' : " @laravel/echo-$front") . '</info>, then <info>php artisan realtime:serve</info>.');
 
+        $this->line('Who joins and leaves can be events of the application: <info>hooks</info> in config/realtime.php, and <info>php artisan realtime:listen</info>.');
+
         return 0;
     }
 

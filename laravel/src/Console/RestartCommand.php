@@ -6,12 +6,12 @@ namespace Realtime\Laravel\Console;
 
 use Illuminate\Console\Command;
 
-/** Asks running hubs to end, so that their supervisor starts them with the new code and configuration. */
+/** Asks running hubs and workers to end, so that their supervisor starts them with the new code and configuration. */
 class RestartCommand extends Command
 {
     protected $signature = 'realtime:restart';
 
-    protected $description = 'Ask the hubs of realtime:serve to stop, so that a supervisor starts them again';
+    protected $description = 'Ask realtime:serve and realtime:listen to stop, so that a supervisor starts them again';
 
     public function handle(): int
     {

@@ -7,15 +7,18 @@ namespace Realtime\Laravel\Console;
 use Illuminate\Contracts\Cache\Repository;
 use Throwable;
 
-/** How `realtime:restart` reaches the hubs of `realtime:serve`, on whatever host: a key in the cache. */
+/** How `realtime:restart` reaches hubs and workers, on whatever host: a key in the cache. */
 final class RestartSignal
 {
-    private const KEY = 'realtime-php:restart';
+    public const KEY = 'realtime-php:restart';
+    /** That of `queue:restart`. */
+    public const QUEUE_KEY = 'illuminate:queue:restart';
 
-    private mixed $seen;
+    private mixed $seen = null;
     private float $lookedAt;
 
-    public function __construct(private Repository $cache, private float $everySeconds)
+    /** @param list<string> $keys those that are looked at */
+    public function __construct(private Repository $cache, private float $everySeconds, private array $keys = [self::KEY])
     {
         $this->seen = $this->look();
         $this->lookedAt = microtime(true);
@@ -34,16 +37,20 @@ final class RestartSignal
         }
         $this->lookedAt = microtime(true);
 
-        return $this->look() !== $this->seen;
+        $now = $this->look();
+        // If the cache was away so far, what it says now may be old.
+        $this->seen ??= $now;
+
+        return $now !== $this->seen;
     }
 
     private function look(): mixed
     {
         try {
-            return $this->cache->get(self::KEY);
+            return array_map(fn (string $key) => $this->cache->get($key), $this->keys);
         } catch (Throwable) {
             // A cache that is away restarts nothing.
-            return $this->seen ?? null;
+            return $this->seen;
         }
     }
 }

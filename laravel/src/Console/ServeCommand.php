@@ -6,11 +6,12 @@ namespace Realtime\Laravel\Console;
 
 use Illuminate\Console\Command;
 use Realtime\Exception\RealtimeException;
-use Symfony\Component\Console\Output\OutputInterface;
 
 /** Runs the hub in the foreground: inside this process with the extension, else the program `realtime`. */
 class ServeCommand extends Command
 {
+    use EndsOnSignals;
+
     protected $signature = 'realtime:serve
         {--listen= : Address and port for clients, 127.0.0.1:8080 for example}
         {--binary=realtime : The program, where the extension is missing}';
@@ -19,11 +20,9 @@ class ServeCommand extends Command
 
     private const TURN_US = 100_000;
 
-    private bool $stop = false;
-
-    /** When the counters were drawn last, and what they said. */
-    private float $drawnAt = 0.0;
-    private array $drawn = [];
+    private StatusLine $status;
+    /** How many publications there were when it was drawn last. */
+    private int $published = 0;
 
     public function handle(): int
     {
@@ -32,7 +31,7 @@ class ServeCommand extends Command
         if ($this->option('listen')) {
             $server['listen'] = $this->option('listen');
         }
-        $this->stopOnSignals();
+        $this->endOnSignals();
         $restart = new RestartSignal($this->laravel['cache.store'], (float) ($config['restart_check_seconds'] ?? 5));
 
         return extension_loaded('realtime') ? $this->serveHere($server, $restart) : $this->serveWithProgram($server, $restart);
@@ -48,6 +47,7 @@ class ServeCommand extends Command
             return 1;
         }
         $this->announce($hub->url);
+        $this->status = new StatusLine($this->output);
         while (!$this->stop && $hub->isRunning() && !$restart->wasAsked()) {
             usleep(self::TURN_US);
             $this->draw();
@@ -88,35 +88,22 @@ class ServeCommand extends Command
 
     private function leave(RestartSignal $restart): void
     {
-        $this->drawn === [] || $this->output->writeln('');
+        isset($this->status) && $this->status->end();
         $this->line($this->stop ? 'Stopping: what was accepted goes out.' : 'Restart asked for: stopping, so that a supervisor starts it again.');
     }
 
     /** One line that counts, on a terminal. */
     private function draw(): void
     {
-        $now = microtime(true);
-        if ($now - $this->drawnAt < 1 || !$this->output->isDecorated() || $this->output->getVerbosity() < OutputInterface::VERBOSITY_NORMAL) {
-            return;
-        }
-        $stats = \Realtime\stats();
-        $rate = $this->drawn === [] ? 0 : ($stats['published'] - $this->drawn['published']) / ($now - $this->drawnAt);
-        $this->output->write(sprintf(
-            "\r\033[2K%d connections · %d channels · %d subscriptions · %d published (%.0f/s)",
-            $stats['connections'], $stats['channels'], $stats['subscriptions'], $stats['published'], $rate,
-        ));
-        [$this->drawnAt, $this->drawn] = [$now, $stats];
-    }
+        $this->status->draw(function (float $elapsed): string {
+            $stats = \Realtime\stats();
+            $rate = $elapsed > 0 ? ($stats['published'] - $this->published) / $elapsed : 0;
+            $this->published = $stats['published'];
 
-    private function stopOnSignals(): void
-    {
-        if (function_exists('pcntl_async_signals')) {
-            pcntl_async_signals(true);
-            foreach ([SIGTERM, SIGINT] as $signal) {
-                pcntl_signal($signal, function (): void {
-                    $this->stop = true;
-                });
-            }
-        }
+            return sprintf(
+                '%d connections · %d channels · %d subscriptions · %d published (%.0f/s)',
+                $stats['connections'], $stats['channels'], $stats['subscriptions'], $stats['published'], $rate,
+            );
+        });
     }
 }

@@ -15,18 +15,12 @@ use Tests\Process;
 use function Tests\app_with;
 use function Tests\application_folder;
 use function Tests\artisan;
+use function Tests\artisan_process;
 use function Tests\check;
 use function Tests\contains;
-use function Tests\php_options;
 use function Tests\same;
 use function Tests\test;
 use function Tests\with_program;
-
-/** `php artisan …` as a process of its own. */
-function artisan_process(string $folder, array $arguments, array $environment = []): Process
-{
-    return new Process([PHP_BINARY, ...php_options(), dirname(__DIR__) . '/support/artisan.php', $folder, ...$arguments], $environment);
-}
 
 /** A folder with the files of an application that has just been made. */
 function fresh_folder(string $env = "APP_URL=http://localhost\n\nBROADCAST_CONNECTION=log\n"): string
@@ -56,6 +50,7 @@ test('realtime:install sets up an application, and a second run changes nothing'
     $folder = fresh_folder();
     [$status, $output] = artisan($app = app_with([], $folder), 'realtime:install');
     same(0, $status, $output);
+    contains('realtime:listen', $output);
     $files = written($folder);
     contains('BROADCAST_CONNECTION=realtime', $files['.env']);
     check(preg_match('/^REALTIME_APP_ID=\d{6}$/m', $files['.env']) && preg_match('/^REALTIME_APP_KEY=[a-z0-9]{20}$/m', $files['.env']) && preg_match('/^REALTIME_APP_SECRET=[0-9a-f]{40}$/m', $files['.env']), $files['.env']);

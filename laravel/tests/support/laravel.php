@@ -102,6 +102,12 @@ function artisan(\Illuminate\Foundation\Application $app, string $command, array
     return [$status, $kernel->output()];
 }
 
+/** `php artisan …` as a process of its own. */
+function artisan_process(string $folder, array $arguments, array $environment = []): Process
+{
+    return new Process([PHP_BINARY, ...php_options(), __DIR__ . '/artisan.php', $folder, ...$arguments], $environment);
+}
+
 /** Lets a queue worker do everything that waits. */
 function work(\Illuminate\Foundation\Application $app, array $arguments = []): string
 {

@@ -201,6 +201,11 @@ pub enum BusQuery {
         /// Number of the event that is done.
         done: Option<u64>,
     },
+    /// Acknowledge an event and take none; answers whether this connection had it. Owner and root only.
+    EventDone {
+        /// Its number.
+        number: u64,
+    },
     /// From here on this connection's channels and users are an app's.
     UseApp {
         /// Its name; empty is the default one.

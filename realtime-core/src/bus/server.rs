@@ -315,6 +315,14 @@ struct Lease {
     number: Option<u64>,
 }
 
+impl Lease {
+    /// The number, if it is that of the event at hand, which there is none from here on. A worker may have had another one of
+    /// a connection before: of a hub that is gone, and whose numbers are others' here.
+    fn end(&mut self, number: Option<u64>) -> Option<u64> {
+        if number == self.number { self.number.take() } else { None }
+    }
+}
+
 impl Drop for Lease {
     fn drop(&mut self) {
         if let Some(number) = self.number {
@@ -624,11 +632,8 @@ impl Peer {
             return Err((FailureCode::Unsupported, NO_EVENTS.into()));
         };
         let lease = self.leased.get_or_insert_with(|| Lease { queue: queue.clone(), number: None });
-        if done.is_some() && lease.number == done {
-            lease.number = None;
-        }
+        let mut done = lease.end(done);
         let deadline = Instant::now() + timeout.min(EVENT_WAIT);
-        let mut done = done;
         loop {
             // Before the look, so that nothing falls between.
             let ready = queue.arrived.notified();
@@ -649,6 +654,16 @@ impl Peer {
                 _ = self.stop.changed() => {}
             }
         }
+    }
+
+    /// Acknowledges the event that the worker has; false: it has another one, or none.
+    fn event_done(&mut self, number: u64) -> bool {
+        let Some(lease) = &mut self.leased else { return false };
+        let had = lease.end(Some(number));
+        if let Some(number) = had {
+            lease.queue.done(number);
+        }
+        had.is_some()
     }
 
     /// Does something with a connection; waits for what becomes of it where somebody wants to know.
@@ -677,7 +692,9 @@ impl Peer {
         let outcome = match serde_json::from_str::<BusQuery>(query) {
             Ok(BusQuery::Tail { pattern }) => return self.watch(request, &pattern),
             Ok(BusQuery::Handle { hears, decides }) => return self.handle(request, hears, decides),
-            Ok(BusQuery::Decide { .. } | BusQuery::Act { .. } | BusQuery::NextEvent { .. }) if !self.trusted => {
+            Ok(BusQuery::Decide { .. } | BusQuery::Act { .. } | BusQuery::NextEvent { .. } | BusQuery::EventDone { .. })
+                if !self.trusted =>
+            {
                 Err((FailureCode::Unauthorized, ONLY_TRUSTED.into()))
             }
             Ok(BusQuery::Decide { ticket, refuse }) => {
@@ -691,6 +708,7 @@ impl Peer {
             }
             Ok(BusQuery::Act { connection, shard, act }) => self.act(request, &connection, shard, act).await,
             Ok(BusQuery::NextEvent { timeout_ms, done }) => self.next_event(Duration::from_millis(timeout_ms), done).await,
+            Ok(BusQuery::EventDone { number }) => Ok(self.event_done(number).to_string()),
             Ok(BusQuery::UseApp { app }) => self.use_app(&app),
             Ok(query) => self.ask(query).await,
             Err(error) => Err((FailureCode::Unsupported, error.to_string())),
@@ -784,6 +802,7 @@ impl Node {
             | BusQuery::Decide { .. }
             | BusQuery::Act { .. }
             | BusQuery::NextEvent { .. }
+            | BusQuery::EventDone { .. }
             | BusQuery::UseApp { .. } => serde_json::Value::Null,
         };
         Ok(answer.to_string())

@@ -216,12 +216,48 @@ with_hub(function (Realtime\Hub|Tests\HubProcess $hub) {
         // A connection of the tests before may have ended only now.
         same([], array_intersect_key(iterator_to_array(Realtime\events(0)), $numbers), 'everything is acknowledged');
         throws(ValueError::class, 'negative', fn () => Realtime\events(-1));
+
+    });
+
+    test('a worker acknowledges its last event and takes no other', function () use ($hub) {
+        $seen = new ArrayObject();
+        $server = (new Server())->on('connect', function () use ($seen) {
+            $seen[] = 1;
+        });
+        $server->poll();
+        $mine = [];
+        foreach ([1, 2] as $count) {
+            $client = new Client($hub->url);
+            polling($server, fn () => count($seen) === $count, 'it was let in');
+            $mine[$client->id()] = true;
+            $client->drop();
+        }
+        $events = Realtime\events(0);
+        $events->done();
+        while ($mine !== []) {
+            polling($server, function () use ($events) {
+                $events->next();
+                return $events->valid();
+            }, 'an event came');
+            ['attempt' => $attempt, 'connection' => $connection] = $events->current() + ['connection' => null];
+            same(1, $attempt, 'nobody was given it in between:');
+            unset($mine[$connection]);
+            $events->done();
+            same([false, null], [$events->valid(), $events->current()]);
+            $events->done();
+        }
     });
 }, [
     'channels' => [['match' => 'lobby', 'presence' => true]],
     'presence_grace_ms' => 0,
     'hooks' => ['events' => ['joined', 'disconnect'], 'timeout_ms' => 20000],
 ]);
+
+with_hub(function () {
+    test('a hub that queues no events says which setting names them', function () {
+        throws(Realtime\Exception\ConfigError::class, 'hooks.events', fn () => iterator_to_array(Realtime\events(0)));
+    });
+});
 
 if (getenv('TEST_MODE') !== 'bus') {
     test('without a hub there is nothing to serve', function () {

@@ -14,5 +14,6 @@ class Handler extends \Illuminate\Foundation\Exceptions\Handler
     public function report(Throwable $e)
     {
         self::$reported[] = $e;
+        file_put_contents(base_path('reported'), $e->getMessage() . "\n", FILE_APPEND);
     }
 }
