@@ -10,7 +10,7 @@ let hub, server, app;
 const clients = [];
 
 before(async () => {
-  hub = await Hub.start();
+  hub = await Hub.start('', 'subscription_count = true');
   server = hub.server();
   app = await Application.start(server);
 });
@@ -110,6 +110,24 @@ test('two members see each other come and go', async () => {
   bo.disconnect();
   assert.equal((await removed).id, '10');
   assert.equal(room.members.count, 1);
+});
+
+test('subscribers are told how many they are', async () => {
+  const [one, other] = [connect(), connect()];
+  const channel = await join(one, 'counted');
+  const told = [];
+  channel.bind('pusher:subscription_count', (data) => told.push(data.subscription_count));
+  // The first number may have come before anybody listened.
+  await eventually('the first number', () => channel.subscriptionCount === 1);
+  const second = await join(other, 'counted');
+  await eventually('both of them', () => channel.subscriptionCount === 2 && second.subscriptionCount === 2);
+  other.disconnect();
+  await eventually('one again', () => channel.subscriptionCount === 1);
+  assert.deepEqual(told.filter((number, at) => number !== told[at - 1]).slice(-2), [2, 1]);
+  const room = await join(one, 'presence-not-counted');
+  const third = await join(one, 'counted-later');
+  await eventually('the next channel', () => third.subscriptionCount === 1);
+  assert.equal(room.subscriptionCount ?? null, null);
 });
 
 test('client events reach the other members, with who sent them', async () => {

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use tracing::level_filters::LevelFilter;
 
+use crate::apps::DEFAULT_APP;
 use crate::bus::address::BusAddress;
 use crate::bus::seal::MIN_SECRET_BYTES;
 use crate::bus::socket::default_path;
@@ -227,12 +228,14 @@ pub enum WebhookEvent {
     ClientEvent,
     /// Somebody has subscribed to a cache channel that has nothing.
     CacheMiss,
+    /// The number of a channel's subscriptions has changed, in an app with `subscription_count`.
+    SubscriptionCount,
 }
 
 impl WebhookEvent {
     fn all() -> Vec<Self> {
         use WebhookEvent::*;
-        vec![ChannelOccupied, ChannelVacated, MemberAdded, MemberRemoved, ClientEvent, CacheMiss]
+        vec![ChannelOccupied, ChannelVacated, MemberAdded, MemberRemoved, ClientEvent, CacheMiss, SubscriptionCount]
     }
 }
 
@@ -260,6 +263,9 @@ pub struct AppConfig {
     pub client_events_per_second: u32,
     /// Bytes of an event's data, from Pusher clients and through the HTTP API. Default 10 KiB, Pusher's own.
     pub event_bytes: usize,
+    /// Whether subscribers of channels other than `presence-` ones are told how many they are on this hub, in the Pusher
+    /// protocol. Default false, Pusher's own.
+    pub subscription_count: bool,
     /// Who is told what happens on the app's channels, in Pusher's format. Default nobody.
     pub webhooks: Vec<WebhookConfig>,
     /// System users whose processes are in this app when they use the hub's Unix socket, and in no
@@ -279,6 +285,7 @@ impl Default for AppConfig {
             client_events: true,
             client_events_per_second: 10,
             event_bytes: 10 << 10,
+            subscription_count: false,
             webhooks: Vec::new(),
             uids: Vec::new(),
         }
@@ -780,6 +787,12 @@ impl Config {
     /// Whether who subscribes to a channel gets its newest publication.
     pub(crate) fn gives_last_value(&self, channel: &str) -> bool {
         self.channel_policy(channel).is_some_and(|policy| policy.last_value) || self.is_cache(channel)
+    }
+
+    /// Whether a channel's subscribers are told how many they are. `app` is empty for the default one.
+    pub(crate) fn tells_count(&self, app: &str, channel: &str) -> bool {
+        let app = if app.is_empty() { DEFAULT_APP } else { app };
+        self.apps.iter().any(|configured| configured.subscription_count && configured.name() == app) && !names::is_presence(channel)
     }
 
     /// Whether it is a cache channel of the Pusher protocol, and an app speaks that.

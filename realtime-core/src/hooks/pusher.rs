@@ -46,6 +46,7 @@ pub(crate) enum What {
     Removed { user: String },
     ClientEvent { event: String, data: String, socket: String, user: Option<String> },
     CacheMiss,
+    Count(usize),
 }
 
 impl What {
@@ -57,6 +58,7 @@ impl What {
             What::Removed { .. } => WebhookEvent::MemberRemoved,
             What::ClientEvent { .. } => WebhookEvent::ClientEvent,
             What::CacheMiss => WebhookEvent::CacheMiss,
+            What::Count(_) => WebhookEvent::SubscriptionCount,
         }
     }
 }
@@ -178,6 +180,7 @@ fn event(channel: &str, what: &What) -> Value {
         What::Added { user } => json!({"name": "member_added", "channel": channel, "user_id": user}),
         What::Removed { user } => json!({"name": "member_removed", "channel": channel, "user_id": user}),
         What::CacheMiss => json!({"name": "cache_miss", "channel": channel}),
+        What::Count(count) => json!({"name": "subscription_count", "channel": channel, "subscription_count": count}),
         What::ClientEvent { event, data, socket, user } => {
             let mut value = json!({"name": "client_event", "channel": channel, "event": event, "data": data, "socket_id": socket});
             if let Some(user) = user {
@@ -211,7 +214,7 @@ impl Held {
             What::Added { user } => (Some(user.clone()), false, false),
             What::Removed { user } => (Some(user.clone()), false, true),
             What::CacheMiss => (None, true, true),
-            What::ClientEvent { .. } => return vec![happened],
+            What::ClientEvent { .. } | What::Count(_) => return vec![happened],
         };
         let key = (happened.app.clone(), happened.channel.clone(), user, is_miss);
         if !goes {

@@ -9,7 +9,7 @@ use super::ingress::{ChannelLoad, Ingress};
 use super::interest::Entry;
 use crate::message::{Body, Epoch, EventName, Payload, Position, Publication, Publish};
 use crate::presence::{self, Notice};
-use crate::protocol::{Format, FormatKey, MessageKind, ProtocolState};
+use crate::protocol::{Format, FormatKey, MessageKind, ProtocolState, Push};
 
 /// What a queued publication costs beside its body: the record, its frame, the queue's slot.
 const OVERHEAD: usize = 256;
@@ -19,12 +19,36 @@ const OVERHEAD: usize = 256;
 pub(crate) struct Delivery {
     pub(crate) publication: Publication,
     /// What it tells instead of the publication, which is empty then.
-    notice: Option<Box<Notice>>,
+    news: Option<Box<News>>,
     frames: Frames,
     /// What it holds of the ingress queue; 0 once that has been given back.
     charge: usize,
     load: Arc<ChannelLoad>,
     ingress: Arc<Ingress>,
+}
+
+/// What a channel's subscribers are told of the channel itself.
+pub(crate) enum News {
+    /// A change of its users.
+    User(Notice),
+    /// How many subscriptions it has.
+    Count(usize),
+}
+
+impl News {
+    fn push<'a>(&'a self, channel: &'a str) -> Push<'a> {
+        match self {
+            News::User(notice) => notice.push(channel),
+            News::Count(subscriptions) => Push::Counted { channel, subscriptions: *subscriptions },
+        }
+    }
+
+    fn size(&self) -> usize {
+        match self {
+            News::User(notice) => presence::user_bytes(&notice.user),
+            News::Count(_) => size_of::<usize>(),
+        }
+    }
 }
 
 /// Encoded frames by format: the first inline, because most publications need one.
@@ -90,7 +114,7 @@ impl Delivery {
         }
         Arc::new(Delivery {
             publication: Publication::on(heard.channel.clone(), publish, position),
-            notice: None,
+            news: None,
             frames: Frames::default(),
             charge,
             load: heard.load.clone(),
@@ -98,9 +122,9 @@ impl Delivery {
         })
     }
 
-    /// A change of the channel's users on its way to subscribers.
-    pub(crate) fn of_notice(notice: Notice, heard: &Entry, ingress: &Arc<Ingress>) -> Arc<Self> {
-        let charge = presence::user_bytes(&notice.user) + OVERHEAD;
+    /// News of the channel on their way to subscribers.
+    pub(crate) fn of_news(news: News, heard: &Entry, ingress: &Arc<Ingress>) -> Arc<Self> {
+        let charge = news.size() + OVERHEAD;
         ingress.charge(&heard.load, charge);
         Arc::new(Delivery {
             publication: Publication {
@@ -111,7 +135,7 @@ impl Delivery {
                 user_id: None,
                 position: Position { epoch: Epoch(0), offset: 0 },
             },
-            notice: Some(Box::new(notice)),
+            news: Some(Box::new(news)),
             frames: Frames::default(),
             charge,
             load: heard.load.clone(),
@@ -119,16 +143,21 @@ impl Delivery {
         })
     }
 
+    pub(crate) fn news(&self) -> Option<&News> {
+        self.news.as_deref()
+    }
+
+    /// The change of users that it tells of.
     pub(crate) fn notice(&self) -> Option<&Notice> {
-        self.notice.as_deref()
+        match self.news() {
+            Some(News::User(notice)) => Some(notice),
+            _ => None,
+        }
     }
 
     /// Bytes of what it tells.
     pub(crate) fn size(&self) -> usize {
-        match &self.notice {
-            None => self.publication.body.as_payload().len(),
-            Some(notice) => presence::user_bytes(&notice.user),
-        }
+        self.news.as_ref().map_or_else(|| self.publication.body.as_payload().len(), |news| news.size())
     }
 
     /// Gives up a batch of one channel. What this shard was the last to hold leaves the ingress
@@ -143,7 +172,7 @@ impl Delivery {
                 freed += std::mem::take(&mut delivery.charge);
                 account.get_or_insert_with(|| (delivery.ingress.clone(), delivery.load.clone()));
                 let size = delivery.publication.body.capacity() + delivery.frames.capacity();
-                (size <= Pool::KEPT_BYTES && delivery.notice.is_none()).then_some(shared)
+                (size <= Pool::KEPT_BYTES && delivery.news.is_none()).then_some(shared)
             })
             .collect();
         if !spent.is_empty() {
@@ -155,7 +184,7 @@ impl Delivery {
     }
 
     /// The frame for a format, encoded by whichever shard asks first. Empty where the protocol has
-    /// no words for a notice.
+    /// no words for the news.
     pub(crate) fn frame(&self, formats: &[Format], key: FormatKey, scratch: &mut Scratch) -> &[u8] {
         let mut frames = &self.frames;
         loop {
@@ -163,11 +192,11 @@ impl Delivery {
                 let mut frame = std::mem::take(&mut *frames.spare.lock());
                 let format = &formats[usize::from(key.format)];
                 scratch.payload.clear();
-                let kind = match &self.notice {
+                let kind = match &self.news {
                     None => Some(format.protocol.encode(&self.publication, key.variant, &mut scratch.payload)),
-                    Some(notice) => {
+                    Some(news) => {
                         let state = ProtocolState { variant: key.variant, ..ProtocolState::default() };
-                        format.protocol.push(&state, &notice.push(self.publication.channel.name()), &mut scratch.payload)
+                        format.protocol.push(&state, &news.push(self.publication.channel.name()), &mut scratch.payload)
                     }
                 };
                 if let Some(kind) = kind {

@@ -11,7 +11,7 @@ use std::sync::mpsc::Sender;
 
 use bytes::Bytes;
 
-use super::delivery::{Delivery, Pool, Scratch};
+use super::delivery::{Delivery, News, Pool, Scratch};
 use super::hooks::Told;
 use super::ingress::ChannelLoad;
 use super::query::Reached;
@@ -141,6 +141,8 @@ pub(crate) struct LocalChannel {
     pub(crate) is_recoverable: bool,
     /// Whether who subscribes gets the newest publication.
     pub(crate) has_last_value: bool,
+    /// Whether its subscribers are told how many they are.
+    pub(crate) tells_count: bool,
     /// Subscriptions on their way from the past.
     pub(crate) cursors: u32,
     /// How many of them wait for the broker.
@@ -201,6 +203,7 @@ impl LocalChannel {
             retained: Vec::new(),
             is_recoverable: false,
             has_last_value: false,
+            tells_count: false,
             cursors: 0,
             awaiting: 0,
             recent: (VecDeque::new(), 0),
@@ -268,12 +271,19 @@ impl LocalChannel {
         self.pending.push_back(delivery);
     }
 
-    /// Queues a change of its users, unless they are known to be so.
-    pub(crate) fn queue_notice(&mut self, delivery: Arc<Delivery>) {
-        if let (Some(roster), Some(notice)) = (&self.roster, delivery.notice())
-            && roster.is_news(notice)
-        {
-            self.pending.push_back(delivery);
+    /// Queues news of it: a change of its users, unless they are known to be so, or their number.
+    pub(crate) fn queue_news(&mut self, delivery: Arc<Delivery>) {
+        let is_count = |delivery: &Arc<Delivery>| matches!(delivery.news(), Some(News::Count(_)));
+        match (delivery.notice(), &self.roster) {
+            (Some(notice), Some(roster)) if roster.is_news(notice) => self.pending.push_back(delivery),
+            (Some(_), _) => {}
+            (None, _) => {
+                // The newest one counts.
+                if self.pending.back().is_some_and(is_count) {
+                    self.pending.pop_back();
+                }
+                self.pending.push_back(delivery);
+            }
         }
     }
 
@@ -282,7 +292,7 @@ impl LocalChannel {
         self.position = Some(position);
         self.pending.retain(|delivery| {
             let at = delivery.publication.position;
-            delivery.notice().is_some() || at.epoch != position.epoch || at.offset > position.offset
+            delivery.news().is_some() || at.epoch != position.epoch || at.offset > position.offset
         });
     }
 
@@ -294,13 +304,13 @@ impl LocalChannel {
 
     /// Where the newest publication stands that is here.
     pub(crate) fn newest(&self) -> Option<Position> {
-        let publications = self.pending.iter().rev().filter(|delivery| delivery.notice().is_none());
+        let publications = self.pending.iter().rev().filter(|delivery| delivery.news().is_none());
         publications.map(|delivery| delivery.publication.position).next().or(self.position)
     }
 
     /// Where its subscribers would have to be for the next publication to follow, if they are not there.
     pub(crate) fn gap(&self) -> Option<Position> {
-        let next = self.pending.front().filter(|next| self.is_recoverable && next.notice().is_none())?.publication.position;
+        let next = self.pending.front().filter(|next| self.is_recoverable && next.news().is_none())?.publication.position;
         let before = Position { offset: next.offset.saturating_sub(1), ..next };
         (self.position.is_some() && self.position != Some(before)).then_some(before)
     }
@@ -387,12 +397,17 @@ impl LocalChannel {
                     excepted.push((connection, deliveries.len()));
                 }
             }
-            match (delivery.notice(), &mut self.roster) {
+            match (delivery.news(), &mut self.roster) {
                 (None, _) => self.position = Some(delivery.publication.position),
-                (Some(notice), Some(roster)) if roster.is_news(notice) => {
+                (Some(News::User(notice)), Some(roster)) if roster.is_news(notice) => {
                     excepted.extend(roster.apply(notice).into_iter().map(|connection| (connection, deliveries.len())));
                 }
-                (Some(_), _) => continue,
+                (Some(News::User(_)), _) => continue,
+                // Whoever comes later hears of it anew: nothing has to be kept.
+                (Some(News::Count(_)), _) => {
+                    deliveries.push(delivery);
+                    continue;
+                }
             }
             if self.pins > 0 {
                 self.retained.push(delivery.clone());

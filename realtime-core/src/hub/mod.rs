@@ -7,6 +7,7 @@
 mod access;
 mod commands;
 mod connections;
+mod counts;
 mod delivery;
 mod fanout;
 pub(crate) mod hooks;
@@ -106,6 +107,8 @@ pub(crate) struct Node {
     pub(crate) shards: Vec<ShardHandle>,
     broker: Arc<dyn Broker>,
     pub(crate) attendance: Arc<Attendance>,
+    /// Which channels' subscribers are to be told how many they are.
+    counts: counts::Counts,
     pub(crate) hooks: Arc<Hooks>,
     /// The control thread's, once it runs.
     pub(crate) runtime: OnceLock<tokio::runtime::Handle>,
@@ -399,6 +402,7 @@ impl HubBuilder {
             windows: config.channels.iter().any(|policy| policy.conflate_ms > 0).then(|| Windows::new(config.limits.ingress_bytes)),
             keeps_history: config.speaks_pusher() || config.channels.iter().any(|policy| policy.retention().is_some()),
             attendance: Arc::new(Attendance { presence, alarm: Notify::new() }),
+            counts: counts::Counts::default(),
             membership: (0..64).map(|_| Mutex::default()).collect(),
             started: Instant::now(),
             connections: AtomicUsize::new(0),

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::delivery::{Delivery, Pool};
+use super::delivery::{Delivery, News, Pool};
 use super::inbox::{Inbox, Pushed};
 use super::ingress::Ingress;
 use super::interest::InterestTable;
@@ -13,7 +13,7 @@ use super::shard::Job;
 use super::tap::Taps;
 use crate::broker::Deliver;
 use crate::hooks::Hooks;
-use crate::message::{ChannelRef, Position, Publish};
+use crate::message::{Channel, ChannelRef, Position, Publish};
 use crate::presence::{Notice, Notify};
 
 /// See the module's documentation.
@@ -99,6 +99,17 @@ impl Routes {
         matched
     }
 
+    /// Tells a channel's subscribers how many there are; says so.
+    pub(crate) fn tell_count(&self, channel: &Channel) -> usize {
+        let found = self.interest.with(ChannelRef::new(channel.scoped()), |heard| {
+            let count = heard.load.subscribers.load(Ordering::Relaxed);
+            (count, heard.shards, Delivery::of_news(News::Count(count), heard, &self.ingress))
+        });
+        let Some((count, shards, delivery)) = found else { return 0 };
+        self.hand_out(shards, || Job::News(delivery.clone()));
+        count
+    }
+
     fn hand_out(&self, mut shards: u64, job: impl Fn() -> Job) {
         let mut sleepers = 0;
         while shards != 0 {
@@ -115,9 +126,12 @@ impl Routes {
 impl Notify for Routes {
     fn notify(&self, channel: &str, notice: Notice) {
         self.hooks.noticed(channel, &notice);
-        let found = self.interest.with(ChannelRef::new(channel), |heard| (heard.shards, Delivery::of_notice(notice, heard, &self.ingress)));
+        let found = self.interest.with(ChannelRef::new(channel), |heard| {
+            let delivery = Delivery::of_news(News::User(notice), heard, &self.ingress);
+            (heard.shards, delivery)
+        });
         let Some((shards, delivery)) = found else { return };
-        self.hand_out(shards, || Job::Notice(delivery.clone()));
+        self.hand_out(shards, || Job::News(delivery.clone()));
     }
 }
 

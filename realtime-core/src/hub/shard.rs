@@ -70,8 +70,8 @@ pub(crate) enum Job {
     Interrupted { channel: Channel, position: Position },
     /// The broker's answer to a subscription.
     Subscribed { channel: Channel, opening: u64, result: Result<Position, BrokerError> },
-    /// A change of a channel's users.
-    Notice(Arc<Delivery>),
+    /// What subscribers are told of their channel.
+    News(Arc<Delivery>),
     /// Who is on a channel that the shard has begun to hear.
     Watched { channel: Channel, opening: u64, result: Result<Present, BrokerError> },
     /// A place on a channel, or why there is none.
@@ -329,9 +329,9 @@ impl Shard {
             Job::History { answer, result } => self.on_history(&answer, result),
             Job::Interrupted { channel, position } => self.on_interrupted(&channel, position),
             Job::Subscribed { channel, opening, result } => self.on_subscribed(&channel, opening, result),
-            Job::Notice(delivery) => {
+            Job::News(delivery) => {
                 if let Some(&index) = self.by_channel.get(&delivery.publication.channel) {
-                    self.channels[index].queue_notice(delivery);
+                    self.channels[index].queue_news(delivery);
                     self.enqueue(index);
                 }
             }

@@ -135,6 +135,7 @@ impl Shard {
             let policy = node.config.channel_policy(channel.name());
             self.channels[index].is_recoverable = policy.is_some_and(|policy| policy.history.is_some());
             self.channels[index].has_last_value = node.config.gives_last_value(channel.name());
+            self.channels[index].tells_count = node.config.tells_count(channel.app(), channel.name());
         }
         if !channel.is_internal()
             && let Some(rules) = node.config.room(channel.name())
@@ -346,6 +347,14 @@ impl Shard {
         if self.node.hooks.counts_subscribers() && !self.channels[index].channel.is_internal() {
             self.node.hooks.subscribed(&self.channels[index].channel);
         }
+        self.count_changed(index);
+    }
+
+    fn count_changed(&self, index: usize) {
+        let local = &self.channels[index];
+        if local.tells_count {
+            self.node.count_changed(&local.channel, &local.load);
+        }
     }
 
     /// Begins a subscription anew, in the past; its place stays.
@@ -388,6 +397,7 @@ impl Shard {
         if self.node.hooks.counts_subscribers() && !self.channels[index].channel.is_internal() {
             self.node.hooks.unsubscribed(&self.channels[index].channel);
         }
+        self.count_changed(index);
         self.close_channel_if_unused(index);
     }
 

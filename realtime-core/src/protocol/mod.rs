@@ -370,6 +370,14 @@ pub enum Push<'a> {
         /// Who.
         user: &'a User,
     },
+    /// How many subscriptions a channel has on this hub. Sent to all subscribers alike, like
+    /// [`Push::Joined`], some time after it has changed.
+    Counted {
+        /// The channel.
+        channel: &'a str,
+        /// So many.
+        subscriptions: usize,
+    },
     /// The application's answer to [`Command::Message`].
     Answer {
         /// From the request.

@@ -160,7 +160,10 @@ fn encode_json(publication: &Publication, out: &mut Vec<u8>) -> MessageKind {
 
 /// False: there are no words for it.
 fn write_push(push: &Push<'_>, out: &mut Vec<u8>) -> bool {
-    if matches!(push, Push::Refused { .. } | Push::SubscriptionRefused { .. } | Push::NoLastValue { .. } | Push::SignedIn { .. }) {
+    if matches!(
+        push,
+        Push::Refused { .. } | Push::SubscriptionRefused { .. } | Push::NoLastValue { .. } | Push::SignedIn { .. } | Push::Counted { .. }
+    ) {
         return false;
     }
     let mut object = Object::new(out);
@@ -242,7 +245,11 @@ fn write_push(push: &Push<'_>, out: &mut Vec<u8>) -> bool {
             write_id(&mut object, error.id.as_ref());
         }
         // See above.
-        Push::Refused { .. } | Push::SubscriptionRefused { .. } | Push::NoLastValue { .. } | Push::SignedIn { .. } => {}
+        Push::Refused { .. }
+        | Push::SubscriptionRefused { .. }
+        | Push::NoLastValue { .. }
+        | Push::SignedIn { .. }
+        | Push::Counted { .. } => {}
     }
     object.end();
     true

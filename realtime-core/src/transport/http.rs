@@ -115,6 +115,7 @@ impl Control {
                     () = ticking => {}
                     () = node.keep_graces() => {}
                     () = node.keep_windows() => {}
+                    () = node.tell_counts() => {}
                     () = node.hooks.run() => {}
                     () = accept(node.clone(), listener, arriving) => {}
                 },

@@ -172,6 +172,10 @@ impl Pusher {
                 let data = data(|object| object.text("user_id", user.id()));
                 message("pusher_internal:member_removed", Some(channel), &data, out);
             }
+            Push::Counted { channel, subscriptions } => {
+                let data = data(|object| object.number("subscription_count", *subscriptions as u64));
+                message("pusher_internal:subscription_count", Some(channel), &data, out);
+            }
             // Without a word for an interruption the connection is closed, and its client comes back.
             Push::Unsubscribed { .. }
             | Push::NoLastValue { .. }
@@ -378,6 +382,10 @@ mod tests {
             (
                 Push::Left { channel: "presence-a", user: &users[1] },
                 r#"{"event":"pusher_internal:member_removed","channel":"presence-a","data":"{\"user_id\":\"b\\\"\"}"}"#,
+            ),
+            (
+                Push::Counted { channel: "news", subscriptions: 3 },
+                r#"{"event":"pusher_internal:subscription_count","channel":"news","data":"{\"subscription_count\":3}"}"#,
             ),
             (Push::NoLastValue { channel: "cache-a" }, r#"{"event":"pusher:cache_miss","channel":"cache-a"}"#),
             (Push::Pong { id: None }, r#"{"event":"pusher:pong","data":{}}"#),
