@@ -4,7 +4,7 @@ use crate::clock::{Schedule, now_ns};
 use crate::control::{Done, Listening, ServerCommand, answer, serve};
 use crate::wire::stamped;
 use anyhow::Result;
-use realtime_core::config::AppConfig;
+use realtime_core::config::{AppConfig, ChannelPolicy, HistoryPolicy, Secret};
 use realtime_core::{Config, Hub, Payload, Publish, PublishError};
 
 /// Longer than any part runs: pings of thousands of idle connections would disturb whoever is measured next to them.
@@ -13,10 +13,19 @@ const PING_INTERVAL_MS: u64 = 600_000;
 /// The key of the app that Pusher clients connect to.
 pub(crate) const KEY: &str = "bench";
 
+/// The channel that keeps what was published.
+pub(crate) const KEPT: &str = "kept";
+
+fn history() -> ChannelPolicy {
+    ChannelPolicy { pattern: KEPT.to_owned(), history: Some(HistoryPolicy::default()), ..ChannelPolicy::default() }
+}
+
 /// Serves until standard input closes. Commands run concurrently, each on its own thread.
-pub(crate) fn run(shards: usize, pusher: bool) -> Result<()> {
+pub(crate) fn run(shards: usize, pusher: bool, redis: &str) -> Result<()> {
     let mut config = Config { listen: "127.0.0.1:0".to_owned(), socket: Some(String::new()), shards, ..Config::default() };
     config.heartbeat.ping_interval_ms = PING_INTERVAL_MS;
+    config.broker.url = Secret::from(redis);
+    config.channels.push(history());
     if pusher {
         config.apps.push(AppConfig { name: "default".into(), key: KEY.into(), secret: KEY.into(), ..AppConfig::default() });
     }

@@ -28,7 +28,7 @@ use wire::Envelope;
 
 const USAGE: &str = "usage: benches/run [PART]... [--rounds N] [--envelope native|raw] [--shards N] [--only A,B]
 
-parts: latency saturation idle php bus poller channels beside sinks capi sequencing (default: all)
+parts: latency saturation idle php bus poller redis channels beside sinks capi sequencing (default: all)
   --rounds N      rounds of each measurement, 5 by default; the tables show medians
   --envelope E    native (default) or raw: what the hub's subscribers ask for; the others send frames of the same size
   --shards N      shards of the hub; one per core by default
@@ -41,13 +41,14 @@ const QUIET_PERCENT: f64 = 5.0;
 type Measure = fn(&Options) -> Result<Part>;
 
 /// The parts by name, in the order in which they run.
-const PARTS: [(&str, &[Measure]); 11] = [
+const PARTS: [(&str, &[Measure]); 12] = [
     ("latency", &[parts::latency::run]),
     ("saturation", &[parts::saturation::run]),
     ("idle", &[parts::idle::run]),
     ("php", &[parts::php::calls, parts::php::latency]),
     ("bus", &[parts::bus::run]),
     ("poller", &[parts::poller::run]),
+    ("redis", &[parts::redis::added, parts::redis::flood, parts::redis::recovery]),
     ("channels", &[parts::channels::run]),
     ("beside", &[parts::beside::run, parts::sinks::beside]),
     ("sinks", &[parts::sinks::run]),
@@ -71,8 +72,8 @@ fn run() -> Result<()> {
         Role::Load => loadgen::run(),
         Role::Floor => floor::run(arguments.options.envelope, arguments.batch),
         Role::Naive => naive::run(arguments.options.envelope),
-        Role::Hub => hub::run(arguments.options.shards, false),
-        Role::HubPusher => hub::run(arguments.options.shards, true),
+        Role::Hub => hub::run(arguments.options.shards, false, &arguments.redis),
+        Role::HubPusher => hub::run(arguments.options.shards, true, &arguments.redis),
         Role::Drive => drive(&arguments),
     }
 }
@@ -95,6 +96,8 @@ struct Arguments {
     parts: Vec<String>,
     options: Options,
     batch: usize,
+    /// The server that a hub shares with others.
+    redis: String,
 }
 
 impl Arguments {
@@ -114,6 +117,7 @@ impl Arguments {
                 server: PathBuf::from("build/realtime"),
             },
             batch: 1,
+            redis: String::new(),
         };
         let mut parser = lexopt::Parser::from_env();
         while let Some(argument) = parser.next()? {
@@ -125,6 +129,7 @@ impl Arguments {
                     arguments.options.only = words.split(',').map(Contender::from_word).collect::<Result<_>>()?;
                 }
                 Long("batch") => arguments.batch = parser.value()?.parse()?,
+                Long("redis") => arguments.redis = parser.value()?.string()?,
                 Long("home") => arguments.options.home = parser.value()?.into(),
                 Long("extension") => arguments.options.extension = parser.value()?.into(),
                 Long("publish") => arguments.options.publish = parser.value()?.into(),

@@ -124,7 +124,7 @@ pub(crate) fn own(arguments: &[&str]) -> Result<Command> {
     Ok(command)
 }
 
-fn node(options: &Options, script: &str) -> Command {
+pub(crate) fn node(options: &Options, script: &str) -> Command {
     let mut command = Command::new("node");
     command.arg("--expose-gc").arg(options.home.join("node").join(script));
     command

@@ -71,6 +71,11 @@ impl RedisServer {
         self.port
     }
 
+    /// The number of its process; 0 while it does not run.
+    pub fn pid(&self) -> u32 {
+        self.process.as_ref().map_or(0, Child::id)
+    }
+
     /// Sends one command and gives the answer's bytes, as the wire has them.
     pub fn command(&self, words: &[&str]) -> String {
         use std::io::{BufRead, BufReader, Read, Write};

@@ -8,6 +8,7 @@ pub(crate) mod idle;
 pub(crate) mod latency;
 pub(crate) mod php;
 pub(crate) mod poller;
+pub(crate) mod redis;
 pub(crate) mod saturation;
 pub(crate) mod sequencing;
 pub(crate) mod sinks;
