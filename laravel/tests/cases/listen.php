@@ -234,6 +234,23 @@ test('--only dispatches what it names; the rest goes unheard', function () {
     }, queueing(['connect', 'subscribe', 'occupied', 'message']));
 });
 
+test('the hub of realtime:serve tells of what config/realtime.php names', function () {
+    $folder = listening_folder();
+    $config = "$folder/config/realtime.php";
+    file_put_contents($config, str_replace("// 'hooks' => ['events' => ['joined', 'left']]", "'hooks' => ['events' => ['occupied']]", file_get_contents($config), $count));
+    same(1, $count);
+    touch($empty = getenv('TEST_DIRECTORY') . '/none.toml');
+    $hub = artisan_process($folder, ['realtime:serve', '--binary=' . getenv('TEST_PROGRAM')], ['REALTIME_LISTEN' => '127.0.0.1:0', 'REALTIME_CONFIG' => $empty]);
+    $url = $hub->expect('~(ws://[^\s,]+)~')[1];
+    $worker = worker($folder, '--max-jobs=1', '-v');
+    $client = Client::subscribed($url, 'news');
+    same(0, $worker->wait());
+    contains('ChannelOccupied news', $worker->written());
+    same(['ChannelOccupied', 'news'], [heard($folder)[0]['event'], heard($folder)[0]['channel']]);
+    $hub->signal(SIGTERM);
+    same(0, $hub->wait());
+});
+
 test('where nothing can ever come, the worker says what is missing', function () {
     with_program(fn () => contains('hooks.events', ends(1, listening_folder(), 'realtime:listen')));
     contains('nothing to listen to', (function () {
