@@ -10,7 +10,7 @@ let hub, server, app;
 const clients = [];
 
 before(async () => {
-  hub = await Hub.start('', 'subscription_count = true');
+  hub = await Hub.start('', 'subscription_count = true\nwatchlists = true');
   server = hub.server();
   app = await Application.start(server);
 });
@@ -156,6 +156,35 @@ test('who signs in is reached by name, and sent away by name', async () => {
   assert.deepEqual(await heard, { a: 1 });
   await server.terminateUserConnections('u7');
   await state(client, 'disconnected');
+});
+
+test('who signs in with a watchlist hears who comes online and who goes offline', async () => {
+  const signIn = async (user, watchlist) => {
+    const params = watchlist ? { user, watchlist } : { user };
+    const client = connect({ userAuthentication: { endpoint: `${app.url}/user-auth`, params } }, user);
+    const told = [];
+    for (const name of ['online', 'offline']) client.user.watchlist.bind(name, (event) => told.push([name, event.user_ids]));
+    client.signin();
+    await onTime('signin', client.user.signinDonePromise);
+    return { client, told };
+  };
+  const bo = await signIn('bo');
+  const ann = await signIn('ann', 'bo,cy');
+  await eventually('who is online', () => ann.told.length === 2);
+  assert.deepEqual(ann.told.splice(0), [['online', ['bo']], ['offline', ['cy']]]);
+  await signIn('cy');
+  await eventually('cy', () => ann.told.length === 1);
+  bo.client.disconnect();
+  await eventually('the end of bo', () => ann.told.length === 2);
+  assert.deepEqual(ann.told, [['online', ['cy']], ['offline', ['bo']]]);
+  const many = Array.from({ length: 101 }, (_, number) => `user-${number}`);
+  const error = [];
+  const di = connect({ userAuthentication: { endpoint: `${app.url}/user-auth`, params: { user: 'di', watchlist: many.join() } } }, 'di');
+  di.connection.bind('error', (fault) => error.push((fault.data ?? fault.error?.data).code));
+  const offline = onTime('the first hundred', new Promise((resolve) => di.user.watchlist.bind('offline', resolve)));
+  di.signin();
+  assert.deepEqual((await offline).user_ids, many.slice(0, 100));
+  assert.deepEqual(error, [4302]);
 });
 
 test('presence without channel data is who has signed in', async () => {

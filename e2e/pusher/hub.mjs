@@ -116,7 +116,8 @@ export class Application {
     this.asked.push(`${path} ${form.get('channel_name') ?? ''}`.trim());
     let answer;
     if (path === '/user-auth') {
-      answer = this.sdk.authenticateUser(socket, { id: user, user_info: { name: user.toUpperCase() } });
+      const watchlist = form.get('watchlist')?.split(',');
+      answer = this.sdk.authenticateUser(socket, { id: user, user_info: { name: user.toUpperCase() }, watchlist });
     } else if (form.get('channel_name').startsWith('presence-')) {
       answer = this.sdk.authorizeChannel(socket, form.get('channel_name'), { user_id: user, user_info: { name: user.toUpperCase() } });
     } else {

@@ -170,6 +170,9 @@ pub struct Limits {
     /// Connections of one user on this hub. Default 0: no limit, because a wall of dashboards can
     /// be one user. Past it new ones are closed with a code that tells them to come back later.
     pub max_user_connections: usize,
+    /// Users that all connections together may watch, each counted once a watcher. Default 1,000,000; past it a watchlist
+    /// is refused.
+    pub watches: usize,
     /// Protocol errors after which a connection is closed. Default 10.
     pub max_protocol_errors: u8,
     /// Bytes of one publication's body. Default 256 KiB, at most a quarter of `outbox_bytes`.
@@ -266,6 +269,9 @@ pub struct AppConfig {
     /// Whether subscribers of channels other than `presence-` ones are told how many they are on this hub, in the Pusher
     /// protocol. Default false, Pusher's own.
     pub subscription_count: bool,
+    /// Whether users who sign in with a `watchlist` hear when those users come online on this hub and go offline, in the
+    /// Pusher protocol. Default false, Pusher's own.
+    pub watchlists: bool,
     /// Who is told what happens on the app's channels, in Pusher's format. Default nobody.
     pub webhooks: Vec<WebhookConfig>,
     /// System users whose processes are in this app when they use the hub's Unix socket, and in no
@@ -286,6 +292,7 @@ impl Default for AppConfig {
             client_events_per_second: 10,
             event_bytes: 10 << 10,
             subscription_count: false,
+            watchlists: false,
             webhooks: Vec::new(),
             uids: Vec::new(),
         }
@@ -540,6 +547,7 @@ impl Default for Limits {
             max_handshakes: 4_096,
             max_subscriptions: 1_024,
             max_user_connections: 0,
+            watches: 1_000_000,
             max_protocol_errors: 10,
             publication_bytes: 256 << 10,
             outbox_bytes: 1 << 20,

@@ -122,14 +122,15 @@ impl Shard {
         let Some(connection) = self.connection(key).filter(|connection| connection.phase == Phase::Open) else { return true };
         let app = connection.session.app;
         if let Some(user) = &user
-            && !node.users.enter(app, user.id(), shard)
+            && !node.user_enters(app, &user.shared_id(), shard)
         {
             return false;
         }
         let previous = connection.session.user.take();
         let asked = connection.session.rights.as_mut().map(|rights| std::mem::take(&mut rights.asked)).unwrap_or_default();
         if let Some(previous) = previous {
-            node.users.leave(app, previous.id(), shard);
+            node.user_leaves(app, &previous.shared_id(), shard);
+            self.unwatch(key);
             let channel = User::channel_name(previous.id());
             let index = self.find_channel(node.channel_ref(&node.apps.scope(app, &channel)));
             if let Some(index) = index {
@@ -173,8 +174,9 @@ impl Shard {
                 if let Some(connection) = self.connection(key)
                     && let Some(user) = connection.session.user.take()
                 {
-                    node.users.leave(connection.session.app, user.id(), shard);
+                    node.user_leaves(connection.session.app, &user.shared_id(), shard);
                 }
+                self.unwatch(key);
                 drop(asker);
             }
             None => self.close(key, CloseReason::AuthUnavailable, "the broker is not available now"),

@@ -9,6 +9,7 @@ use crate::history::{self, Page};
 use crate::hooks::pusher::What;
 use crate::message::{InvalidChannel, MAX_CHANNEL_BYTES, MAX_EVENT_BYTES, Payload, Publish, User, find_control, validate_channel};
 use crate::protocol::{Command, Credentials, ProtocolError, Push, Recover, RelayBody, RequestId};
+use crate::session::watchlist::MAX_WATCHED;
 
 use super::access::Gate;
 use super::fanout::{ConnectionKey, JoinRequest};
@@ -173,14 +174,23 @@ impl Shard {
         let session = &connection.session;
         signature::check_user(&node.apps, session.app, session.socket_id, user_data, auth)
             .map_err(|error| ProtocolError::refusal("unauthorized", error.to_string()))?;
-        let user = user_data::parse(user_data).map_err(|reason| ProtocolError::refusal("unauthorized", reason))?;
+        let refuse = |reason| ProtocolError::refusal("unauthorized", reason);
+        let user = user_data::parse(user_data).map_err(refuse)?;
+        let watchlists = node.apps.of(session.app).config().watchlists;
+        let mut watched = if watchlists { user_data::watchlist(user_data).map_err(refuse)? } else { Vec::new() };
         match &session.user {
             Some(known) if known.id() == user.id() => {}
             Some(_) => return Err(ProtocolError::refusal("unauthorized", "this connection is another user's already")),
             None => self.claim(key, user).map_err(|denied| ProtocolError::refusal("unauthorized", denied.message))?,
         }
         self.push(key, &Push::SignedIn { user_data });
-        Ok(())
+        if watched.len() > MAX_WATCHED {
+            let reason =
+                format!("a watchlist has at most {MAX_WATCHED} users, this one has {}; the first {MAX_WATCHED} count", watched.len());
+            self.push(key, &Push::Error(&ProtocolError::refusal("watchlist_limit", reason)));
+            watched.truncate(MAX_WATCHED);
+        }
+        if watchlists { self.watch_users(key, watched) } else { Ok(()) }
     }
 
     /// A connection asks to hear what is sent to its user. It does already, so this is only said.

@@ -385,11 +385,12 @@ impl Shard {
             self.departed(key, reason);
         }
         self.leave_all(key, false);
+        self.unwatch(key);
         let Some(mut connection) = self.connections.try_remove(key.index as usize) else { return };
         self.crowded -= usize::from(connection.crowded);
         self.by_socket.remove(&connection.session.socket_id);
         if let Some(user) = &connection.session.user {
-            self.node.users.leave(connection.session.app, user.id(), self.index);
+            self.node.user_leaves(connection.session.app, &user.shared_id(), self.index);
         }
         connection.link.deregister(self.poll.registry());
         if connection.admitted {

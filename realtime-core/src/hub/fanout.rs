@@ -30,7 +30,7 @@ const BURST_MS: u64 = 64;
 pub(super) const BATCH_BYTES: usize = 64 << 10;
 
 /// Refers to a connection for longer than one event: the index may be reused, the pair is not.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct ConnectionKey {
     pub(crate) index: u32,
     pub(crate) generation: u32,

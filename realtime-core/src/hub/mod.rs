@@ -25,6 +25,7 @@ mod slices;
 mod stats;
 mod subscriptions;
 pub(crate) mod tap;
+mod watchlists;
 mod windows;
 
 use std::collections::HashMap;
@@ -96,7 +97,9 @@ pub(crate) struct Node {
     pub(crate) config: Config,
     pub(crate) apps: Apps,
     pub(crate) auth: Authenticator,
-    pub(crate) users: Users,
+    users: Users,
+    /// Who of them are watched, and by whom.
+    watchlists: watchlists::Watchlists,
     /// Whose word about a client's address counts.
     pub(crate) trusted_proxies: Vec<ipnet::IpNet>,
     /// Where it listens, with the port that was given for port 0.
@@ -240,6 +243,7 @@ impl Node {
         shard.counters.panics.fetch_add(1, Ordering::Relaxed);
         shard.inbox.close();
         self.users.clear(index);
+        self.watchlists.clear(index);
         self.connections.fetch_sub(shard.counters.connections.swap(0, Ordering::Relaxed), Ordering::Relaxed);
     }
 
@@ -420,6 +424,7 @@ impl HubBuilder {
             apps: Apps::new(&config.apps),
             auth,
             users: Users::new(config.limits.max_user_connections, count),
+            watchlists: watchlists::Watchlists::new(Duration::from_millis(config.presence_grace_ms), config.limits.watches, count),
             trusted_proxies,
             config,
         });

@@ -266,13 +266,15 @@ impl Shard {
         self.pin(&names);
         // They go with it: nobody sees it leave.
         let seats = self.seats_of(key);
+        let watchlist = self.connection(key).and_then(|connection| connection.session.watchlist.clone());
+        self.unwatch(key);
         let Some(connection) = self.take_out(key) else {
             self.unpin(&names);
             return;
         };
         let Connection { link, session, .. } = *connection;
         if let Some(user) = &session.user {
-            self.node.users.leave(session.app, user.id(), self.index);
+            self.node.user_sets_out(session.app, &user.shared_id(), self.index);
         }
         let (outbox, outbox_begun) = session.outbox.to_bytes();
         let frozen = FrozenSession {
@@ -287,6 +289,7 @@ impl Shard {
             outbox,
             outbox_begun,
             subscriptions,
+            watchlist: watchlist.map(|list| list.entries()).unwrap_or_default(),
             protocol_errors: session.protocol_errors,
         };
         let frozen = postcard::to_stdvec(&frozen).ok().map(|session| Frozen { link, session, seats });
@@ -341,7 +344,7 @@ impl Shard {
             state.rights = Some(Box::new(Rights::new(session.grant)));
         }
         if let Some(user) = &state.user {
-            self.node.users.arrive(app, user.id(), self.index);
+            self.node.user_arrives(app, &user.shared_id(), self.index);
         }
         state.inbound = session.inbound.map(Box::new);
         state.outbox = Outbox::from_bytes(session.outbox, session.outbox_begun, self.now_ms);
@@ -382,6 +385,9 @@ impl Shard {
                     }
                 }
             }
+        }
+        if let Some(key) = arrived {
+            self.watch_again(key, session.watchlist);
         }
         self.unpin(&expected);
         tell(&answer, arrived.is_some());

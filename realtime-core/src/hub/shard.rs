@@ -27,6 +27,7 @@ use super::query::Query;
 use super::recovery::{Cursor, CursorKey};
 use super::roster::Seat;
 use super::stats::ShardCounters;
+use crate::apps::AppId;
 use crate::auth::{Admission, unix_ms};
 use crate::close::CloseReason;
 use crate::descriptors;
@@ -72,6 +73,8 @@ pub(crate) enum Job {
     Subscribed { channel: Channel, opening: u64, result: Result<Position, BrokerError> },
     /// What subscribers are told of their channel.
     News(Arc<Delivery>),
+    /// A user has come online or gone offline, whom these connections watch.
+    Presence { app: AppId, user: Arc<str>, watchers: Vec<ConnectionKey> },
     /// Who is on a channel that the shard has begun to hear.
     Watched { channel: Channel, opening: u64, result: Result<Present, BrokerError> },
     /// A place on a channel, or why there is none.
@@ -335,6 +338,7 @@ impl Shard {
                     self.enqueue(index);
                 }
             }
+            Job::Presence { app, user, watchers } => self.on_presence(app, user, watchers),
             Job::Watched { channel, opening, result } => self.on_watched(&channel, opening, result),
             Job::Entered { connection, channel, seat } => self.on_entered(connection, &channel, seat),
             Job::Refused { connection, error } => self.push(connection, &Push::Error(&error)),

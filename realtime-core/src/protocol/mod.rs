@@ -450,6 +450,14 @@ pub enum Push<'a> {
         /// From the request.
         user_data: &'a str,
     },
+    /// Users that the connection watches have come online or gone offline; after it has signed in, all
+    /// of them.
+    Watched {
+        /// Ids of those who are online.
+        online: &'a [&'a str],
+        /// Ids of those who are not.
+        offline: &'a [&'a str],
+    },
     /// A request failed.
     Error(&'a ProtocolError),
 }

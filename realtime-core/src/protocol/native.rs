@@ -162,7 +162,12 @@ fn encode_json(publication: &Publication, out: &mut Vec<u8>) -> MessageKind {
 fn write_push(push: &Push<'_>, out: &mut Vec<u8>) -> bool {
     if matches!(
         push,
-        Push::Refused { .. } | Push::SubscriptionRefused { .. } | Push::NoLastValue { .. } | Push::SignedIn { .. } | Push::Counted { .. }
+        Push::Refused { .. }
+            | Push::SubscriptionRefused { .. }
+            | Push::NoLastValue { .. }
+            | Push::SignedIn { .. }
+            | Push::Counted { .. }
+            | Push::Watched { .. }
     ) {
         return false;
     }
@@ -249,7 +254,8 @@ fn write_push(push: &Push<'_>, out: &mut Vec<u8>) -> bool {
         | Push::SubscriptionRefused { .. }
         | Push::NoLastValue { .. }
         | Push::SignedIn { .. }
-        | Push::Counted { .. } => {}
+        | Push::Counted { .. }
+        | Push::Watched { .. } => {}
     }
     object.end();
     true

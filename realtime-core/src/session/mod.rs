@@ -4,6 +4,7 @@ pub(crate) mod heartbeat;
 pub(crate) mod outbox;
 pub(crate) mod rate;
 pub(crate) mod rights;
+pub(crate) mod watchlist;
 
 use std::collections::HashMap;
 
@@ -19,9 +20,10 @@ use heartbeat::Heartbeat;
 use outbox::Outbox;
 use rate::Rate;
 use rights::Rights;
+use watchlist::Watchlist;
 
 /// Raised when [`FrozenSession`] changes its meaning.
-pub(crate) const FROZEN_VERSION: u16 = 4;
+pub(crate) const FROZEN_VERSION: u16 = 5;
 
 /// Everything that a connection is, besides its link.
 pub(crate) struct SessionState {
@@ -37,6 +39,8 @@ pub(crate) struct SessionState {
     pub(crate) user: Option<Box<User>>,
     /// What it may do; `None`: what everybody may.
     pub(crate) rights: Option<Box<Rights>>,
+    /// Whom it watches.
+    pub(crate) watchlist: Option<Box<Watchlist>>,
     /// Partial input; `None`, and without memory, between messages.
     pub(crate) inbound: Option<Box<InboundState>>,
     /// What the peer has not taken yet.
@@ -62,6 +66,7 @@ impl SessionState {
             protocol,
             user: None,
             rights: None,
+            watchlist: None,
             inbound: None,
             outbox: Outbox::default(),
             subscriptions: Subscriptions::default(),
@@ -96,6 +101,8 @@ pub(crate) struct FrozenSession {
     pub(crate) outbox_begun: usize,
     /// Channels with their app, and the newest of each that was sent or is in `outbox`.
     pub(crate) subscriptions: Vec<(String, Reached)>,
+    /// Whom it watches, and whether it knows them to be online.
+    pub(crate) watchlist: Vec<(String, bool)>,
     pub(crate) protocol_errors: u8,
 }
 

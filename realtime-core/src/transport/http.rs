@@ -116,6 +116,7 @@ impl Control {
                     () = node.keep_graces() => {}
                     () = node.keep_windows() => {}
                     () = node.tell_counts() => {}
+                    () = node.keep_watchlists() => {}
                     () = node.hooks.run() => {}
                     () = accept(node.clone(), listener, arriving) => {}
                 },

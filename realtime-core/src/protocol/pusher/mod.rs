@@ -202,6 +202,24 @@ impl Pusher {
             Push::SignedIn { user_data } => {
                 message("pusher:signin_success", None, &data(|object| object.text("user_data", user_data)), out);
             }
+            Push::Watched { online, offline } => {
+                let data = data(|object| {
+                    let out = object.value("events");
+                    out.push(b'[');
+                    let lists = [("online", online), ("offline", offline)];
+                    for (at, (name, users)) in lists.into_iter().filter(|(_, users)| !users.is_empty()).enumerate() {
+                        if at > 0 {
+                            out.push(b',');
+                        }
+                        let mut event = Object::new(out);
+                        event.text("name", name);
+                        write_list(users.iter().copied(), event.value("user_ids"));
+                        event.end();
+                    }
+                    out.push(b']');
+                });
+                message("pusher_internal:watchlist_events", None, &data, out);
+            }
             Push::Pong { .. } => out.extend_from_slice(br#"{"event":"pusher:pong","data":{}}"#),
             Push::Error(fault) => error(error_code(fault), &fault.message, out),
         }
@@ -221,18 +239,10 @@ fn data(write: impl FnOnce(&mut Object<'_>)) -> String {
 
 /// Who is on a channel: `hash` is an object even if it is empty.
 fn presence(users: &[User]) -> String {
-    let mut ids = vec![b'['];
-    for (at, user) in users.iter().enumerate() {
-        if at > 0 {
-            ids.push(b',');
-        }
-        write_string(user.id(), &mut ids);
-    }
-    ids.push(b']');
     data(|outer| {
         let mut object = Object::new(outer.value("presence"));
         object.number("count", users.len() as u64);
-        object.value("ids").extend_from_slice(&ids);
+        write_list(users.iter().map(User::id), object.value("ids"));
         let mut hash = Object::new(object.value("hash"));
         for user in users {
             hash.raw(user.id(), user.info().unwrap_or("null"));
@@ -240,6 +250,18 @@ fn presence(users: &[User]) -> String {
         hash.end();
         object.end();
     })
+}
+
+/// An array of strings.
+fn write_list<'a>(items: impl Iterator<Item = &'a str>, out: &mut Vec<u8>) {
+    out.push(b'[');
+    for (at, item) in items.enumerate() {
+        if at > 0 {
+            out.push(b',');
+        }
+        write_string(item, out);
+    }
+    out.push(b']');
 }
 
 /// A message of the protocol's own: `data` is JSON text and goes out as a string.
@@ -269,6 +291,7 @@ fn error_code(fault: &ProtocolError) -> Option<u16> {
     match fault.code {
         "unauthorized" => Some(4009),
         "bad_client_event" => Some(4301),
+        "watchlist_limit" => Some(4302),
         _ => None,
     }
 }
@@ -388,6 +411,14 @@ mod tests {
                 r#"{"event":"pusher_internal:subscription_count","channel":"news","data":"{\"subscription_count\":3}"}"#,
             ),
             (Push::NoLastValue { channel: "cache-a" }, r#"{"event":"pusher:cache_miss","channel":"cache-a"}"#),
+            (
+                Push::Watched { online: &["u2", "a\""], offline: &["u3"] },
+                r#"{"event":"pusher_internal:watchlist_events","data":"{\"events\":[{\"name\":\"online\",\"user_ids\":[\"u2\",\"a\\\"\"]},{\"name\":\"offline\",\"user_ids\":[\"u3\"]}]}"}"#,
+            ),
+            (
+                Push::Watched { online: &[], offline: &["u3"] },
+                r#"{"event":"pusher_internal:watchlist_events","data":"{\"events\":[{\"name\":\"offline\",\"user_ids\":[\"u3\"]}]}"}"#,
+            ),
             (Push::Pong { id: None }, r#"{"event":"pusher:pong","data":{}}"#),
             (Push::Error(&unauthorized), r#"{"event":"pusher:error","data":{"code":4009,"message":"no \"good\""}}"#),
             (Push::Error(&ProtocolError::new("bad_client_event", "no")), r#"{"event":"pusher:error","data":{"code":4301,"message":"no"}}"#),
