@@ -61,7 +61,7 @@ async fn whoever_knows_the_secret_publishes_in_order_asks_and_disconnects() {
         client.publish(&publish("c", &number.to_string())).unwrap();
     }
     let numbers: Vec<String> = (500..5_000).map(|number| number.to_string()).collect();
-    client.batch(&numbers.iter().map(|number| publish("c", number)).collect::<Vec<_>>()).unwrap();
+    client.batch(numbers.iter().map(|number| publish("c", number))).unwrap();
     let large = "x".repeat(200_000);
     assert_eq!(client.publish_with_receipt(&publish("c", &large)).unwrap().position.offset, 5_001);
     for number in 0..5_000 {

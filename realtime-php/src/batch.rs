@@ -1,6 +1,5 @@
 //! `Realtime\batch()`: what a callback publishes is kept, and sent together when it returns.
 
-use std::ops::Range;
 use std::ptr;
 
 use ext_php_rs::types::{ZendCallable, Zval};
@@ -17,6 +16,8 @@ use crate::zend::{self, Call, parse};
 
 /// What a batch may hold, in bytes of names and bodies.
 const MAX_BYTES: usize = 64 << 20;
+/// Memory of each buffer that a thread keeps for its next batch.
+const KEPT_BYTES: usize = 256 << 10;
 
 /// Publications that wait for the end of the outermost callback. Texts share one buffer, because a
 /// batch is made of many short ones.
@@ -29,20 +30,37 @@ pub(crate) struct Batch {
 }
 
 struct Entry {
-    target: Range<usize>,
+    target: Part,
     to_user: bool,
-    event: Range<usize>,
-    id: Option<Range<usize>>,
+    event: Part,
+    id: Option<Part>,
     body: Body,
     except: Vec<SocketId>,
     keeping: Keeping,
 }
 
 enum Body {
-    Text(Range<usize>),
-    Json(Range<usize>),
+    Text(Part),
+    Json(Part),
     /// In `bytes`.
-    Binary(Range<usize>),
+    Binary(Part),
+}
+
+/// A piece of a buffer, which has at most [`MAX_BYTES`].
+#[derive(Clone, Copy)]
+struct Part {
+    start: u32,
+    end: u32,
+}
+
+impl Part {
+    fn new(start: usize, end: usize) -> Self {
+        Part { start: start as u32, end: end as u32 }
+    }
+
+    fn range(self) -> std::ops::Range<usize> {
+        self.start as usize..self.end as usize
+    }
 }
 
 /// How much there was at some time.
@@ -64,10 +82,20 @@ impl Batch {
         self.entries.truncate(mark.entries);
     }
 
-    fn text(&mut self, text: &str) -> Range<usize> {
+    fn text(&mut self, text: &str) -> Part {
         let start = self.texts.len();
         self.texts.push_str(text);
-        start..self.texts.len()
+        Part::new(start, self.texts.len())
+    }
+
+    /// Empties it for the next one, and gives memory back that only a large one needed.
+    fn reset(&mut self) {
+        self.texts.clear();
+        self.texts.shrink_to(KEPT_BYTES);
+        self.bytes.clear();
+        self.bytes.shrink_to(KEPT_BYTES);
+        self.entries.clear();
+        self.entries.shrink_to(KEPT_BYTES / size_of::<Entry>());
     }
 
     fn add(&mut self, publish: &BusPublish<'_>) {
@@ -80,7 +108,7 @@ impl Batch {
             Payload::Binary(bytes) => {
                 let start = self.bytes.len();
                 self.bytes.extend_from_slice(bytes);
-                Body::Binary(start..self.bytes.len())
+                Body::Binary(Part::new(start, self.bytes.len()))
             }
         };
         self.entries.push(Entry {
@@ -94,22 +122,21 @@ impl Batch {
         });
     }
 
-    fn publishes(&self) -> Vec<BusPublish<'_>> {
-        let text = |range: &Range<usize>| &self.texts[range.clone()];
-        let publish = |entry: &Entry| BusPublish {
-            target: text(&entry.target),
+    fn publishes(&self) -> impl Iterator<Item = BusPublish<'_>> {
+        let text = |part: Part| &self.texts[part.range()];
+        self.entries.iter().map(move |entry| BusPublish {
+            target: text(entry.target),
             to_user: entry.to_user,
-            event: text(&entry.event),
-            payload: match &entry.body {
-                Body::Text(range) => Payload::Text(&self.texts[range.clone()]),
-                Body::Json(range) => Payload::Json(&self.texts[range.clone()]),
-                Body::Binary(range) => Payload::Binary(&self.bytes[range.clone()]),
+            event: text(entry.event),
+            payload: match entry.body {
+                Body::Text(part) => Payload::Text(text(part)),
+                Body::Json(part) => Payload::Json(text(part)),
+                Body::Binary(part) => Payload::Binary(&self.bytes[part.range()]),
             },
             except: entry.except.clone(),
-            id: entry.id.as_ref().map(|range| &self.texts[range.clone()]),
+            id: entry.id.map(text),
             keeping: entry.keeping,
-        };
-        self.entries.iter().map(publish).collect()
+        })
     }
 }
 
@@ -157,8 +184,15 @@ pub(crate) fn batch(call: &Call<'_>, result: &mut Zval) -> Result<(), Failure> {
             return Err(Failure::Pending);
         }
     }
-    let Some(complete) = complete else { return Ok(()) };
-    publishing::send_collected(&complete.publishes()).or_else(|failure| publishing::report("Realtime\\batch", failure))
+    let Some(mut complete) = complete else { return Ok(()) };
+    let outcome = publishing::send_collected(complete.publishes()).or_else(|failure| publishing::report("Realtime\\batch", failure));
+    complete.reset();
+    let mut batch = GLOBALS.get().batch.borrow_mut();
+    // Unless an error handler has begun another one.
+    if batch.depth == 0 && batch.entries.is_empty() {
+        *batch = complete;
+    }
+    outcome
 }
 
 fn open() -> Mark {

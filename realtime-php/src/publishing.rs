@@ -179,11 +179,11 @@ fn send_now(publishes: &[BusPublish<'_>]) -> Result<(), Failure> {
 }
 
 /// Sends what a batch has collected, all of it checked.
-pub(crate) fn send_collected(publishes: &[BusPublish<'_>]) -> Result<(), Failure> {
-    match hand_all_over(publishes) {
-        Some(outcome) => outcome,
+pub(crate) fn send_collected<'p>(mut publishes: impl Iterator<Item = BusPublish<'p>>) -> Result<(), Failure> {
+    match host::with_hub(|running| publishes.try_for_each(|publish| hand_over(&running.hub, &publish).map(|_| ()))) {
+        Some(outcome) => outcome.map_err(Failure::from),
         None if bus::role()? == Role::Off => Ok(()),
-        None => over_bus(publishes),
+        None => bus::with_client(|client| client.batch(&mut publishes)),
     }
 }
 

@@ -7,6 +7,7 @@
 //!
 //! A publication costs one `sendmsg`: it does not wait, and the clock is read by calls that do.
 
+use std::borrow::Borrow;
 use std::fmt;
 use std::io;
 use std::os::fd::RawFd;
@@ -20,7 +21,7 @@ use serde::de::DeserializeOwned;
 use super::Deadline;
 use super::address::{BusAddress, resolve};
 use super::frame::{
-    BusFrameError, BusPublish, BusQuery, FailureCode, MAX_BATCH, MAX_FRAME_BYTES, OLDEST_VERSION, Request, Response, VERSION, write_batch,
+    BatchFrame, BusFrameError, BusPublish, BusQuery, FailureCode, MAX_FRAME_BYTES, OLDEST_VERSION, Request, Response, VERSION,
     write_publish_head,
 };
 pub use super::link::Resolve;
@@ -145,6 +146,8 @@ pub struct Client {
     last_request: u32,
     /// Reused for the heads of frames.
     head: Vec<u8>,
+    /// Reused for batches.
+    collected: BatchFrame,
     /// What has been received and not yet read.
     received: Vec<u8>,
     /// Until when calls fail at once.
@@ -193,6 +196,7 @@ impl Client {
             link: None,
             last_request: 0,
             head: Vec::new(),
+            collected: BatchFrame::default(),
             received: Vec::new(),
             paused_until: None,
             allowance: None,
@@ -249,25 +253,24 @@ impl Client {
     }
 
     /// Hands publications to the hub that it checks together.
-    pub fn batch(&mut self, publishes: &[BusPublish<'_>]) -> Result<(), ClientError> {
-        let mut rest = publishes;
-        while !rest.is_empty() {
-            let mut bytes = 16;
-            let mut count = 0;
-            for publish in rest.iter().take(MAX_BATCH) {
-                bytes += 64 + publish.target.len() + publish.event.len() + publish.except.len() * 16 + publish.payload.len();
-                if bytes > MAX_FRAME_BYTES && count > 0 {
-                    break;
-                }
-                count += 1;
+    pub fn batch<'p, P: Borrow<BusPublish<'p>>>(&mut self, publishes: impl IntoIterator<Item = P>) -> Result<(), ClientError> {
+        let mut frame = std::mem::take(&mut self.collected);
+        let mut outcome = Ok(());
+        for publish in publishes {
+            if !frame.push(publish.borrow()) {
+                outcome = self.call(|client| client.send(frame.take(), &[]));
+                frame.push(publish.borrow());
             }
-            let (now, later) = rest.split_at(count);
-            rest = later;
-            let mut frame = Vec::with_capacity(bytes.min(MAX_FRAME_BYTES));
-            write_batch(0, now, &mut frame);
-            self.call(|client| client.send(&frame, &[]))?;
+            if outcome.is_err() {
+                break;
+            }
         }
-        Ok(())
+        if outcome.is_ok() && !frame.is_empty() {
+            outcome = self.call(|client| client.send(frame.take(), &[]));
+        }
+        frame.reset();
+        self.collected = frame;
+        outcome
     }
 
     /// Asks the hub.

@@ -502,20 +502,64 @@ pub fn write_publish_head(request: u32, publish: &BusPublish<'_>, out: &mut Vec<
     out[start..start + 4].copy_from_slice(&length.to_le_bytes());
 }
 
-/// Appends a batch frame of borrowed publications, at most [`MAX_BATCH`].
-pub fn write_batch(request: u32, publishes: &[BusPublish<'_>], out: &mut Vec<u8>) {
-    frame(BATCH, out, |writer| {
-        writer.u32(request);
-        writer.u32(publishes.len() as u32);
-        for publish in publishes {
-            let at = writer.0.len();
-            writer.u32(0);
-            writer.publish_head(publish);
-            writer.0.extend_from_slice(publish.payload.as_bytes());
-            let length = (writer.0.len() - at - 4) as u32;
-            writer.0[at..at + 4].copy_from_slice(&length.to_le_bytes());
+/// A batch frame that is written publication by publication, at most [`MAX_BATCH`] of them. Its memory is used again.
+#[derive(Debug, Default)]
+pub struct BatchFrame {
+    bytes: Vec<u8>,
+    count: usize,
+}
+
+impl BatchFrame {
+    /// Length of what stands before the publications: the frame's length, its kind, the request, the count.
+    const HEAD: usize = 13;
+    /// Bytes that are kept for the next frame.
+    const KEPT: usize = 1 << 20;
+
+    /// Adds a publication; false: it does not fit behind those that are there, send them first.
+    pub fn push(&mut self, publish: &BusPublish<'_>) -> bool {
+        let most = 64 + publish.target.len() + publish.event.len() + publish.except.len() * 16 + publish.payload.len();
+        if self.count > 0 && (self.count == MAX_BATCH || self.bytes.len() + most > MAX_FRAME_BYTES) {
+            return false;
         }
-    });
+        if self.count == 0 {
+            self.bytes.clear();
+            self.bytes.resize(Self::HEAD, 0);
+        }
+        write_member(publish, &mut Writer(&mut self.bytes));
+        self.count += 1;
+        true
+    }
+
+    /// Whether it holds nothing.
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// The frame, which wants no answer. What is pushed then begins the next one.
+    pub fn take(&mut self) -> &[u8] {
+        let length = (self.bytes.len() - 4) as u32;
+        self.bytes[..4].copy_from_slice(&length.to_le_bytes());
+        self.bytes[4] = BATCH;
+        self.bytes[9..Self::HEAD].copy_from_slice(&(self.count as u32).to_le_bytes());
+        self.count = 0;
+        &self.bytes
+    }
+
+    /// Forgets what it holds, and gives memory back that only a large frame needed.
+    pub fn reset(&mut self) {
+        self.count = 0;
+        self.bytes.clear();
+        self.bytes.shrink_to(Self::KEPT);
+    }
+}
+
+fn write_member(publish: &BusPublish<'_>, writer: &mut Writer<'_>) {
+    let at = writer.0.len();
+    writer.u32(0);
+    writer.publish_head(publish);
+    writer.0.extend_from_slice(publish.payload.as_bytes());
+    let length = (writer.0.len() - at - 4) as u32;
+    writer.0[at..at + 4].copy_from_slice(&length.to_le_bytes());
 }
 
 impl Request<'_> {
@@ -532,7 +576,11 @@ impl Request<'_> {
                 write_publish_head(*request, publish, out);
                 out.extend_from_slice(publish.payload.as_bytes());
             }
-            Request::Batch { request, publishes } => write_batch(*request, publishes, out),
+            Request::Batch { request, publishes } => frame(BATCH, out, |writer| {
+                writer.u32(*request);
+                writer.u32(publishes.len() as u32);
+                publishes.iter().for_each(|publish| write_member(publish, writer));
+            }),
             Request::Query { request, query } => frame(QUERY, out, |writer| {
                 writer.u32(*request);
                 writer.0.extend_from_slice(query.as_bytes());
@@ -779,6 +827,40 @@ mod tests {
             // Whether it is a frame does not matter here; that it is answered does.
             let _ = (frame_length(&bytes).is_ok(), Request::read(&bytes).is_ok(), Response::read(&bytes).is_ok());
         }
+    }
+
+    fn to<'a>(target: &'a str, body: &'static str) -> BusPublish<'a> {
+        let (event, payload) = ("e", Payload::Text(body));
+        BusPublish { target, to_user: false, event, payload, except: Vec::new(), id: None, keeping: Keeping::default() }
+    }
+
+    #[test]
+    fn a_batch_takes_what_its_reader_takes_and_is_used_again() {
+        let mut batch = BatchFrame::default();
+        for _ in 0..2 {
+            let targets: Vec<String> = (0..=MAX_BATCH).map(|number| number.to_string()).collect();
+            let (last, others) = targets.split_last().expect("some");
+            assert!(others.iter().all(|target| batch.push(&to(target, "x"))), "{MAX_BATCH} fit");
+            assert!(!batch.push(&to(last, "x")), "one more does not");
+            let Ok(Request::Batch { request: 0, publishes }) = Request::read(batch.take()) else { panic!("no batch") };
+            assert!(publishes.iter().map(|publish| publish.target).eq(others));
+            assert!(batch.is_empty());
+            assert!(batch.push(&to(last, "y")));
+            assert_eq!(Request::read(batch.take()), Ok(Request::Batch { request: 0, publishes: vec![to(last, "y")] }));
+            batch.push(&to("forgotten", "z"));
+            batch.reset();
+        }
+    }
+
+    #[test]
+    fn a_batch_is_no_longer_than_a_frame() {
+        let half: &'static str = "x".repeat(MAX_FRAME_BYTES / 2 - 64 - 10).leak();
+        let mut batch = BatchFrame::default();
+        assert!(batch.push(&to("c", half)) && batch.push(&to("c", half)), "two halves fit");
+        assert!(batch.take().len() <= MAX_FRAME_BYTES);
+        assert!(batch.push(&to("c", half)) && batch.push(&to("c", half)));
+        assert!(!batch.push(&to("c", &half[..100])));
+        assert!(batch.take().len() <= MAX_FRAME_BYTES);
     }
 
     #[test]
