@@ -6,10 +6,11 @@
 
 use std::ffi::c_int;
 use std::sync::Once;
-use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicPtr, Ordering};
+use std::time::{Duration, Instant};
 use std::{mem, ptr, thread};
 
+use parking_lot::{Condvar, Mutex};
 use serde_json::Map;
 
 use crate::host::{self, announce};
@@ -19,8 +20,20 @@ use crate::zend;
 /// How long the hub waits for the engine to come back.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// MINITs of this process.
-static STARTS: AtomicU64 = AtomicU64::new(0);
+/// The engine is away: since when, and which hub waits for it.
+struct Absence {
+    since: Instant,
+    hub: u64,
+}
+
+struct Engine {
+    absence: Option<Absence>,
+    /// Whether the thread runs that waits for the end of an absence. There is one at most, however often the engine ends.
+    watched: bool,
+}
+
+static ENGINE: Mutex<Engine> = Mutex::new(Engine { absence: None, watched: false });
+static CAME_BACK: Condvar = Condvar::new();
 
 type PostStartup = extern "C" fn() -> c_int;
 
@@ -39,7 +52,8 @@ fn may_start_again() -> bool {
 /// MINIT. A server that answers all requests in one process has its hub from the start; the callback runs once every
 /// extension is there, before the first request.
 pub(crate) fn started() {
-    STARTS.fetch_add(1, Ordering::AcqRel);
+    ENGINE.lock().absence = None;
+    CAME_BACK.notify_all();
     if is_frankenphp() {
         // SAFETY: in MINIT one thread runs; the engine calls and clears the pointer after it.
         let before = unsafe { ptr::replace(&raw mut zend::zend_post_startup_cb, Some(post_startup)) };
@@ -70,9 +84,12 @@ fn start_with_server() {
         Ok(Mode::Bus | Mode::Off) => Ok(()),
         Err(failure) => Err(failure),
     };
-    if let Err(failure) = outcome {
-        announce(&format!("the hub did not start with the server: {}", failure.into_message()));
-    }
+    let Err(failure) = outcome else { return };
+    let message = failure.into_message();
+    announce(&match host::current().filter(|running| running.hub.is_running()) {
+        Some(_) => format!("the hub goes on with the settings of its start, restart the server to change them: {message}"),
+        None => format!("the hub did not start with the server: {message}"),
+    });
 }
 
 /// MSHUTDOWN: stops the hub, or gives the engine time to come back.
@@ -82,17 +99,35 @@ pub(crate) fn ended() {
         return host::shut_down();
     }
     stop_at_exit();
-    let starts = STARTS.load(Ordering::Acquire);
-    let wait = move || {
-        thread::sleep(GRACE);
-        if STARTS.load(Ordering::Acquire) == starts {
-            announce("PHP has ended and did not come back, closing connections");
-            host::stop_without_php(running.id, None);
-        }
-    };
-    if host::with_signals_blocked(|| thread::Builder::new().name("rt-grace".into()).spawn(wait)).is_err() {
+    let mut engine = ENGINE.lock();
+    engine.absence = Some(Absence { since: Instant::now(), hub: running.id });
+    if !engine.watched {
+        let thread = || thread::Builder::new().name("rt-grace".into()).spawn(watch);
+        engine.watched = host::with_signals_blocked(thread).is_ok();
+    }
+    if !engine.watched {
+        drop(engine);
         host::shut_down();
     }
+}
+
+/// Stops the hub when the engine stays away too long; ends when it has come back.
+fn watch() {
+    let mut engine = ENGINE.lock();
+    while let Some(absence) = &engine.absence {
+        let end = absence.since + GRACE;
+        if Instant::now() >= end {
+            let hub = absence.hub;
+            engine.absence = None;
+            engine.watched = false;
+            drop(engine);
+            announce("PHP has ended and did not come back, closing connections");
+            host::stop_without_php(hub, None);
+            return;
+        }
+        CAME_BACK.wait_until(&mut engine, end);
+    }
+    engine.watched = false;
 }
 
 /// A process that ends meanwhile closes its connections in good order, if it ends by `exit()`.

@@ -66,9 +66,10 @@ final class FrankenPhp
         $this->process->expect('~serving initial configuration~');
     }
 
-    /** Loads the configuration anew, as `systemctl reload frankenphp` does. */
-    public function reload(): void
+    /** Loads the configuration anew, as `systemctl reload frankenphp` does; with text that is replaced in it. */
+    public function reload(array $changes = []): void
     {
+        file_put_contents($this->caddyfile, strtr(file_get_contents($this->caddyfile), $changes));
         (new Process([getenv('TEST_FRANKENPHP'), 'reload', '--force', ...$this->config()], $this->environment, $this->directory))->output();
     }
 
@@ -194,8 +195,9 @@ foreach (['classic mode' => '', 'worker mode' => "worker public/index.php 4\nnum
         // A worker's requests are one request of PHP's.
         check(($answer['served'] > 1) === $answer['worker'], json_encode($answer));
         // On every thread, whichever answers.
-        for ($i = 0; $i < 20; $i++) {
-            $server->ask(['leave' => $i % 2 ? 'off' : 'fake']);
+        for ($i = 0; $i < 40; $i++) {
+            $leave = ['off', 'fake', 'exit', 'throw'][$i % 4];
+            @file_get_contents("http://$server->address/?leave=$leave", context: stream_context_create(['http' => ['ignore_errors' => true]]));
             $server->ask(['text' => "after $i"]);
             same(["after $i", "after $i"], array_map(fn (Client $client) => $client->next()['data'], $clients));
         }
@@ -232,6 +234,14 @@ foreach (['classic mode' => '', 'worker mode' => "worker public/index.php 4\nnum
                 same($offset + $i, $client->next()['offset']);
             }
         }
+        // However often PHP's engine ends, one thread at most waits for it to come back.
+        $threads = array_map(fn ($thread) => trim((string) @file_get_contents($thread)), glob("/proc/{$server->pid()}/task/*/comm"));
+        check(in_array('rt-control', $threads, true) && count(array_keys($threads, 'rt-grace', true)) <= 1, implode(' ', $threads));
+        // Another address comes with the next start; until then the hub is where its clients are.
+        $server->reload(["php_ini realtime.listen $server->hub" => 'php_ini realtime.listen 127.0.0.1:0']);
+        contains('the hub goes on with the settings of its start, restart the server to change them: ', $server->said());
+        $server->ask(['text' => 'still here']);
+        same(['still here', 'still here'], array_map(fn (Client $client) => $client->next()['data'], $clients));
         $after = $server->status();
         same($before['pid'], $after['pid']);
         check($after['uptime_ms'] >= $before['uptime_ms'], 'the hub is the same one');

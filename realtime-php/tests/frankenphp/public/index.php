@@ -19,6 +19,9 @@ $answer = function () use (&$served, $worker): void {
     match ($_GET['leave'] ?? null) {
         'off' => Realtime\off(),
         'fake' => Realtime\Testing\fake(),
+        // An unfinished batch; as a worker the script ends and FrankenPHP starts it again.
+        'exit' => Realtime\batch(fn () => [broadcast('load', 'never'), exit()]),
+        'throw' => Realtime\batch(fn () => [broadcast('load', 'never'), throw new DomainException('out')]),
         null => null,
     };
     echo json_encode(['served' => $served, 'pid' => getmypid(), 'sapi' => PHP_SAPI, 'worker' => $worker]);
