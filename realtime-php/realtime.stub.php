@@ -133,6 +133,7 @@ namespace Realtime {
      * } $options See {@see \broadcast()}.
      *
      * @return Receipt|list<Receipt> One for a channel; for a list of channels one each, in its order.
+     *   The call fails with the first of them; those behind it may be out all the same.
      *
      * @throws Exception\Unavailable     No hub runs in this process, and none answers on the bus.
      * @throws Exception\QueueFull       Subscribers are slower than the publisher; retry later.

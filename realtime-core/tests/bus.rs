@@ -66,6 +66,40 @@ async fn publications_arrive_in_order_and_receipts_say_where() {
     assert_eq!(subscriber.expect("message").await["data"], json!({"last": true}));
 }
 
+#[test]
+fn many_publications_are_under_way_at_once_and_each_has_its_receipt() {
+    let place = Place::new();
+    let hub = place.hub();
+    let mut client = place.client();
+    let offsets = |client: &mut Client, publishes: &[BusPublish<'_>]| -> Result<Vec<u64>, ClientError> {
+        Ok(client.publish_with_receipts(publishes)?.iter().map(|receipt| receipt.position.offset).collect())
+    };
+    let small = publish("c", Payload::Text("x"));
+    let mut next = 1;
+    for count in [0, 1, 63, 64, 65, 129] {
+        assert_eq!(offsets(&mut client, &vec![small.clone(); count]).unwrap(), (next..next + count as u64).collect::<Vec<_>>());
+        next += count as u64;
+    }
+    let large = "x".repeat(256 << 10);
+    let large = publish("large", Payload::Text(&large));
+    assert_eq!(offsets(&mut client, &vec![large; 3]).unwrap(), [1, 2, 3]);
+
+    // What is behind a failure is under way already; its answer is nobody else's.
+    let wrong = publish("", Payload::Text("x"));
+    let outcome = offsets(&mut client, &[small.clone(), wrong, small.clone()]);
+    assert!(matches!(outcome, Err(ClientError::Refused { code: FailureCode::InvalidChannel, .. })), "{outcome:?}");
+    assert_eq!(offsets(&mut client, &[small.clone(), small.clone()]).unwrap(), [next + 2, next + 3]);
+    let huge = vec![0; 1 << 20];
+    for huge in [[publish("c", Payload::Binary(&huge)), small.clone()], [small.clone(), publish("c", Payload::Binary(&huge))]] {
+        assert!(matches!(offsets(&mut client, &huge), Err(ClientError::TooLarge { .. })));
+    }
+
+    // A hub that went before anything was sent is replaced by the next one.
+    assert!(hub.stop(Duration::from_secs(10)).complete);
+    let _hub = place.hub();
+    assert_eq!(offsets(&mut client, &[small.clone(), small]).unwrap(), [1, 2]);
+}
+
 #[tokio::test]
 async fn a_batch_goes_out_together_or_not_at_all() {
     let place = Place::new();

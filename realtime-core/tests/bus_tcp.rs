@@ -74,6 +74,24 @@ async fn whoever_knows_the_secret_publishes_in_order_asks_and_disconnects() {
 }
 
 #[test]
+fn publications_that_go_together_are_sealed_each() {
+    let hub = hub();
+    let mut client = client(&hub);
+    let mut next = 1;
+    for count in [2, 64, 65] {
+        let receipts = client.publish_with_receipts(&vec![publish("c", "x"); count]).unwrap();
+        let offsets: Vec<u64> = receipts.iter().map(|receipt| receipt.position.offset).collect();
+        assert_eq!(offsets, (next..next + count as u64).collect::<Vec<_>>());
+        next += count as u64;
+    }
+    let huge = "x".repeat(1 << 20);
+    for publishes in [[publish("c", &huge), publish("c", "x")], [publish("c", "x"), publish("c", &huge)]] {
+        assert!(matches!(client.publish_with_receipts(&publishes), Err(ClientError::TooLarge { .. })));
+    }
+    assert_eq!(client.publish_with_receipt(&publish("c", "x")).unwrap().position.offset, next + 1, "over the same connection");
+}
+
+#[test]
 fn a_watcher_sees_what_is_published() {
     let hub = hub();
     let (began, beginning) = mpsc::channel();

@@ -78,7 +78,8 @@ fn to_channels<'a>(channels: &'a Channels<'_>, event: &'a str, message: &'a Mess
     channels.iter().map(publish).collect()
 }
 
-/// Publishes to every channel and waits for the receipts, in order; ends at the first failure.
+/// Publishes to every channel and waits for the receipts, in order; ends at the first failure. Over the bus what was under way
+/// behind it may be out.
 pub(crate) fn publish(
     channels: &Channels<'_>,
     event: &str,
@@ -91,19 +92,29 @@ pub(crate) fn publish(
             "Realtime\\publish() has no receipt to give inside Realtime\\batch(), which sends when its callback has returned; call broadcast() there".into(),
         ));
     }
-    for publish in &to_channels(channels, event, message, options) {
-        let receipt = match host::with_hub(|running| hand_over(&running.hub, publish)) {
-            Some(receipt) => Some(receipt?),
-            None => match bus::role()? {
-                Role::Client => {
-                    check(publish, bus::publication_bytes()?)?;
-                    Some(bus::with_client(|client| client.publish_with_receipt(publish))?)
-                }
-                Role::Off => None,
-            },
-        };
-        sent(receipt.map_or(Outcome::Dropped, Outcome::Accepted));
+    let publishes = to_channels(channels, event, message, options);
+    for (at, publish) in publishes.iter().enumerate() {
+        match host::with_hub(|running| hand_over(&running.hub, publish)) {
+            Some(receipt) => sent(Outcome::Accepted(receipt?)),
+            None => return publish_over_bus(&publishes[at..], sent),
+        }
     }
+    Ok(())
+}
+
+fn publish_over_bus(publishes: &[BusPublish<'_>], mut sent: impl FnMut(Outcome)) -> Result<(), Failure> {
+    if bus::role()? == Role::Off {
+        publishes.iter().for_each(|_| sent(Outcome::Dropped));
+        return Ok(());
+    }
+    let limit = bus::publication_bytes()?;
+    publishes.iter().try_for_each(|publish| check(publish, limit))?;
+    if let [publish] = publishes {
+        sent(Outcome::Accepted(bus::with_client(|client| client.publish_with_receipt(publish))?));
+        return Ok(());
+    }
+    let receipts = bus::with_client(|client| client.publish_with_receipts(publishes))?;
+    receipts.into_iter().for_each(|receipt| sent(Outcome::Accepted(receipt)));
     Ok(())
 }
 

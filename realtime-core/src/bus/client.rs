@@ -30,6 +30,10 @@ use crate::config::Secret;
 use crate::hooks::Kind;
 use crate::message::{Payload, Receipt};
 
+/// Publications whose receipts are waited for together: they fit any socket's buffer, and a call's deadline is as good for so
+/// many as for one.
+const MAX_UNANSWERED: usize = 64;
+const MAX_UNANSWERED_BYTES: usize = 256 << 10;
 /// How long calls fail at once after one has run into its deadline.
 const PAUSE: Duration = Duration::from_secs(1);
 /// A call that took less has not waited: what it took is not counted against an allowance.
@@ -245,10 +249,39 @@ impl Client {
         self.call(|client| {
             let request = client.next_request();
             client.send_publish(request, publish)?;
-            client.await_answer(request, |response| match response {
-                Response::Receipt { receipt, .. } => Ok(Some(receipt)),
-                _ => Err(ClientError::Protocol("expected a receipt".into())),
-            })
+            client.await_receipt(request)
+        })
+    }
+
+    /// Publishes in this order; the receipts, in the same. Up to 64 publications are under way before the first one is answered.
+    /// Ends at the first failure; what was under way behind it may be out.
+    pub fn publish_with_receipts(&mut self, publishes: &[BusPublish<'_>]) -> Result<Vec<Receipt>, ClientError> {
+        let mut receipts = Vec::with_capacity(publishes.len());
+        let mut rest = publishes;
+        while !rest.is_empty() {
+            let mut bytes = 0;
+            let fits = |publish: &&BusPublish<'_>| {
+                bytes += publish.payload.len();
+                bytes <= MAX_UNANSWERED_BYTES
+            };
+            let (now, later) = rest.split_at(rest.iter().take(MAX_UNANSWERED).take_while(fits).count().max(1));
+            rest = later;
+            self.call(|client| {
+                let requests: Vec<u32> = now.iter().map(|_| client.next_request()).collect();
+                client.send_together(&requests, now)?;
+                for request in requests {
+                    receipts.push(client.await_receipt(request)?);
+                }
+                Ok(())
+            })?;
+        }
+        Ok(receipts)
+    }
+
+    fn await_receipt(&mut self, request: u32) -> Result<Receipt, ClientError> {
+        self.await_answer(request, |response| match response {
+            Response::Receipt { receipt, .. } => Ok(Some(receipt)),
+            _ => Err(ClientError::Protocol("expected a receipt".into())),
         })
     }
 
@@ -483,13 +516,48 @@ impl Client {
         outcome
     }
 
+    /// Sends a frame each in one write, over a new connection if the old one takes none of it: of frames that it has taken some
+    /// may have been acted on.
+    fn send_together(&mut self, requests: &[u32], publishes: &[BusPublish<'_>]) -> Result<(), ClientError> {
+        self.check_pause()?;
+        if self.link.is_some() {
+            let mut sent = 0;
+            match self.attempt_together(requests, publishes, &mut sent) {
+                Err(ClientError::Broken(_)) if sent == 0 => self.forget(),
+                outcome => return outcome,
+            }
+        }
+        self.connect().or_else(|error| self.connect_after_rescue(error))?;
+        self.attempt_together(requests, publishes, &mut 0)
+    }
+
+    fn attempt_together(&mut self, requests: &[u32], publishes: &[BusPublish<'_>], sent: &mut usize) -> Result<(), ClientError> {
+        if self.entered != self.app {
+            self.enter_app()?;
+        }
+        let Some(link) = &mut self.link else { return Err(ClientError::Broken(io::ErrorKind::NotConnected.into())) };
+        let mut frames = Vec::new();
+        for (request, publish) in requests.iter().zip(publishes) {
+            let start = frames.len();
+            write_publish_head(*request, publish, &mut frames);
+            // One that is too large is alone, and nothing has been sealed before it.
+            check_size(&frames[start..], publish.payload.as_bytes())?;
+            frames.extend_from_slice(publish.payload.as_bytes());
+            link.seal(&mut frames, start);
+        }
+        link.send_sealed(&frames, sent, &mut self.deadline).map_err(|error| {
+            if is_timeout(&error) {
+                return self.timed_out();
+            }
+            self.forget();
+            ClientError::Broken(error)
+        })
+    }
+
     /// Sends a frame, over a new connection if the old one is gone. A frame that was cut is never
     /// acted on, so it may be sent again.
     fn send(&mut self, head: &[u8], body: &[u8]) -> Result<(), ClientError> {
-        let bytes = head.len() + body.len() - 4;
-        if bytes > MAX_FRAME_BYTES {
-            return Err(ClientError::TooLarge { bytes, limit: MAX_FRAME_BYTES });
-        }
+        check_size(head, body)?;
         self.check_pause()?;
         if self.link.is_some() {
             match self.attempt(head, body) {
@@ -691,6 +759,12 @@ impl Client {
             _ => Ok(()),
         }
     }
+}
+
+/// Of a frame, its length left out.
+fn check_size(head: &[u8], body: &[u8]) -> Result<(), ClientError> {
+    let bytes = head.len() + body.len() - 4;
+    if bytes > MAX_FRAME_BYTES { Err(ClientError::TooLarge { bytes, limit: MAX_FRAME_BYTES }) } else { Ok(()) }
 }
 
 fn is_timeout(error: &io::Error) -> bool {

@@ -188,6 +188,29 @@ impl Link {
             frame.tag = seals.0.tag([head, body]);
             frame.tag_bytes = TAG_BYTES;
         }
+        self.write(&mut frame, deadline)
+    }
+
+    /// Ends the frame that begins there, for [`Link::send_sealed`].
+    pub(super) fn seal(&mut self, frames: &mut Vec<u8>, start: usize) {
+        if let Some(seals) = &mut self.seals {
+            let tag = seals.0.tag([&frames[start..], &[]]);
+            frames.extend_from_slice(&tag);
+        }
+    }
+
+    /// Sends frames together. `sent` is how many bytes the system has taken, also of those that fail.
+    pub(super) fn send_sealed(&mut self, frames: &[u8], sent: &mut usize, deadline: &mut Deadline) -> io::Result<()> {
+        if self.seals.is_some() && has_ended(&self.socket)? {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
+        let mut frames = Outgoing { head: frames, body: &[], tag: [0; TAG_BYTES], tag_bytes: 0, sent: 0 };
+        let outcome = self.write(&mut frames, deadline);
+        *sent = frames.sent;
+        outcome
+    }
+
+    fn write(&mut self, frame: &mut Outgoing<'_>, deadline: &mut Deadline) -> io::Result<()> {
         while !frame.is_sent() {
             match self.socket.sendmsg(&MsgHdr::new().with_buffers(&frame.parts()), MSG_NOSIGNAL | MSG_DONTWAIT) {
                 Ok(count) => frame.sent += count,
