@@ -38,11 +38,15 @@ return [
     | transport: "auto" is the extension where it is loaded, else the HTTP API
     |   if `url` is set, else the hub's bus socket. "bus" and "http" force one.
     |
-    | socket: the hub's bus, a path or tcp://host:port or both with a comma
-    |   between, for PHP without the extension; null looks in the usual places.
-    |   The extension has realtime.socket in php.ini.
+    | socket: the hub's bus, a path, tcp://host:port or tls://host:port, or a
+    |   path and one of these with a comma between, for PHP without the
+    |   extension; null looks in the usual places. The extension has
+    |   realtime.socket in php.ini.
     |
     | secret: what both sides of the bus over TCP know, 32 bytes or more.
+    |
+    | socket_ca: the PEM file of whom to trust over tls://; null: whom the
+    |   system trusts.
     |
     | url: where the HTTP API is, http://127.0.0.1:8080 for example.
     |
@@ -55,6 +59,8 @@ return [
     'socket' => env('REALTIME_SOCKET'),
 
     'secret' => env('REALTIME_SECRET'),
+
+    'socket_ca' => env('REALTIME_SOCKET_CA'),
 
     'url' => env('REALTIME_API_URL'),
 
@@ -88,6 +94,8 @@ return [
         'listen' => env('REALTIME_LISTEN', '127.0.0.1:8080'),
         'socket' => env('REALTIME_SOCKET'),
         'secret' => env('REALTIME_SECRET'),
+        'socket_cert' => env('REALTIME_SOCKET_CERT'),
+        'socket_key' => env('REALTIME_SOCKET_KEY'),
         'allowed_origins' => null,
         'auth' => ['mode' => 'none'],
         // What realtime:listen is to dispatch, of: connect, disconnect, subscribe,

@@ -119,7 +119,7 @@ class RealtimeServiceProvider extends ServiceProvider
     {
         $sockets = $config['socket'] ?? null;
 
-        return new BusClient($sockets === null ? null : BusClient::addresses($sockets), $config['secret'] ?? null);
+        return new BusClient($sockets === null ? null : BusClient::addresses($sockets), $config['secret'] ?? null, $config['socket_ca'] ?? null);
     }
 
     /** Records in unit tests; sends nothing where events go nowhere either. */

@@ -56,8 +56,8 @@ unsafe fn with<R>(client: *const rt_client, app: Option<&str>, run: impl FnOnce(
     run(client)
 }
 
-/// Makes a client for the hub at this address: the path of its socket, or `tcp://HOST:PORT` with the
-/// hub's `bus.secret`. `address` may be NULL: the usual places are tried. `secret` may be NULL where
+/// Makes a client for the hub at this address: the path of its socket, or `tcp://HOST:PORT` or
+/// `tls://HOST:PORT` with the hub's `secret`. `address` may be NULL: the usual places are tried. `secret` may be NULL where
 /// none is needed. Connects with the first call, so that it succeeds without a hub. On success
 /// `*out` is a client to be freed with `rt_client_free`.
 ///
@@ -83,6 +83,28 @@ pub unsafe extern "C" fn rt_client_new(address: *const c_char, secret: *const c_
         // SAFETY: not NULL, and the caller's promise.
         unsafe { out.write(Box::into_raw(Box::new(client))) };
         Ok(())
+    })
+}
+
+/// Trusts the certificates of a file in PEM where the hub is reached over `tls://`, from the next
+/// connection on. `ca_file` may be NULL: the system's are trusted, as without this call. The file is
+/// read by the call that connects.
+///
+/// # Safety
+///
+/// `client` is NULL or from `rt_client_new`; `ca_file` is NULL or ends with NUL.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn rt_client_trust(client: *const rt_client, ca_file: *const c_char) -> rt_status {
+    call(|| {
+        // SAFETY: the caller's promise.
+        let ca_file = unsafe { optional(ca_file, "ca_file") }?.unwrap_or_default();
+        // SAFETY: the caller's promise.
+        unsafe {
+            with(client, None, |client| {
+                client.trust(ca_file);
+                Ok(())
+            })
+        }
     })
 }
 

@@ -32,15 +32,23 @@ pub struct Config {
     /// Address and port to listen on; port 0 takes a free one. Default `127.0.0.1:8080`. An address
     /// that others can reach needs `auth.mode` written out, be it `none`.
     pub listen: String,
-    /// Where the bus is: the path of a Unix socket, `tcp://host:port` (needs `secret`), or one of
-    /// each, separated by a comma. Empty: no bus. Absent: none for who makes this structure, the
-    /// usual path for who uses [`ConfigBuilder`].
+    /// Where the bus is: the path of a Unix socket, `tcp://host:port` (needs `secret`), the same as
+    /// `tls://host:port` (needs `socket_cert` and `socket_key` too), or a path and one of these, separated
+    /// by a comma. Empty: no bus. Absent: none for who makes this structure, the usual path for who uses
+    /// [`ConfigBuilder`].
     pub socket: Option<String>,
     /// What the hub and its peers on a bus over TCP know; at least 32 bytes. Who knows it may do
     /// everything that the bus offers. Default none.
     pub secret: Secret,
     /// Rights of the bus socket, in octal. Default `0660`: the hub's user and group.
     pub socket_mode: String,
+    /// For a hub that serves `tls://`: the PEM file of its certificate, and behind it of those between it and what
+    /// its clients trust. A file that was replaced is read with the next connection. Default none.
+    pub socket_cert: String,
+    /// The PEM file of that certificate's private key. Default none.
+    pub socket_key: String,
+    /// For those who use `tls://`: the PEM file of the certificates to trust. Default: the system's.
+    pub socket_ca: String,
     /// Who may connect.
     pub auth: AuthConfig,
     /// Origins that may open connections: `https://app.example.com`, `https://*.example.com`, or
@@ -506,6 +514,9 @@ impl Default for Config {
             socket: None,
             secret: Secret::default(),
             socket_mode: "0660".into(),
+            socket_cert: String::new(),
+            socket_key: String::new(),
+            socket_ca: String::new(),
             auth: AuthConfig::default(),
             allowed_origins: Vec::new(),
             trusted_proxies: vec!["127.0.0.0/8".into(), "::1".into()],
@@ -738,17 +749,20 @@ impl Config {
         self.limits.presence_bytes.min(self.limits.outbox_bytes / 4)
     }
 
-    /// Where the bus is to be served: a Unix socket, an address over TCP, both or neither.
-    pub(crate) fn bus_addresses(&self) -> Result<(Option<PathBuf>, Option<String>), ConfigError> {
+    /// Where the bus is to be served: a Unix socket, an address over TCP or TLS, both or neither.
+    pub(crate) fn bus_addresses(&self) -> Result<(Option<PathBuf>, Option<BusAddress>), ConfigError> {
         let invalid = |key: &str, reason: String| ConfigError::InvalidValue { key: key.into(), reason };
         let (mut unix, mut tcp) = (None, None);
         for address in BusAddress::list(self.socket.as_deref().unwrap_or_default()).map_err(|error| invalid("socket", error.to_string()))? {
             let second = match address {
                 BusAddress::Unix(path) => unix.replace(path).is_some(),
-                BusAddress::Tcp(address) => tcp.replace(address).is_some(),
+                address => tcp.replace(address).is_some(),
             };
             if second {
-                return Err(invalid("socket", "names two of a kind; a hub serves one path and one tcp:// address at most".into()));
+                return Err(invalid(
+                    "socket",
+                    "names two of a kind; a hub serves one path and one tcp:// or tls:// address at most".into(),
+                ));
             }
         }
         check_secret(&self.secret, tcp.is_some()).map_err(|reason| invalid("secret", reason))?;

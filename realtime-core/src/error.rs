@@ -178,8 +178,8 @@ pub enum StartError {
     /// The bus socket could not be taken.
     #[error(transparent)]
     Bus(#[from] crate::bus::socket::BusBindError),
-    /// The bus' address over TCP could not be bound.
-    #[error("cannot serve the bus on tcp://{address}: {source}")]
+    /// The bus' address over TCP or TLS could not be bound.
+    #[error("cannot serve the bus on {address}: {source}")]
     BusTcp {
         /// The address from `socket`.
         address: String,

@@ -61,6 +61,7 @@ pub mod presence;
 pub mod protocol;
 mod session;
 pub mod transport;
+mod trust;
 
 pub use apps::{AppId, Apps};
 pub use config::{Config, ConfigBuilder, ConfigError, EffectiveConfig, Source};

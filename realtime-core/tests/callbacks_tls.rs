@@ -1,12 +1,12 @@
 //! Callbacks over HTTPS: the application is who its certificate says, or nobody is let in.
 #![expect(clippy::unwrap_used, reason = "a test's helper fails by panicking")]
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 use std::sync::Arc;
 
 use realtime_core::Config;
 use realtime_core::config::{AuthMode, AuthModes};
+use realtime_testkit::Certified;
 use realtime_testkit::client::{Client, Received};
 use realtime_testkit::hub::{config, start};
 use rustls::ServerConfig;
@@ -17,71 +17,32 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
-/// A directory with a certificate for `localhost` and its key, removed at the end.
-struct Certified(PathBuf);
-
-impl Certified {
-    fn new(name: &str) -> Certified {
-        let directory = std::env::temp_dir().join(format!("realtime-core-tls-{}-{name}", std::process::id()));
-        std::fs::create_dir(&directory).unwrap();
-        let certified = Certified(directory);
-        let mut openssl = Command::new("openssl");
-        openssl.args([
-            "req",
-            "-x509",
-            "-newkey",
-            "ec",
-            "-pkeyopt",
-            "ec_paramgen_curve:prime256v1",
-            "-nodes",
-            "-days",
-            "2",
-            "-subj",
-            "/CN=app",
-        ]);
-        openssl.args(["-addext", "subjectAltName=DNS:localhost", "-addext", "basicConstraints=critical,CA:FALSE", "-keyout"]);
-        let made = openssl.arg(certified.0.join("key.pem")).arg("-out").arg(certified.file()).output().unwrap();
-        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-        certified
-    }
-
-    fn file(&self) -> PathBuf {
-        self.0.join("certificate.pem")
-    }
-
-    /// Names everybody `ada`; the port.
-    async fn serve(&self) -> u16 {
-        let certificate = CertificateDer::from_pem_file(self.file()).unwrap();
-        let key = PrivateKeyDer::from_pem_file(self.0.join("key.pem")).unwrap();
-        let server = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_no_client_auth()
-            .with_single_cert(vec![certificate], key)
-            .unwrap();
-        let acceptor = TlsAcceptor::from(Arc::new(server));
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let port = listener.local_addr().unwrap().port();
-        tokio::spawn(async move {
-            while let Ok((stream, _)) = listener.accept().await {
-                // Who does not trust the certificate ends the handshake.
-                let Ok(mut stream) = acceptor.accept(stream).await else { continue };
-                let mut request = Vec::new();
-                while !request.ends_with(b"\r\n\r\n") {
-                    request.push(stream.read_u8().await.unwrap());
-                }
-                stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nConnection: close\r\n\r\nada").await.unwrap();
-                stream.shutdown().await.unwrap();
+/// An application that names everybody `ada`; the port.
+async fn serve(certified: &Certified) -> u16 {
+    let certificate = CertificateDer::from_pem_file(certified.certificate()).unwrap();
+    let key = PrivateKeyDer::from_pem_file(certified.key()).unwrap();
+    let server = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate], key)
+        .unwrap();
+    let acceptor = TlsAcceptor::from(Arc::new(server));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            // Who does not trust the certificate ends the handshake.
+            let Ok(mut stream) = acceptor.accept(stream).await else { continue };
+            let mut request = Vec::new();
+            while !request.ends_with(b"\r\n\r\n") {
+                request.push(stream.read_u8().await.unwrap());
             }
-        });
-        port
-    }
-}
-
-impl Drop for Certified {
-    fn drop(&mut self) {
-        drop(std::fs::remove_dir_all(&self.0));
-    }
+            stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nConnection: close\r\n\r\nada").await.unwrap();
+            stream.shutdown().await.unwrap();
+        }
+    });
+    port
 }
 
 fn asking(url: String, ca_file: Option<&Path>) -> impl FnOnce(&mut Config) {
@@ -108,14 +69,14 @@ async fn open(change: impl FnOnce(&mut Config)) -> Result<String, u16> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_application_is_believed_when_its_certificate_is_trusted_and_names_it() {
-    let (own, other) = (Certified::new("own"), Certified::new("other"));
-    let port = own.serve().await;
+    let (own, other) = (Certified::new("DNS:localhost"), Certified::new("DNS:localhost"));
+    let port = serve(&own).await;
     let url = |host: &str| format!("https://{host}:{port}/auth");
-    assert_eq!(open(asking(url("localhost"), Some(&own.file()))).await, Ok("ada".into()));
+    assert_eq!(open(asking(url("localhost"), Some(&own.certificate()))).await, Ok("ada".into()));
     // Past that, whoever answers is not the application: come back later.
     let unavailable = Err(4101);
-    assert_eq!(open(asking(url("127.0.0.1"), Some(&own.file()))).await, unavailable, "another name");
-    assert_eq!(open(asking(url("localhost"), Some(&other.file()))).await, unavailable, "signed by another");
+    assert_eq!(open(asking(url("127.0.0.1"), Some(&own.certificate()))).await, unavailable, "another name");
+    assert_eq!(open(asking(url("localhost"), Some(&other.certificate()))).await, unavailable, "signed by another");
     assert_eq!(open(asking(url("localhost"), None)).await, unavailable, "the system does not know it");
     let plain = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("https://localhost:{}/", plain.local_addr().unwrap().port());
@@ -124,17 +85,17 @@ async fn an_application_is_believed_when_its_certificate_is_trusted_and_names_it
             drop(stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nada").await);
         }
     });
-    assert_eq!(open(asking(url, Some(&own.file()))).await, unavailable, "without TLS");
+    assert_eq!(open(asking(url, Some(&own.certificate()))).await, unavailable, "without TLS");
 }
 
 #[test]
 fn a_file_of_certificates_is_read_when_the_hub_starts() {
-    let certified = Certified::new("read");
+    let certified = Certified::new("DNS:localhost");
     for (content, reason) in
         [("", "holds no certificate"), ("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", "no usable certificate")]
     {
-        std::fs::write(certified.file(), content).unwrap();
-        let started = realtime_core::Hub::start(config(asking("https://localhost/".into(), Some(&certified.file()))));
+        std::fs::write(certified.certificate(), content).unwrap();
+        let started = realtime_core::Hub::start(config(asking("https://localhost/".into(), Some(&certified.certificate()))));
         let said = started.err().map_or_else(String::new, |error| error.to_string());
         assert!(said.contains("auth.callback.ca_file") && said.contains(reason), "{said}");
     }

@@ -96,6 +96,7 @@ fn with_link<R>(run: impl FnOnce(&mut Link) -> Result<R, Failure>) -> Result<R, 
     let autospawn = settings::autospawn() && settings.sockets.iter().any(|address| address.path().is_some());
     let mut client = Client::new(ClientOptions {
         secret: settings.secret.clone(),
+        ca_file: settings.ca_file.clone(),
         // A name is looked up on a thread, which must not take PHP's signals.
         resolve: |address, timeout| host::with_signals_blocked(|| resolve(address, timeout)),
         // A hub that was spawned lives as long as php-fpm's master, which is this worker's parent.
@@ -122,6 +123,7 @@ pub(crate) fn another_client() -> Result<Client, Failure> {
     host::register_fork_handler();
     Ok(Client::new(ClientOptions {
         secret: settings.secret.clone(),
+        ca_file: settings.ca_file.clone(),
         resolve: |address, timeout| host::with_signals_blocked(|| resolve(address, timeout)),
         ..ClientOptions::probing(settings.sockets.clone())
     }))

@@ -29,10 +29,11 @@ const BINARY: Own = Own { ini: c"realtime.binary", variable: "REALTIME_BINARY" }
 const OWN: [Own; 7] = [MODE, ON_ERROR, CONFIG, APP, GLOBAL_FUNCTIONS, AUTOSPAWN, BINARY];
 
 /// INI settings that are passed on to `Config` when they are set.
-const PASSED_ON: [(&CStr, &str); 5] = [
+const PASSED_ON: [(&CStr, &str); 6] = [
     (c"realtime.listen", "listen"),
     (c"realtime.socket", "socket"),
     (c"realtime.secret", "secret"),
+    (c"realtime.socket_ca", "socket_ca"),
     (c"realtime.log", "log"),
     (c"realtime.linger_ms", "linger_ms"),
 ];
@@ -42,7 +43,7 @@ struct Own {
     variable: &'static str,
 }
 
-static INI: IniEntryDefs<13> = IniEntryDefs::new([
+static INI: IniEntryDefs<14> = IniEntryDefs::new([
     IniEntryDef::new(MODE.ini, c"auto", IniEntryPermission::System),
     IniEntryDef::new(GLOBAL_FUNCTIONS.ini, c"1", IniEntryPermission::System),
     IniEntryDef::new(ON_ERROR.ini, c"log", IniEntryPermission::System),
@@ -50,6 +51,7 @@ static INI: IniEntryDefs<13> = IniEntryDefs::new([
     unset(c"realtime.listen"),
     unset(c"realtime.socket"),
     hidden(unset(c"realtime.secret")),
+    unset(c"realtime.socket_ca"),
     unset(c"realtime.log"),
     unset(c"realtime.linger_ms"),
     IniEntryDef::new(AUTOSPAWN.ini, c"0", IniEntryPermission::System),
@@ -200,6 +202,8 @@ pub(crate) struct BusSettings {
     pub(crate) sockets: Vec<BusAddress>,
     /// What it knows too, over TCP.
     pub(crate) secret: Secret,
+    /// Whom to trust, over TLS; empty for whom the system trusts.
+    pub(crate) ca_file: String,
     /// Whose channels and users calls mean; empty where nothing is said.
     pub(crate) app: String,
     /// `limits.publication_bytes`.
@@ -213,13 +217,15 @@ pub(crate) fn bus() -> Result<BusSettings, Failure> {
     let sockets = match layers.value("socket") {
         None | Some(Value::Null) => default_addresses(),
         Some(Value::String(text)) => BusAddress::list(text).map_err(|error| Failure::config(format!("realtime.socket: {error}")))?,
-        Some(_) => return Err(Failure::config("realtime.socket must be a path or tcp://host:port")),
+        Some(_) => return Err(Failure::config("realtime.socket must be a path, tcp://host:port or tls://host:port")),
     };
     let secret = Secret::from(layers.value("secret").and_then(Value::as_str).unwrap_or_default());
     let over_tcp = sockets.iter().any(|address| address.path().is_none());
     check_secret(&secret, over_tcp).map_err(|reason| Failure::config(format!("realtime.secret: {reason}")))?;
+    let ca_file = layers.value("socket_ca").and_then(Value::as_str).unwrap_or_default().to_owned();
     let limit = layers.value("limits.publication_bytes").and_then(Value::as_u64).and_then(|bytes| usize::try_from(bytes).ok());
-    Ok(BusSettings { sockets, secret, app: own(&APP), publication_bytes: limit.unwrap_or(Limits::default().publication_bytes) })
+    let publication_bytes = limit.unwrap_or(Limits::default().publication_bytes);
+    Ok(BusSettings { sockets, secret, ca_file, app: own(&APP), publication_bytes })
 }
 
 /// Whether a worker may spawn the hub that it does not find. Other processes than php-fpm's have nobody whose life the hub
@@ -271,6 +277,7 @@ pub(crate) struct Origin {
     file: String,
     socket: Option<String>,
     secret: Option<String>,
+    ca_file: Option<String>,
     app: String,
     autospawn: bool,
 }
@@ -282,6 +289,7 @@ impl Origin {
             file: own(&CONFIG),
             socket: zend::ini(c"realtime.socket"),
             secret: zend::ini(c"realtime.secret"),
+            ca_file: zend::ini(c"realtime.socket_ca"),
             app: own(&APP),
             autospawn: autospawn(),
         }

@@ -7,9 +7,8 @@ use realtime_core::bus::address::BusAddress;
 use realtime_core::bus::client::{Client, ClientOptions};
 use realtime_core::bus::frame::{BusPublish, BusQuery};
 use realtime_core::bus::socket::default_addresses;
-use realtime_core::config::Secret;
 use realtime_core::history::Keeping;
-use realtime_core::{Payload, SocketId};
+use realtime_core::{Config, Payload, SocketId};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -23,11 +22,12 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A client of the hub that is meant, and where it is.
 pub(crate) fn connect(args: &HubArgs) -> Result<(Client, BusAddress), Failure> {
-    let (named, secret) = named(args)?;
+    let (named, config) = named(args)?;
     let candidates = if named.is_empty() { default_addresses() } else { named };
     for address in &candidates {
         let mut client = Client::new(ClientOptions {
-            secret: secret.clone(),
+            secret: config.secret.clone(),
+            ca_file: config.socket_ca.clone(),
             connect_timeout: PATIENCE,
             answer_timeout: PATIENCE,
             ..ClientOptions::probing(vec![address.clone()])
@@ -41,15 +41,15 @@ pub(crate) fn connect(args: &HubArgs) -> Result<(Client, BusAddress), Failure> {
     Err(Failure::NoHub(format!("no hub answers at {}; `realtime doctor` says more", tried.join(", "))))
 }
 
-/// What the command line or the configuration names, and the secret.
-fn named(args: &HubArgs) -> Result<(Vec<BusAddress>, Secret), Failure> {
+/// What the command line or the configuration names, and the configuration.
+fn named(args: &HubArgs) -> Result<(Vec<BusAddress>, Config), Failure> {
     let settings = settings::load(&SettingsArgs { config: args.config.clone(), socket: args.socket.clone(), ..SettingsArgs::default() })?;
-    let secret = settings.effective.config.secret.clone();
-    match settings.named_socket() {
-        Some("") => Err(Failure::NoHub("the configuration has no bus: `socket` is empty".into())),
-        Some(socket) => Ok((BusAddress::list(socket).map_err(|error| Failure::Usage(error.to_string()))?, secret)),
-        None => Ok((Vec::new(), secret)),
-    }
+    let addresses = match settings.named_socket() {
+        Some("") => return Err(Failure::NoHub("the configuration has no bus: `socket` is empty".into())),
+        Some(socket) => BusAddress::list(socket).map_err(|error| Failure::Usage(error.to_string()))?,
+        None => Vec::new(),
+    };
+    Ok((addresses, settings.effective.config))
 }
 
 pub(crate) fn status(args: &ReportArgs) -> Result<(), Failure> {

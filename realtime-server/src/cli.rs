@@ -122,7 +122,7 @@ pub(crate) struct SettingsArgs {
     /// Address and port for clients; port 0 takes a free one [default: 127.0.0.1:8080]
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) listen: Option<String>,
-    /// Bus: a path, tcp://host:port, or both with a comma between; '' for none [default:
+    /// Bus: a path, tcp://host:port or tls://host:port, or a path and one of these with a comma between; '' for none [default:
     /// /run/realtime/realtime.sock for root, else in $XDG_RUNTIME_DIR]
     #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath)]
     pub(crate) socket: Option<String>,
@@ -165,8 +165,9 @@ fn key_value(text: &str) -> Result<(String, String), String> {
 /// Which hub to ask.
 #[derive(Args, Default)]
 pub(crate) struct HubArgs {
-    /// The hub's bus: a path, or tcp://host:port with the secret in $REALTIME_SECRET or the file; default: the
-    /// configuration's `socket`, else the first of the usual places that answers
+    /// The hub's bus: a path, or tcp://host:port with the secret in $REALTIME_SECRET or the file, or tls://host:port,
+    /// with $REALTIME_SOCKET_CA where the system does not trust its certificate; default: the configuration's `socket`,
+    /// else the first of the usual places that answers
     #[arg(long, value_name = "ADDRESS", value_hint = ValueHint::FilePath)]
     pub(crate) socket: Option<String>,
     /// TOML file that names the socket; default as for `serve`

@@ -102,7 +102,9 @@ fn start(args: &ServeArgs, config: Config) -> Result<(Hub, Option<Followed>), Fa
 
 /// One line that says where clients and processes find the hub.
 fn announce(hub: &Hub, bus: Option<PathBuf>, format: LogFormat) {
-    let tcp = hub.bus_addr().map(|address| BusAddress::Tcp(address.to_string()).to_string());
+    let addresses = BusAddress::list(hub.config().socket.as_deref().unwrap_or_default()).unwrap_or_default();
+    let tcp = addresses.iter().find(|address| address.path().is_none()).zip(hub.bus_addr());
+    let tcp = tcp.map(|(address, bound)| address.bound_to(bound).to_string());
     let bus: Vec<String> = bus.map(|path| path.display().to_string()).into_iter().chain(tcp).collect();
     let bus = (!bus.is_empty()).then(|| bus.join(" and "));
     match format {

@@ -15,6 +15,7 @@
 //! | [`ledger`] | who was told what, and whether that can be true |
 //! | [`chaos`] | a proxy that breaks connections, the same way for the same seed |
 //! | [`redis_server`] | a real Redis for one test |
+//! | [`certified`] | certificates for servers of a test's own |
 //! | [`place`] | directories of a test's own |
 //! | [`ports`] | a port for a server that has to be told one |
 //! | [`conformance`] | the suite that every broker runs |
@@ -22,6 +23,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test's helper fails by panicking")]
 
+pub mod certified;
 pub mod chaos;
 pub mod client;
 pub mod conformance;
@@ -40,6 +42,7 @@ pub mod raw;
 pub mod redis_server;
 pub mod wait;
 
+pub use certified::Certified;
 pub use client::{Client, Message, Received};
 pub use crowd::Crowd;
 pub use delayed::Delayed;

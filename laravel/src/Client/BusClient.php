@@ -15,8 +15,8 @@ use Realtime\Exception\Unauthorized;
 use Realtime\Exception\Unavailable;
 
 /**
- * The bus in plain PHP: a Unix socket to the hub of another process, or TCP with a shared secret to
- * one elsewhere. The frames are those of docs/protocol/bus.md.
+ * The bus in plain PHP: a Unix socket to the hub of another process, or TCP with a shared secret, and
+ * TLS where it is wanted, to one elsewhere. The frames are those of docs/protocol/bus.md.
  *
  * One connection, made by the first call and kept. A forked child makes its own, and so does the
  * first call after the hub went away.
@@ -25,6 +25,8 @@ final class BusClient implements Client
 {
     private const CONNECT_S = 0.1;
     private const CALL_S = 1.0;
+    /** What a record of TLS holds: OpenSSL wants to be given the same again when it had no room. */
+    private const RECORD_BYTES = 16384;
     private const RETRY_AFTER_S = 1.0;
     /** How long a question for an event waits at the hub: less than a call may take. */
     private const EVENT_WAIT_MS = 400;
@@ -65,10 +67,16 @@ final class BusClient implements Client
     private int $sent = 0;
     private int $received = 0;
 
-    /** @param list<string>|null $sockets paths or `tcp://host:port`, tried in this order; null: the usual places */
+    private bool $encrypted = false;
+
+    /**
+     * @param list<string>|null $sockets paths, `tcp://host:port` or `tls://host:port`, tried in this order; null: the usual places
+     * @param string|null       $ca      PEM file of the certificates to trust over TLS; null: the system's
+     */
     public function __construct(
         private ?array $sockets = null,
         #[\SensitiveParameter] private ?string $secret = null,
+        private ?string $ca = null,
     ) {}
 
     /** @return list<string> where a hub's socket is looked for if none is configured */
@@ -84,7 +92,7 @@ final class BusClient implements Client
         ]));
     }
 
-    /** @return list<string> what a setting names: paths and `tcp://host:port`, with commas between */
+    /** @return list<string> what a setting names: paths, `tcp://host:port` and `tls://host:port`, with commas between */
     public static function addresses(string $sockets): array
     {
         return array_values(array_filter(array_map('trim', explode(',', $sockets)), 'strlen'));
@@ -247,7 +255,10 @@ final class BusClient implements Client
         $sent = 0;
         while (count($answers) < count($frames)) {
             if ($sent < strlen($out)) {
-                $written = @fwrite($this->stream, $sent === 0 ? $out : substr($out, $sent, 1 << 16));
+                $written = @fwrite($this->stream, match (true) {
+                    $this->encrypted => substr($out, $sent, self::RECORD_BYTES),
+                    default => $sent === 0 ? $out : substr($out, $sent, 1 << 16),
+                });
                 if ($written === false && $kept && $sent === 0) {
                     // The hub closed a connection that was idle: nothing of this call has reached it.
                     $this->connect($deadline);
@@ -377,7 +388,12 @@ final class BusClient implements Client
         $read = [$this->stream];
         $none = null;
         // Between calls nothing is due, so what can be read then is the end, or what is left of a call that failed.
-        return @stream_select($read, $none, $none, 0) === 0;
+        if (@stream_select($read, $none, $none, 0) === 0) {
+            return true;
+        }
+
+        // Over TLS it may be a word between its ends.
+        return $this->encrypted && @fread($this->stream, 1) === '' && !feof($this->stream);
     }
 
     private function connect(float $deadline): void
@@ -385,12 +401,18 @@ final class BusClient implements Client
         $this->close();
         $tried = [];
         foreach ($this->sockets ?? self::usualSockets() as $address) {
-            $overTcp = str_starts_with($address, 'tcp://');
+            $overTls = str_starts_with($address, 'tls://');
+            $overTcp = $overTls || str_starts_with($address, 'tcp://');
             if ($this->sockets === null && !self::isTrusted($address)) {
                 $tried[] = "$address: " . (file_exists($address) ? 'belongs to another user' : 'no such file');
                 continue;
             }
-            $stream = @stream_socket_client($overTcp ? $address : "unix://$address", $code, $message, self::CONNECT_S);
+            $place = match (true) {
+                $overTls => 'tcp' . substr($address, 3),
+                $overTcp => $address,
+                default => "unix://$address",
+            };
+            $stream = @stream_socket_client($place, $code, $message, self::CONNECT_S);
             if ($stream === false) {
                 $tried[] = "$address: " . ($message ?: "error $code");
                 continue;
@@ -399,6 +421,9 @@ final class BusClient implements Client
             stream_set_read_buffer($stream, 0);
             $this->stream = $stream;
             $this->process = getmypid();
+            if ($overTls) {
+                $this->encrypt($address, $deadline);
+            }
             if ($overTcp) {
                 $this->shakeHands($deadline);
             }
@@ -408,6 +433,39 @@ final class BusClient implements Client
             return;
         }
         throw new Unavailable('no hub answers: ' . ($tried === [] ? 'no socket is configured' : implode('; ', $tried)));
+    }
+
+    /** Shakes hands over TLS: the hub is who its certificate says, and whom this side trusts says so. */
+    private function encrypt(string $address, float $deadline): void
+    {
+        if (!extension_loaded('openssl')) {
+            $this->close();
+            throw new ConfigError("$address needs PHP's extension openssl");
+        }
+        if ($this->ca !== null && !is_readable($this->ca)) {
+            $this->close();
+            throw new ConfigError("cannot read `$this->ca`, the file of whom to trust");
+        }
+        $ssl = ['peer_name' => trim(substr($address, 6, strrpos($address, ':') - 6), '[]'), 'verify_peer' => true, 'verify_peer_name' => true, 'allow_self_signed' => false];
+        stream_context_set_option($this->stream, ['ssl' => $ssl + ($this->ca === null ? [] : ['cafile' => $this->ca])]);
+        $said = '';
+        set_error_handler(function (int $level, string $message) use (&$said) {
+            $said = $said ?: trim(preg_replace('/^stream_socket_enable_crypto\(\): |\s+/', ' ', $message));
+
+            return true;
+        });
+        try {
+            while (($done = stream_socket_enable_crypto($this->stream, true, STREAM_CRYPTO_METHOD_TLS_CLIENT)) === 0) {
+                $this->wait($deadline, false);
+            }
+        } finally {
+            restore_error_handler();
+        }
+        if ($done !== true) {
+            $this->close();
+            throw new Unavailable("no TLS with $address: " . ($said ?: 'it hung up in the handshake; is its address tcp://?'));
+        }
+        $this->encrypted = true;
     }
 
     /** Both sides prove that they know the secret; frames carry tags from then on. */
@@ -469,6 +527,7 @@ final class BusClient implements Client
         $this->stream = null;
         $this->partial = '';
         $this->sendKey = $this->receiveKey = null;
+        $this->encrypted = false;
         $this->sent = $this->received = 0;
     }
 

@@ -41,6 +41,7 @@ final class Runtime
         return $this->client ??= new BusClient(
             ($sockets = getenv('REALTIME_SOCKET')) === false ? null : BusClient::addresses($sockets),
             getenv('REALTIME_SECRET') ?: null,
+            getenv('REALTIME_SOCKET_CA') ?: null,
         );
     }
 

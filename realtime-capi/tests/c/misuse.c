@@ -66,12 +66,16 @@ static void nulls(void)
     rt_channels_free(NULL);
 
     STATUS(RT_ERROR_NULL, rt_client_new("/nowhere", NULL, NULL));
+    STATUS(RT_ERROR_NULL, rt_client_trust(NULL, "/ca.pem"));
     STATUS(RT_ERROR_NULL, rt_client_publish(NULL, &message, NULL));
     STATUS(RT_ERROR_NULL, rt_client_publish_batch(NULL, NULL, 0));
     STATUS(RT_ERROR_NULL, rt_client_channel_users(NULL, NULL, "c", &users));
     STATUS(RT_ERROR_NULL, rt_client_channels(NULL, NULL, &channels));
     STATUS(RT_ERROR_NULL, rt_client_disconnect_user(NULL, NULL, "u", 4000, NULL, NULL));
     OK(rt_client_new("/nowhere/realtime.sock", NULL, &client));
+    STATUS(RT_ERROR_INVALID_ARGUMENT, rt_client_trust(client, "\xff"));
+    OK(rt_client_trust(client, "/nowhere/ca.pem"));
+    OK(rt_client_trust(client, NULL));
     STATUS(RT_ERROR_NULL, rt_client_publish(client, NULL, NULL));
     STATUS(RT_ERROR_NULL, rt_client_channel_users(client, NULL, NULL, &users));
     STATUS(RT_ERROR_NULL, rt_client_channel_users(client, NULL, "c", NULL));

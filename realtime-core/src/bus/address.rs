@@ -1,4 +1,4 @@
-//! Where a bus is: a Unix socket's path, or `tcp://host:port`.
+//! Where a bus is: a Unix socket's path, `tcp://host:port`, or `tls://host:port`.
 
 use std::fmt;
 use std::io;
@@ -11,6 +11,8 @@ use std::time::Duration;
 
 /// How an address over TCP begins.
 const TCP: &str = "tcp://";
+/// The same with TLS.
+const TLS: &str = "tls://";
 
 /// See the module's documentation.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,14 +21,16 @@ pub enum BusAddress {
     Unix(PathBuf),
     /// A host, by name or address, and a port: `hub:7100`, `[::1]:7100`.
     Tcp(String),
+    /// The same, with TLS.
+    Tls(String),
 }
 
 /// Why a text is no address of a bus.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum InvalidBusAddress {
-    /// It has another scheme than `tcp`.
-    #[error("`{address}` is neither a path nor tcp://host:port")]
+    /// It has another scheme than `tcp` and `tls`.
+    #[error("`{address}` is neither a path nor tcp://host:port or tls://host:port")]
     Scheme {
         /// The text.
         address: String,
@@ -49,25 +53,37 @@ impl BusAddress {
     pub fn path(&self) -> Option<&Path> {
         match self {
             BusAddress::Unix(path) => Some(path),
-            BusAddress::Tcp(_) => None,
+            BusAddress::Tcp(_) | BusAddress::Tls(_) => None,
         }
     }
+
+    /// Where it is after it was bound, for one with a name or port 0.
+    pub fn bound_to(&self, bound: SocketAddr) -> BusAddress {
+        match self {
+            BusAddress::Tls(_) => BusAddress::Tls(bound.to_string()),
+            BusAddress::Tcp(_) | BusAddress::Unix(_) => BusAddress::Tcp(bound.to_string()),
+        }
+    }
+}
+
+/// The host in `host:port`, an IPv6 address without its brackets.
+pub(super) fn host(address: &str) -> &str {
+    let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
+    host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host)
 }
 
 impl FromStr for BusAddress {
     type Err = InvalidBusAddress;
 
     fn from_str(text: &str) -> Result<Self, InvalidBusAddress> {
-        let Some(rest) = text.strip_prefix(TCP) else {
-            return match text.split_once("://") {
-                Some(_) => Err(InvalidBusAddress::Scheme { address: text.into() }),
-                None => Ok(BusAddress::Unix(text.into())),
-            };
+        let (rest, kind): (_, fn(String) -> BusAddress) = match (text.strip_prefix(TCP), text.strip_prefix(TLS)) {
+            (Some(rest), _) => (rest, BusAddress::Tcp),
+            (None, Some(rest)) => (rest, BusAddress::Tls),
+            (None, None) if text.contains("://") => return Err(InvalidBusAddress::Scheme { address: text.into() }),
+            (None, None) => return Ok(BusAddress::Unix(text.into())),
         };
         match rest.rsplit_once(':') {
-            Some((host, port)) if !host.is_empty() && !rest.contains('/') && port.parse::<u16>().is_ok() => {
-                Ok(BusAddress::Tcp(rest.into()))
-            }
+            Some((host, port)) if !host.is_empty() && !rest.contains('/') && port.parse::<u16>().is_ok() => Ok(kind(rest.into())),
             _ => Err(InvalidBusAddress::HostAndPort { address: text.into() }),
         }
     }
@@ -78,6 +94,7 @@ impl fmt::Display for BusAddress {
         match self {
             BusAddress::Unix(path) => path.display().fmt(f),
             BusAddress::Tcp(address) => write!(f, "{TCP}{address}"),
+            BusAddress::Tls(address) => write!(f, "{TLS}{address}"),
         }
     }
 }
@@ -118,12 +135,21 @@ mod tests {
 
     #[test]
     fn addresses_are_paths_or_hosts_with_a_port() {
-        let parsed = BusAddress::list("/run/a.sock, tcp://hub:7100,tcp://[::1]:1, ").expect("valid");
-        let expected = [BusAddress::Unix("/run/a.sock".into()), BusAddress::Tcp("hub:7100".into()), BusAddress::Tcp("[::1]:1".into())];
+        let parsed = BusAddress::list("/run/a.sock, tcp://hub:7100,tcp://[::1]:1, tls://hub:7101, ").expect("valid");
+        let expected = [
+            BusAddress::Unix("/run/a.sock".into()),
+            BusAddress::Tcp("hub:7100".into()),
+            BusAddress::Tcp("[::1]:1".into()),
+            BusAddress::Tls("hub:7101".into()),
+        ];
         assert_eq!(parsed, expected);
-        assert_eq!(parsed.iter().map(BusAddress::to_string).collect::<Vec<_>>(), ["/run/a.sock", "tcp://hub:7100", "tcp://[::1]:1"]);
+        assert_eq!(
+            parsed.iter().map(BusAddress::to_string).collect::<Vec<_>>(),
+            ["/run/a.sock", "tcp://hub:7100", "tcp://[::1]:1", "tls://hub:7101"]
+        );
+        assert_eq!(["hub:7100", "[::1]:1", "10.0.0.1:2"].map(host), ["hub", "::1", "10.0.0.1"]);
         assert_eq!(BusAddress::list(""), Ok(vec![]));
-        for text in ["tcp://", "tcp://hub", "tcp://:1", "tcp://hub:65536", "tcp://hub:x", "tcp://hub:1/x"] {
+        for text in ["tcp://", "tcp://hub", "tcp://:1", "tcp://hub:65536", "tcp://hub:x", "tcp://hub:1/x", "tls://", "tls://hub"] {
             assert!(matches!(BusAddress::list(text), Err(InvalidBusAddress::HostAndPort { .. })), "{text}");
         }
         for text in ["http://hub:1", "unix:///run/a.sock"] {

@@ -14,7 +14,7 @@ use std::os::fd::RawFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use serde::de::DeserializeOwned;
 
@@ -26,6 +26,7 @@ use super::frame::{
 };
 pub use super::link::Resolve;
 use super::link::{Access, Link};
+use super::tls::Trust;
 use crate::config::Secret;
 use crate::hooks::Kind;
 use crate::message::{Payload, Receipt};
@@ -40,8 +41,6 @@ const PAUSE: Duration = Duration::from_secs(1);
 const NOT_A_WAIT: Duration = Duration::from_millis(10);
 /// Between looks at a hub that somebody else brings up.
 const RESCUE_POLL: Duration = Duration::from_millis(1);
-/// Bytes read at once.
-const READ_BYTES: usize = 16 << 10;
 
 /// How a client reaches its hub, and how long it waits.
 #[derive(Debug, Clone)]
@@ -50,6 +49,9 @@ pub struct ClientOptions {
     pub addresses: Vec<BusAddress>,
     /// What both sides of a bus over TCP know. Default none.
     pub secret: Secret,
+    /// The PEM file of the certificates that a hub over TLS must have one of, or one signed by them. Default empty: the
+    /// system's.
+    pub ca_file: String,
     /// How names of hosts are looked up. Default [`resolve`]; a host that must not have threads of
     /// others' signals wraps it.
     pub resolve: Resolve,
@@ -73,6 +75,7 @@ impl ClientOptions {
         ClientOptions {
             addresses,
             secret: Secret::default(),
+            ca_file: String::new(),
             resolve,
             connect_timeout: Duration::from_millis(100),
             answer_timeout: Duration::from_secs(1),
@@ -146,6 +149,8 @@ impl From<BusFrameError> for ClientError {
 pub struct Client {
     options: ClientOptions,
     link: Option<Link>,
+    /// What [`ClientOptions::ca_file`] says, once a hub over TLS has been connected to.
+    trust: Option<Trust>,
     /// Numbers requests that want an answer; 0 wants none.
     last_request: u32,
     /// Reused for the heads of frames.
@@ -198,6 +203,7 @@ impl Client {
         Client {
             options,
             link: None,
+            trust: None,
             last_request: 0,
             head: Vec::new(),
             collected: BatchFrame::default(),
@@ -219,6 +225,17 @@ impl Client {
         let hello = Client::hello();
         client.call(|client| client.try_send(&hello, &[]).map_err(ClientError::Broken))?;
         Ok(client)
+    }
+
+    /// Trusts the certificates of this file from the next connection on; see [`ClientOptions::ca_file`].
+    pub fn trust(&mut self, ca_file: &str) {
+        self.options.ca_file = ca_file.to_owned();
+        self.trust = None;
+    }
+
+    /// When the certificate expires that the hub has shown; `None` without a connection over TLS.
+    pub fn certificate_expiry(&self) -> Option<SystemTime> {
+        self.link.as_ref()?.certificate_expiry(self.trust.as_ref()?)
     }
 
     /// How long each call may take from now on.
@@ -650,9 +667,10 @@ impl Client {
         let mut opened = None;
         // For all candidates together.
         let mut connecting = Deadline::new(self.options.connect_timeout.min(self.deadline.left()));
-        let access = Access { secret: self.options.secret.expose(), resolve: self.options.resolve };
+        let options = &self.options;
+        let access = Access { secret: options.secret.expose(), ca_file: &options.ca_file, resolve: options.resolve };
         for address in &self.options.addresses {
-            match Link::connect(address, access, &mut connecting, &mut self.deadline) {
+            match Link::connect(address, access, &mut self.trust, &mut connecting, &mut self.deadline) {
                 Ok(link) => {
                     opened = Some((link, address.clone()));
                     break;
@@ -749,11 +767,7 @@ impl Client {
     fn receive(&mut self, for_ever: bool) -> io::Result<()> {
         let Some(link) = &mut self.link else { return Err(io::ErrorKind::NotConnected.into()) };
         let timeout = if for_ever { None } else { Some(self.deadline.left_or_timeout()?) };
-        let start = self.received.len();
-        self.received.resize(start + READ_BYTES, 0);
-        let outcome = link.receive(&mut self.received[start..], timeout);
-        self.received.truncate(start + *outcome.as_ref().unwrap_or(&0));
-        match outcome {
+        match link.receive(&mut self.received, timeout) {
             Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
             Err(error) if error.kind() != io::ErrorKind::Interrupted => Err(error),
             _ => Ok(()),

@@ -17,6 +17,7 @@ use serde_json::value::RawValue;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
 
 use super::frame::{
     ANSWER_CHUNK_BYTES, BusAct, BusFrameError, BusPublish, BusQuery, FailureCode, OLDEST_VERSION, Request, Response, Since, VERSION,
@@ -25,6 +26,7 @@ use super::frame::{
 use super::seal::TAG_BYTES;
 use super::socket::BusSocket;
 use super::stream::{HandshakeError, Seals, Stream, shake_hands};
+use super::tls::Certificate;
 use crate::apps::AppId;
 use crate::broker::Reply;
 use crate::close::is_application_code;
@@ -64,6 +66,8 @@ const ONLY_TRUSTED: &str = "only the hub's own user and root may do that";
 pub(crate) struct Listeners {
     pub(crate) socket: Option<BusSocket>,
     pub(crate) tcp: Option<std::net::TcpListener>,
+    /// With it peers over TCP speak TLS.
+    pub(crate) tls: Option<Certificate>,
 }
 
 /// The bus thread's work.
@@ -71,6 +75,7 @@ pub(crate) struct BusServer {
     node: Arc<Node>,
     unix: Option<(std::os::unix::net::UnixListener, Noted)>,
     tcp: Option<(std::net::TcpListener, Noted)>,
+    tls: Option<Certificate>,
     /// The file and its lock, given up last.
     socket: Option<BusSocket>,
     runtime: tokio::runtime::Runtime,
@@ -87,7 +92,7 @@ impl Stop {
 }
 
 impl BusServer {
-    pub(crate) fn new(node: Arc<Node>, Listeners { mut socket, tcp }: Listeners) -> io::Result<(Self, Stop)> {
+    pub(crate) fn new(node: Arc<Node>, Listeners { mut socket, tcp, tls }: Listeners) -> io::Result<(Self, Stop)> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (sender, stop) = watch::channel(false);
         let unix = socket.as_mut().and_then(BusSocket::take_listener);
@@ -99,13 +104,13 @@ impl BusServer {
             let noted = Noted::new(listener.as_raw_fd());
             (listener, noted)
         });
-        Ok((BusServer { node, unix, tcp, socket, runtime, stop }, Stop(sender)))
+        Ok((BusServer { node, unix, tcp, tls, socket, runtime, stop }, Stop(sender)))
     }
 
     /// Serves until stopped.
     pub(crate) fn run(self) {
-        let BusServer { node, unix, tcp, mut socket, runtime, stop } = self;
-        let outcome = runtime.block_on(serve(node, unix, tcp, socket.as_mut(), stop));
+        let BusServer { node, unix, tcp, tls, mut socket, runtime, stop } = self;
+        let outcome = runtime.block_on(serve(node, unix, tcp, tls, socket.as_mut(), stop));
         drop(socket);
         if let Err(error) = outcome {
             tracing::error!(%error, "the bus has ended");
@@ -143,6 +148,7 @@ async fn serve(
     node: Arc<Node>,
     unix: Option<(std::os::unix::net::UnixListener, Noted)>,
     tcp: Option<(std::net::TcpListener, Noted)>,
+    tls: Option<Certificate>,
     socket: Option<&mut BusSocket>,
     mut stop: watch::Receiver<bool>,
 ) -> io::Result<()> {
@@ -160,7 +166,10 @@ async fn serve(
                 }
                 Ok(Accepted::Unix(stream)) => drop(peers.spawn(Peer::local(node.clone(), stream).run(stop.clone()))),
                 Ok(Accepted::Tcp(stream, from)) => match handshakes.clone().try_acquire_owned() {
-                    Ok(permit) => drop(peers.spawn(let_in(node.clone(), stream, from, permit, stop.clone()))),
+                    Ok(permit) => {
+                        let tls = tls.as_ref().map(Certificate::acceptor);
+                        drop(peers.spawn(let_in(node.clone(), stream, from, tls, permit, stop.clone())));
+                    }
                     Err(_) => tracing::info!(limit = MAX_HANDSHAKES, %from, "too many peers at the bus' door; one was dropped"),
                 },
                 Err(error) => {
@@ -196,18 +205,22 @@ async fn let_in(
     node: Arc<Node>,
     mut stream: TcpStream,
     from: SocketAddr,
+    tls: Option<TlsAcceptor>,
     permit: tokio::sync::OwnedSemaphorePermit,
     mut stop: watch::Receiver<bool>,
 ) {
     let noted = Noted::new(stream.as_raw_fd());
     let shaken = tokio::select! {
-        shaken = shake_hands(&mut stream, node.config.secret.expose()) => shaken,
+        shaken = shake_hands(&mut stream, tls, node.config.secret.expose()) => shaken,
         // It has not published anything.
         _ = stop.changed() => return,
     };
     drop(permit);
     match shaken {
-        Ok(seals) => Peer::remote(node, stream, noted, seals).run(stop).await,
+        Ok(shaken) => {
+            let (stream, seals) = shaken.over(stream);
+            Peer::remote(node, stream, noted, seals).run(stop).await;
+        }
         // Nobody that has said nothing is worth a line: a port scan, a health check.
         Err(HandshakeError::Io(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {}
         Err(error) => {
@@ -349,8 +362,8 @@ impl Peer {
         Peer { app: bound.unwrap_or_default(), bound: bound.is_some(), ..peer }
     }
 
-    fn remote(node: Arc<Node>, stream: TcpStream, noted: Noted, seals: Seals) -> Self {
-        Peer::new(node, Stream::Tcp(stream), noted, Some(seals), true)
+    fn remote(node: Arc<Node>, stream: Stream, noted: Noted, seals: Seals) -> Self {
+        Peer::new(node, stream, noted, Some(seals), true)
     }
 
     fn new(node: Arc<Node>, stream: Stream, noted: Noted, seals: Option<Seals>, trusted: bool) -> Self {

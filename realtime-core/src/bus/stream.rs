@@ -1,13 +1,15 @@
 //! The hub's end of a connection on the bus, and how a peer over TCP becomes one.
 
-use std::io;
+use std::io::{self, IoSlice, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::{AsRawFd, RawFd};
 use std::time::Duration;
 
+use rustls::ServerConnection;
 use socket2::{SockRef, TcpKeepalive};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::TlsAcceptor;
 
 use super::frame::{BusFrameError, FailureCode, Request, Response, frame_length};
 use super::seal::{Handshake, Role, Seal, TAG_BYTES, nonce};
@@ -16,6 +18,8 @@ use super::seal::{Handshake, Role, Seal, TAG_BYTES, nonce};
 pub(super) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// More than a client says before the hub knows it.
 const HANDSHAKE_BYTES: usize = 256;
+/// How a handshake of TLS begins (RFC 8446, section 5.1); a frame that begins so would be too long.
+const TLS_HANDSHAKE: [u8; 2] = [22, 3];
 /// When a silent peer is asked whether it is still there, and how often.
 const KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(30), Duration::from_secs(10), 3);
 /// How long what was sent may stay unacknowledged.
@@ -25,6 +29,7 @@ const UNACKNOWLEDGED: Duration = Duration::from_secs(30);
 pub(super) enum Stream {
     Unix(UnixStream),
     Tcp(TcpStream),
+    Tls(TlsStream),
 }
 
 impl AsRawFd for Stream {
@@ -32,24 +37,27 @@ impl AsRawFd for Stream {
         match self {
             Stream::Unix(stream) => stream.as_raw_fd(),
             Stream::Tcp(stream) => stream.as_raw_fd(),
+            Stream::Tls(stream) => stream.socket.as_raw_fd(),
         }
     }
 }
 
 impl Stream {
     /// What has come already; `WouldBlock` if that is nothing.
-    pub(super) fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+    pub(super) fn try_read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         match self {
             Stream::Unix(stream) => stream.try_read(buffer),
             Stream::Tcp(stream) => stream.try_read(buffer),
+            Stream::Tls(stream) => stream.try_read(buffer),
         }
     }
 
-    /// Waits until something has come. Cancel safe.
+    /// Waits until something has come, after [`Stream::try_read`] has said that nothing has. Cancel safe.
     pub(super) async fn readable(&self) -> io::Result<()> {
         match self {
             Stream::Unix(stream) => stream.readable().await,
             Stream::Tcp(stream) => stream.readable().await,
+            Stream::Tls(stream) => stream.socket.readable().await,
         }
     }
 
@@ -57,24 +65,113 @@ impl Stream {
         match self {
             Stream::Unix(stream) => stream.write_all(bytes).await,
             Stream::Tcp(stream) => stream.write_all(bytes).await,
+            Stream::Tls(stream) => stream.write_all(bytes).await,
         }
     }
 
     /// The hub takes no more over this connection; what the peer has written stays readable. Says for how long the peer
     /// may still write without noticing: not at all on a Unix socket, where its writes fail from here on.
-    pub(super) fn announce_end(&self) -> Option<Duration> {
+    pub(super) fn announce_end(&mut self) -> Option<Duration> {
         // A peer that has gone is at its end already.
         match self {
             Stream::Unix(stream) => {
-                drop(SockRef::from(stream).shutdown(Shutdown::Read));
+                drop(SockRef::from(&*stream).shutdown(Shutdown::Read));
                 None
             }
-            Stream::Tcp(stream) => {
-                // It looks for this end before each frame that it sends.
-                drop(SockRef::from(stream).shutdown(Shutdown::Write));
-                Some(Duration::from_millis(100))
+            Stream::Tcp(stream) => Some(end_writing(stream)),
+            Stream::Tls(TlsStream { socket, session, .. }) => {
+                session.send_close_notify();
+                drop(session.write_tls(&mut Ready(socket)));
+                Some(end_writing(socket))
             }
         }
+    }
+}
+
+/// A peer over TCP looks for this end before each frame that it sends.
+fn end_writing(stream: &TcpStream) -> Duration {
+    drop(SockRef::from(stream).shutdown(Shutdown::Write));
+    Duration::from_millis(100)
+}
+
+/// What a socket takes and gives without waiting.
+struct Ready<'a>(&'a TcpStream);
+
+impl Read for Ready<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.0.try_read(buffer)
+    }
+}
+
+impl Write for Ready<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.try_write(bytes)
+    }
+
+    fn write_vectored(&mut self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
+        self.0.try_write_vectored(parts)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A connection over TLS whose handshake is done.
+pub(super) struct TlsStream {
+    socket: TcpStream,
+    session: Box<ServerConnection>,
+    /// What ended it, while there was something before that to give first.
+    failure: Option<io::Error>,
+}
+
+impl TlsStream {
+    fn try_read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if let Some(failure) = self.failure.take() {
+            return Err(failure);
+        }
+        let mut filled = 0;
+        loop {
+            match self.session.reader().read(&mut buffer[filled..]) {
+                // No room, or the peer's end.
+                Ok(0) => return Ok(filled),
+                Ok(count) => {
+                    filled += count;
+                    continue;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                // An end without a word is one too: a frame that was cut is not acted on.
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(filled),
+                Err(error) => return Err(error),
+            }
+            let fed = self.session.read_tls(&mut Ready(&self.socket));
+            let fed = fed.and_then(|_| self.session.process_new_packets().map_err(io::Error::other));
+            match fed {
+                Ok(_) => {}
+                Err(error) if filled > 0 => {
+                    if error.kind() != io::ErrorKind::WouldBlock {
+                        self.failure = Some(error);
+                    }
+                    return Ok(filled);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    async fn write_all(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() || self.session.wants_write() {
+            let taken = self.session.writer().write(bytes)?;
+            bytes = &bytes[taken..];
+            while self.session.wants_write() {
+                match self.session.write_tls(&mut Ready(&self.socket)) {
+                    Ok(_) => {}
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.socket.writable().await?,
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        Ok(())
     }
 }
 
@@ -106,30 +203,65 @@ pub(super) enum HandshakeError {
     Frame(#[from] BusFrameError),
     #[error(transparent)]
     Io(#[from] io::Error),
+    #[error("TLS: {0}")]
+    Tls(io::Error),
+    #[error("it speaks TLS, and this hub's bus is on tcp://")]
+    WantsTls,
     #[error("nothing was proved within {} s", HANDSHAKE_TIMEOUT.as_secs())]
     Late,
 }
 
+/// How a peer over TCP was let in.
+pub(super) struct Shaken {
+    pub(super) seals: Seals,
+    session: Option<Box<ServerConnection>>,
+}
+
+impl Shaken {
+    /// The stream that hands were shaken over, and its seals.
+    pub(super) fn over(self, socket: TcpStream) -> (Stream, Seals) {
+        let stream = match self.session {
+            Some(session) => Stream::Tls(TlsStream { socket, session, failure: None }),
+            None => Stream::Tcp(socket),
+        };
+        (stream, self.seals)
+    }
+}
+
 /// Shows a peer that this hub knows the secret, and lets it show the same. A peer that does not is
-/// told so once.
-pub(super) async fn shake_hands(stream: &mut TcpStream, secret: &str) -> Result<Seals, HandshakeError> {
+/// told so once. Over TLS that comes first.
+pub(super) async fn shake_hands(stream: &mut TcpStream, tls: Option<TlsAcceptor>, secret: &str) -> Result<Shaken, HandshakeError> {
     let socket = SockRef::from(&*stream);
     socket.set_tcp_nodelay(true)?;
     let (after, every, times) = KEEPALIVE;
     socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(after).with_interval(every).with_retries(times))?;
     socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED))?;
-    let outcome = tokio::time::timeout(HANDSHAKE_TIMEOUT, prove(stream, secret)).await.unwrap_or(Err(HandshakeError::Late));
+    let shaking = async {
+        let Some(tls) = tls else { return Ok(Shaken { seals: introduce(stream, secret).await?, session: None }) };
+        let mut stream = tls.accept(stream).await.map_err(|error| match error.kind() {
+            io::ErrorKind::InvalidData => HandshakeError::Tls(error),
+            _ => HandshakeError::Io(error),
+        })?;
+        let seals = introduce(&mut stream, secret).await?;
+        Ok(Shaken { seals, session: Some(Box::new(stream.into_inner().1)) })
+    };
+    tokio::time::timeout(HANDSHAKE_TIMEOUT, shaking).await.unwrap_or(Err(HandshakeError::Late))
+}
+
+async fn introduce<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, secret: &str) -> Result<Seals, HandshakeError> {
+    let outcome = prove(stream, secret).await;
     if let Err(HandshakeError::Frame(BusFrameError::NotProven)) = outcome {
         let mut frame = Vec::new();
         let message = BusFrameError::NotProven.to_string();
         Response::Failure { request: 0, code: FailureCode::Unauthorized, message: &message }.write(&mut frame);
         // Whether it reads that is its own affair.
-        drop(tokio::time::timeout(HANDSHAKE_TIMEOUT, stream.write_all(&frame)).await);
+        drop(stream.write_all(&frame).await);
+        drop(stream.flush().await);
     }
     outcome
 }
 
-async fn prove(stream: &mut TcpStream, secret: &str) -> Result<Seals, HandshakeError> {
+async fn prove<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, secret: &str) -> Result<Seals, HandshakeError> {
     let frame = read_frame(stream).await?;
     let Request::Knock { nonce: client } = Request::read(&frame)? else { return Err(BusFrameError::NotKnock.into()) };
     let hub = nonce()?;
@@ -137,6 +269,7 @@ async fn prove(stream: &mut TcpStream, secret: &str) -> Result<Seals, HandshakeE
     let mut answer = Vec::new();
     Response::Challenge { nonce: hub, proof: handshake.proof(Role::Hub) }.write(&mut answer);
     stream.write_all(&answer).await?;
+    stream.flush().await?;
     let frame = read_frame(stream).await?;
     let Request::Proof { proof } = Request::read(&frame)? else { return Err(BusFrameError::NotProven.into()) };
     if !handshake.is_proof(Role::Client, &proof) {
@@ -146,9 +279,12 @@ async fn prove(stream: &mut TcpStream, secret: &str) -> Result<Seals, HandshakeE
 }
 
 /// Reads exactly one short frame: what follows it is sealed.
-async fn read_frame(stream: &mut TcpStream) -> Result<Vec<u8>, HandshakeError> {
+async fn read_frame<S: AsyncRead + Unpin>(stream: &mut S) -> Result<Vec<u8>, HandshakeError> {
     let mut frame = vec![0; 4];
     stream.read_exact(&mut frame).await?;
+    if frame.starts_with(&TLS_HANDSHAKE) {
+        return Err(HandshakeError::WantsTls);
+    }
     let length = frame.iter().rev().fold(0, |length, byte| length << 8 | usize::from(*byte));
     if length == 0 || length > HANDSHAKE_BYTES {
         return Err(BusFrameError::Length { bytes: length, limit: HANDSHAKE_BYTES }.into());

@@ -50,9 +50,11 @@ use crate::auth::{Admission, Authenticator, Users};
 use crate::broker::memory::Memory;
 use crate::broker::{Broker, Published, Reply};
 use crate::bus;
+use crate::bus::address::BusAddress;
 use crate::bus::server::Peer;
 use crate::bus::server::{BusServer, Listeners};
 use crate::bus::socket::BusSocket;
+use crate::bus::tls::Certificate;
 use crate::close::is_application_code;
 use crate::config::Config;
 #[cfg(not(feature = "redis"))]
@@ -368,9 +370,11 @@ impl HubBuilder {
             (None, None, None) => None,
             (None, None, Some(path)) => Some(BusSocket::bind(&path, config.socket_mode()?)?),
         };
+        let bus_tls =
+            tcp.as_ref().filter(|address| matches!(address, BusAddress::Tls(_))).map(|_| Certificate::load(&config)).transpose()?;
         let bus_tcp = tcp.map(|address| bus::bind(&address)).transpose()?;
         let bus_addr = bus_tcp.as_ref().map(std::net::TcpListener::local_addr).transpose()?;
-        let bus_listeners = Listeners { socket: bus_socket, tcp: bus_tcp };
+        let bus_listeners = Listeners { socket: bus_socket, tcp: bus_tcp, tls: bus_tls };
         let broker = match broker {
             Some(broker) => broker,
             None if !config.broker.url.is_empty() => remote_broker(&config)?,

@@ -1,8 +1,6 @@
 //! One request over HTTP/1.1, with TLS where the URL says so.
 
-use std::fs;
 use std::io;
-use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -10,14 +8,14 @@ use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::Uri;
 use hyper::header::{self, HeaderValue};
 use hyper_util::rt::TokioIo;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, RootCertStore};
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use super::{MAX_BODY_BYTES, MAX_HEAD_BYTES, MAX_HEADERS, OutboundError, Request, Response, path_and_query};
+use crate::trust;
 
 /// Whom to trust, made once.
 #[derive(Clone)]
@@ -31,27 +29,10 @@ impl Tls {
 
     /// Trusts the certificates of a file, or the system's where it is empty.
     pub(crate) fn new(ca_file: &str) -> Result<Self, String> {
-        let mut roots = RootCertStore::empty();
-        if ca_file.is_empty() {
-            let found = rustls_native_certs::load_native_certs();
-            roots.add_parsable_certificates(found.certs);
-            if roots.is_empty() {
-                return Err("this system has no certificates to trust; install ca-certificates or set `ca_file`".into());
-            }
-        } else {
-            let pem = fs::read(Path::new(ca_file)).map_err(|error| format!("cannot read `{ca_file}`: {error}"))?;
-            for certificate in CertificateDer::pem_slice_iter(&pem) {
-                let certificate = certificate.map_err(|error| format!("`{ca_file}` is not PEM: {error}"))?;
-                roots.add(certificate).map_err(|error| format!("`{ca_file}` holds no usable certificate: {error}"))?;
-            }
-            if roots.is_empty() {
-                return Err(format!("`{ca_file}` holds no certificate"));
-            }
-        }
         let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
             .with_safe_default_protocol_versions()
             .map_err(|error| error.to_string())?
-            .with_root_certificates(roots)
+            .with_root_certificates(trust::roots(ca_file, "ca_file")?)
             .with_no_client_auth();
         Ok(Tls(Some(TlsConnector::from(Arc::new(config)))))
     }

@@ -16,7 +16,7 @@ test('INI settings have their defaults and belong to the system', function () {
         [
             'realtime.app' => '', 'realtime.autospawn' => '0', 'realtime.binary' => '', 'realtime.config' => '', 'realtime.global_functions' => '1',
             'realtime.linger_ms' => null, 'realtime.listen' => null, 'realtime.log' => null, 'realtime.mode' => 'auto', 'realtime.on_error' => 'log',
-            'realtime.secret' => null, 'realtime.socket' => null,
+            'realtime.secret' => null, 'realtime.socket' => null, 'realtime.socket_ca' => null,
         ],
         array_map(fn ($setting) => $setting['global_value'], $settings),
     );

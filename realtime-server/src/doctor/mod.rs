@@ -16,7 +16,7 @@ use realtime_core::bus::address::BusAddress;
 use realtime_core::bus::client::{Client, ClientError, ClientOptions};
 use realtime_core::bus::frame::BusQuery;
 use realtime_core::bus::socket::default_paths;
-use realtime_core::config::{AppConfig, Secret, check_secret};
+use realtime_core::config::{AppConfig, check_secret};
 use serde_json::Value;
 
 use crate::cli::DoctorArgs;
@@ -33,6 +33,8 @@ const EARLIEST: u64 = 1_767_225_600;
 const CLOCKS_APART: Duration = Duration::from_secs(10);
 /// Shorter ones are doubted; those of the programs that this one replaces have 20 letters.
 const GOOD_SECRET_BYTES: usize = 16;
+/// A certificate that is good for less should have been renewed.
+const RENEWED_BEFORE: Duration = Duration::from_secs(7 * 86_400);
 /// Descriptors that a hub needs besides its connections.
 const OWN_FILES: u64 = 200;
 
@@ -92,11 +94,11 @@ pub(crate) fn run(args: &DoctorArgs) -> Result<(), Failure> {
     for address in &sockets {
         let (found, answers) = match address {
             BusAddress::Unix(path) => bus_socket(path),
-            BusAddress::Tcp(_) => bus_over_tcp(address, &config.secret),
+            BusAddress::Tcp(_) | BusAddress::Tls(_) => bus_over_tcp(address, &config),
         };
         tell(found)?;
         if answers {
-            let (found, its) = hub(address, &config.secret);
+            let (found, its) = hub(address, &config);
             tell(found)?;
             status = status.or(its);
         }
@@ -162,20 +164,31 @@ fn sockets(named: Option<String>) -> Vec<BusAddress> {
 }
 
 /// Whether a hub answers over TCP, and knows the secret.
-fn bus_over_tcp(address: &BusAddress, secret: &Secret) -> (Finding, bool) {
-    if let Err(reason) = check_secret(secret, true) {
+fn bus_over_tcp(address: &BusAddress, config: &Config) -> (Finding, bool) {
+    if let Err(reason) = check_secret(&config.secret, true) {
         return (
             Finding::broken("socket", format!("{address}: {reason}"), "the same `secret` on both sides, in the file or REALTIME_SECRET"),
             false,
         );
     }
-    match client(address, secret).query::<Value>(&BusQuery::Stats) {
+    let mut client = client(address, config);
+    match client.query::<Value>(&BusQuery::Stats) {
         Ok(_) => {
-            (Finding::fine("socket", format!("{address} answers and knows the secret; what is published can be read on the way")), true)
+            let text = format!("{address} answers and knows the secret");
+            let finding = match client.certificate_expiry() {
+                None => Finding::fine("socket", format!("{text}; what is published can be read on the way")),
+                Some(expiry) => certificate(&text, expiry),
+            };
+            (finding, true)
         }
         Err(ClientError::Connect { source, .. }) => {
             let fix = match source.kind() {
-                io::ErrorKind::PermissionDenied => "the same `secret` on both sides, in the file or REALTIME_SECRET",
+                io::ErrorKind::PermissionDenied if source.to_string().contains("secret") => {
+                    "the same `secret` on both sides, in the file or REALTIME_SECRET"
+                }
+                io::ErrorKind::PermissionDenied | io::ErrorKind::InvalidInput => {
+                    "tls:// or tcp:// as the hub has it; `socket_cert` of the hub and `socket_ca` here as docs/protocol/bus.md says"
+                }
                 io::ErrorKind::ConnectionRefused => "start the hub there, with that address in its `socket`",
                 _ => "check the host's name, the port and what filters between",
             };
@@ -185,8 +198,20 @@ fn bus_over_tcp(address: &BusAddress, secret: &Secret) -> (Finding, bool) {
     }
 }
 
-fn client(address: &BusAddress, secret: &Secret) -> Client {
-    Client::new(ClientOptions { secret: secret.clone(), ..ClientOptions::probing(vec![address.clone()]) })
+/// A hub whose certificate is trusted, and for how long yet.
+fn certificate(text: &str, expiry: SystemTime) -> Finding {
+    let left = expiry.duration_since(SystemTime::now()).unwrap_or_default();
+    let days = left.as_secs() / 86_400;
+    let text = format!("{text}; its certificate is good for {days} more day{}", if days == 1 { "" } else { "s" });
+    if left >= RENEWED_BEFORE {
+        return Finding::fine("socket", text);
+    }
+    Finding::doubtful("socket", text, "renew the files of `socket_cert` and `socket_key`; the hub reads them with the next connection")
+}
+
+fn client(address: &BusAddress, config: &Config) -> Client {
+    let options = ClientOptions::probing(vec![address.clone()]);
+    Client::new(ClientOptions { secret: config.secret.clone(), ca_file: config.socket_ca.clone(), ..options })
 }
 
 /// Existence and rights; whether somebody answers.
@@ -275,8 +300,8 @@ fn join_group(gid: u32) -> String {
 }
 
 /// Whether the hub speaks, and is of this version.
-fn hub(address: &BusAddress, secret: &Secret) -> (Finding, Option<Value>) {
-    match client(address, secret).query::<Value>(&BusQuery::Status) {
+fn hub(address: &BusAddress, config: &Config) -> (Finding, Option<Value>) {
+    match client(address, config).query::<Value>(&BusQuery::Status) {
         Ok(status) => {
             let (version, own) = (status["version"].as_str().unwrap_or("unknown"), env!("CARGO_PKG_VERSION"));
             let text = format!("version {version}, process {}", status["pid"]);
