@@ -318,13 +318,22 @@ extern "C" {
 // to the library and is good until this thread's next call that fails.
 const char *rt_last_error_message(void);
 
-// Makes a client for the hub at this address: the path of its socket, or `tcp://HOST:PORT` with the
-// hub's `bus.secret`. `address` may be NULL: the usual places are tried. `secret` may be NULL where
+// Makes a client for the hub at this address: the path of its socket, or `tcp://HOST:PORT` or
+// `tls://HOST:PORT` with the hub's `secret`. `address` may be NULL: the usual places are tried. `secret` may be NULL where
 // none is needed. Connects with the first call, so that it succeeds without a hub. On success
 // `*out` is a client to be freed with `rt_client_free`.
 //
 // Requires: The texts are NULL or end with NUL; `out` is NULL or a place for a pointer.
-enum rt_status rt_client_new(const char *address, const char *secret, struct rt_client **out);
+enum rt_status rt_client_new(const char *address,
+                             const char *secret,
+                             struct rt_client **out);
+
+// Trusts the certificates of a file in PEM where the hub is reached over `tls://`, from the next
+// connection on. `ca_file` may be NULL: the system's are trusted, as without this call. The file is
+// read by the call that connects.
+//
+// Requires: `client` is NULL or from `rt_client_new`; `ca_file` is NULL or ends with NUL.
+enum rt_status rt_client_trust(const struct rt_client *client, const char *ca_file);
 
 // Frees a client. NULL is accepted.
 //

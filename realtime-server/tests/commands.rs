@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 
 use process::{Lines, Place, printed, read, stderr, stdout};
 use realtime_core::bus::frame::BusQuery;
-use realtime_testkit::{DEADLINE, spare_port};
+use realtime_testkit::{Certified, DEADLINE, spare_port};
 use serde_json::{Value, json};
 
 #[test]
@@ -203,6 +203,42 @@ fn a_hub_on_another_host_is_asked_with_the_secret() {
     // Not even who asks for all settings sees it.
     let shown = printed(&place.command(&["config"]).env("REALTIME_SECRET", SECRET).output().unwrap());
     assert!(shown.contains("secret = \"***\"") && !shown.contains(SECRET), "{shown}");
+    lines.signal(rustix::process::Signal::TERM);
+    assert!(lines.wait().success());
+}
+
+#[test]
+fn a_hub_over_tls_is_asked_by_who_trusts_its_certificate() {
+    const SECRET: &str = "0123456789abcdef0123456789abcdef";
+    let place = Place::new();
+    let (own, other) = (Certified::new("DNS:localhost"), Certified::new("DNS:localhost"));
+    let serve = ["serve", "--listen", "127.0.0.1:0", "--socket", "tls://127.0.0.1:0"];
+    let mut command = place.command(&serve);
+    command.env("REALTIME_SOCKET_CERT", own.certificate()).env("REALTIME_SOCKET_KEY", own.key());
+    let mut lines = Lines::of_stderr(command.env("REALTIME_SECRET", SECRET));
+    let said = lines.next();
+    let port = said.trim().rsplit_once("bus tls://127.0.0.1:").map(|(_, port)| port.to_owned()).unwrap();
+    let address = format!("tls://localhost:{port}");
+    let run = |arguments: &[&str], ca: &Certified| {
+        let mut command = place.command(arguments);
+        command.arg("--socket").arg(&address).env("REALTIME_SECRET", SECRET).env("REALTIME_SOCKET_CA", ca.certificate()).output().unwrap()
+    };
+    assert!(printed(&run(&["publish", "c", "x"], &own)).contains("offset=1"));
+    let php = php(&place, &extension(VERSION, "auto", &address, "no"));
+    let report = stdout(&run(&["doctor", "--php", &php], &own));
+    let line = about(&report, "socket");
+    assert!(line.starts_with("look") && line.contains("knows the secret; its certificate is good for 1 more day; fix: renew"), "{line}");
+    assert!(about(&report, "hub").starts_with("ok"), "{report}");
+    let output = run(&["status"], &other);
+    assert!(
+        !output.status.success() && String::from_utf8_lossy(&output.stderr).contains("signed by nobody that is trusted here"),
+        "{output:?}"
+    );
+    let report = stdout(&run(&["doctor", "--php", &php], &other));
+    let line = about(&report, "socket");
+    assert!(line.starts_with("FAIL") && line.contains("`socket_ca` here as"), "{line}");
+    let output = place.command(&serve).env("REALTIME_SECRET", SECRET).output().unwrap();
+    assert!(!output.status.success() && String::from_utf8_lossy(&output.stderr).contains("`socket_cert`"), "{output:?}");
     lines.signal(rustix::process::Signal::TERM);
     assert!(lines.wait().success());
 }

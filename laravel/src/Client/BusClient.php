@@ -480,6 +480,10 @@ final class BusClient implements Client
         do {
             $this->wait($deadline, false);
             $frames = $this->receive();
+            // An alert; a frame that begins so would be longer than the challenge.
+            if (str_starts_with($this->partial, "\x15\x03")) {
+                throw $this->broken('it speaks TLS; is its address tls://?');
+            }
         } while ($frames === []);
         [$kind, $fields] = $frames[0];
         if ($kind !== self::CHALLENGE || strlen($fields) !== self::NONCE_BYTES + 32) {

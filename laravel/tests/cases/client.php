@@ -278,6 +278,53 @@ test('over TCP both sides prove that they know the secret, and frames are sealed
     $again->stop();
 });
 
+test('over TLS the hub is who its certificate says', function () {
+    $secret = bin2hex(random_bytes(32));
+    $certified = function () {
+        $place = getenv('TEST_DIRECTORY') . '/' . bin2hex(random_bytes(4));
+        exec("openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=app -addext subjectAltName=DNS:localhost -addext basicConstraints=critical,CA:FALSE -keyout $place.key -out $place.crt 2>&1", $said, $code);
+        same(0, $code, implode("\n", $said));
+
+        return $place;
+    };
+    [$own, $other] = [$certified(), $certified()];
+    $path = socket_path();
+    $port = Tests\free_port();
+    $start = fn () => new Hub(['SECRET' => $secret, 'LIMITS__PUBLICATION_BYTES' => '1000000', 'LIMITS__OUTBOX_BYTES' => '8000000', 'SOCKET_CERT' => "$own.crt", 'SOCKET_KEY' => "$own.key"], "$path,tls://127.0.0.1:$port");
+    $hub = $start();
+    $client = Client::subscribed($hub->url, 'news');
+    $publication = fn (string $body) => new Publication('news', false, 'e', Publication::TEXT, $body);
+    $bus = new BusClient(["tls://localhost:$port"], $secret, "$own.crt");
+    same(3, count($bus->publish([$publication('a'), $publication('b'), $publication('c')])));
+    same(1, count($bus->publish([$publication(str_repeat('d', 900_000))])));
+    same(['a', 'b', 'c', str_repeat('d', 900_000)], array_map(fn () => $client->next()['data'], range(1, 4)));
+    same(0, $bus->stats()['bus_errors']);
+    $refused = fn (string $address, ?string $ca) => throws(Unavailable::class, '', fn () => (new BusClient([$address], $secret, $ca))->publish([$publication('x')]))->getMessage();
+    contains('certificate verify failed', $refused("tls://localhost:$port", "$other.crt"));
+    contains('certificate verify failed', $refused("tls://localhost:$port", null));
+    contains('did not match', $refused("tls://127.0.0.1:$port", "$own.crt"));
+    throws(Realtime\Exception\ConfigError::class, '/nowhere.pem', fn () => (new BusClient(["tls://localhost:$port"], $secret, '/nowhere.pem'))->publish([$publication('x')]));
+    throws(Realtime\Exception\Unauthorized::class, 'secret', fn () => (new BusClient(["tls://localhost:$port"], str_repeat('x', 64), "$own.crt"))->publish([$publication('x')]));
+    contains('is its address tls://?', $refused("tcp://localhost:$port", null));
+    $plain = Tests\free_port();
+    $without = new Hub(['SECRET' => $secret], socket_path() . ",tcp://127.0.0.1:$plain");
+    contains('no TLS with', $refused("tls://localhost:$plain", "$own.crt"));
+    $without->stop();
+    // A hub that stands still costs a deadline, with much or little to say.
+    foreach ([10, 900_000] as $bytes) {
+        $silent = new BusClient(["tls://localhost:$port"], $secret, "$own.crt");
+        $silent->stats();
+        $hub->freeze();
+        throws(Timeout::class, '', fn () => $silent->publish([$publication(str_repeat('x', $bytes))]));
+        $hub->signal(SIGCONT);
+    }
+    same(1, count($bus->publish([$publication('e')])));
+    $hub->stop();
+    $again = $start();
+    same(1, count($bus->publish([$publication('f')])));
+    $again->stop();
+});
+
 test('over TCP a frame that was changed on the way ends the connection', function () {
     $secret = str_repeat('s', 32);
     $listener = stream_socket_server('tcp://127.0.0.1:0');
