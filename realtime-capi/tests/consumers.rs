@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use realtime_testkit::{Certified, spare_port};
+
 /// Where cargo has put the library that belongs to this test.
 fn libraries() -> PathBuf {
     std::env::current_exe().expect("a path").parent().expect("a directory").to_owned()
@@ -95,7 +97,7 @@ fn the_header_compiles_alone_in_every_language_that_it_is_for() {
 
 #[test]
 fn the_programs_are_also_valid_in_newer_languages() {
-    for name in ["round_trip.c", "misuse.c", "threads.c", "forked.c", "events.c"] {
+    for name in ["round_trip.c", "misuse.c", "threads.c", "forked.c", "events.c", "tls.c"] {
         run(compiler("cc").args(["-std=c11", "-fsyntax-only"]).arg(source(name)));
     }
 }
@@ -144,6 +146,18 @@ fn a_hub_stays_with_its_process_and_a_client_goes_with_the_child() {
     let outcome = std::panic::catch_unwind(|| run(started(&program("forked.c", &[])).arg(&directory)));
     std::fs::remove_dir_all(&directory).unwrap();
     outcome.unwrap();
+}
+
+#[test]
+fn a_client_over_tls_trusts_whom_it_is_told_to() {
+    let (own, other) = (Certified::new("DNS:localhost"), Certified::new("DNS:localhost"));
+    let given = |mut command: Command| {
+        let place = own.certificate();
+        run(command.arg(place.parent().expect("a directory")).arg(spare_port().to_string()).arg(other.certificate()));
+    };
+    given(started(&program("tls.c", &[])));
+    given(started(&as_cpp("tls.c")));
+    given(sanitized("tls.c"));
 }
 
 #[test]

@@ -19,7 +19,8 @@ use Realtime\Exception\Unavailable;
  * TLS where it is wanted, to one elsewhere. The frames are those of docs/protocol/bus.md.
  *
  * One connection, made by the first call and kept. A forked child makes its own, and so does the
- * first call after the hub went away.
+ * first call after the hub went away. Over TLS a child that gives its copy up ends the parent's
+ * connection too, because PHP says goodbye for it: the parent's next call makes a new one.
  */
 final class BusClient implements Client
 {

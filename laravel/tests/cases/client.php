@@ -319,6 +319,15 @@ test('over TLS the hub is who its certificate says', function () {
         $hub->signal(SIGCONT);
     }
     same(1, count($bus->publish([$publication('e')])));
+    // A child gives up its copy of the connection, and makes one of its own.
+    if (($child = pcntl_fork()) === 0) {
+        $bus->publish([$publication('child')]);
+        posix_kill(getmypid(), SIGKILL);
+    }
+    pcntl_waitpid($child, $status);
+    same(1, count($bus->publish([$publication('parent')])));
+    while (($data = $client->next()['data']) !== 'child');
+    same('parent', $client->next()['data']);
     $hub->stop();
     $again = $start();
     same(1, count($bus->publish([$publication('f')])));

@@ -1,6 +1,6 @@
 //! The hub's end of a connection on the bus, and how a peer over TCP becomes one.
 
-use std::io::{self, IoSlice, Read, Write};
+use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::{AsRawFd, RawFd};
 use std::time::Duration;
@@ -94,7 +94,7 @@ fn end_writing(stream: &TcpStream) -> Duration {
     Duration::from_millis(100)
 }
 
-/// What a socket takes and gives without waiting.
+/// What a socket takes and gives without waiting. A record at a time: a vectored write could raise SIGPIPE in the host.
 struct Ready<'a>(&'a TcpStream);
 
 impl Read for Ready<'_> {
@@ -106,10 +106,6 @@ impl Read for Ready<'_> {
 impl Write for Ready<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.0.try_write(bytes)
-    }
-
-    fn write_vectored(&mut self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
-        self.0.try_write_vectored(parts)
     }
 
     fn flush(&mut self) -> io::Result<()> {
