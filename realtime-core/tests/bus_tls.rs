@@ -89,7 +89,10 @@ async fn publications_receipts_and_questions_go_over_tls_in_order() {
         assert_eq!(subscriber.expect("message").await["data"], number.to_string());
     }
     assert_eq!(subscriber.expect("message").await["data"], large);
-    assert_eq!(client.query::<Value>(&BusQuery::Stats).unwrap()["published"], 5_001);
+    let numbers: Vec<String> = (1..=100).map(|number| number.to_string()).collect();
+    let receipts = client.publish_with_receipts(&numbers.iter().map(|number| publish("d", number)).collect::<Vec<_>>()).unwrap();
+    assert!(receipts.iter().map(|receipt| receipt.position.offset).eq(1..=100));
+    assert_eq!(client.query::<Value>(&BusQuery::Stats).unwrap()["published"], 5_101);
     let left = client.certificate_expiry().unwrap().duration_since(SystemTime::now()).unwrap();
     assert!(left > Duration::from_secs(86_400) && left <= Duration::from_secs(2 * 86_400), "{left:?}");
 }
