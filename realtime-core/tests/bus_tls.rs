@@ -81,7 +81,7 @@ async fn publications_receipts_and_questions_go_over_tls_in_order() {
         client.publish(&publish("c", &number.to_string())).unwrap();
     }
     let numbers: Vec<String> = (500..5_000).map(|number| number.to_string()).collect();
-    client.batch(&numbers.iter().map(|number| publish("c", number)).collect::<Vec<_>>()).unwrap();
+    client.batch(numbers.iter().map(|number| publish("c", number))).unwrap();
     // More than a record has room for, and than TLS keeps at once.
     let large = "x".repeat(200_000);
     assert_eq!(client.publish_with_receipt(&publish("c", &large)).unwrap().position.offset, 5_001);
