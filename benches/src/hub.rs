@@ -21,11 +21,14 @@ fn history() -> ChannelPolicy {
 }
 
 /// Serves until standard input closes. Commands run concurrently, each on its own thread.
-pub(crate) fn run(shards: usize, pusher: bool, redis: &str) -> Result<()> {
+pub(crate) fn run(shards: usize, pusher: bool, keeps: bool, redis: &str) -> Result<()> {
     let mut config = Config { listen: "127.0.0.1:0".to_owned(), socket: Some(String::new()), shards, ..Config::default() };
     config.heartbeat.ping_interval_ms = PING_INTERVAL_MS;
     config.broker.url = Secret::from(redis);
-    config.channels.push(history());
+    // Only where it is asked for: with it each publication looks for its channel's policy.
+    if keeps {
+        config.channels.push(history());
+    }
     if pusher {
         config.apps.push(AppConfig { name: "default".into(), key: KEY.into(), secret: KEY.into(), ..AppConfig::default() });
     }

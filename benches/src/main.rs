@@ -72,8 +72,8 @@ fn run() -> Result<()> {
         Role::Load => loadgen::run(),
         Role::Floor => floor::run(arguments.options.envelope, arguments.batch),
         Role::Naive => naive::run(arguments.options.envelope),
-        Role::Hub => hub::run(arguments.options.shards, false, &arguments.redis),
-        Role::HubPusher => hub::run(arguments.options.shards, true, &arguments.redis),
+        Role::Hub => hub::run(arguments.options.shards, false, arguments.keeps, &arguments.redis),
+        Role::HubPusher => hub::run(arguments.options.shards, true, arguments.keeps, &arguments.redis),
         Role::Drive => drive(&arguments),
     }
 }
@@ -96,6 +96,8 @@ struct Arguments {
     parts: Vec<String>,
     options: Options,
     batch: usize,
+    /// Whether a hub has a channel with a history.
+    keeps: bool,
     /// The server that a hub shares with others.
     redis: String,
 }
@@ -117,6 +119,7 @@ impl Arguments {
                 server: PathBuf::from("build/realtime"),
             },
             batch: 1,
+            keeps: false,
             redis: String::new(),
         };
         let mut parser = lexopt::Parser::from_env();
@@ -129,6 +132,7 @@ impl Arguments {
                     arguments.options.only = words.split(',').map(Contender::from_word).collect::<Result<_>>()?;
                 }
                 Long("batch") => arguments.batch = parser.value()?.parse()?,
+                Long("keep") => arguments.keeps = true,
                 Long("redis") => arguments.redis = parser.value()?.string()?,
                 Long("home") => arguments.options.home = parser.value()?.into(),
                 Long("extension") => arguments.options.extension = parser.value()?.into(),

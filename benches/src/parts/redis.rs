@@ -64,8 +64,8 @@ fn server(name: &'static str, redis: &RedisServer, options: &Options) -> Result<
             command.arg(redis.port().to_string());
             command
         }
-        MEMORY => own(&["hub", "--shards", &shards])?,
-        _ => own(&["hub", "--shards", &shards, "--redis", &redis.url()])?,
+        MEMORY => own(&["hub", "--keep", "--shards", &shards])?,
+        _ => own(&["hub", "--keep", "--shards", &shards, "--redis", &redis.url()])?,
     };
     Server::from_command(name, command)
 }

@@ -56,6 +56,7 @@ pub(super) struct Stripe {
 }
 
 struct Window {
+    channel: Arc<str>,
     length: Duration,
     ends: Instant,
     /// Whether it stands in `due`.
@@ -167,23 +168,23 @@ impl Windows {
         if *closed {
             return Verdict::Pass;
         }
-        let (channel, window) = match channels.get_key_value(publish.channel).map(|(channel, _)| channel.clone()) {
-            Some(channel) => (channel.clone(), channels.get_mut(&channel)),
-            None if channels.len() >= MAX_CHANNELS => return Verdict::Pass,
-            None => {
-                let channel: Arc<str> = publish.channel.into();
-                let window = Window { length, ends: now, queued: false, names: HashMap::new(), newest: 0 };
-                (channel.clone(), Some(channels.entry(channel).or_insert(window)))
+        if !channels.contains_key(publish.channel) {
+            if channels.len() >= MAX_CHANNELS {
+                return Verdict::Pass;
             }
-        };
-        let Some(window) = window else { return Verdict::Pass };
+            let channel: Arc<str> = publish.channel.into();
+            channels.insert(channel.clone(), Window { channel, length, ends: now, queued: false, names: HashMap::new(), newest: 0 });
+        }
+        let Some(window) = channels.get_mut(publish.channel) else { return Verdict::Pass };
+        if !window.names.contains_key(publish.event) {
+            if window.names.len() >= MAX_NAMES {
+                return Verdict::Pass;
+            }
+            window.names.insert(publish.event.into(), Name::default());
+        }
+        let Some(name) = window.names.get_mut(publish.event) else { return Verdict::Pass };
         window.newest += 1;
         let number = window.newest;
-        let known = window.names.contains_key(publish.event);
-        if !known && window.names.len() >= MAX_NAMES {
-            return Verdict::Pass;
-        }
-        let name = window.names.entry(publish.event.into()).or_default();
         name.newest = number;
         if let Some(replaced) = name.held.take() {
             self.held.fetch_sub(replaced.size(), Ordering::Relaxed);
@@ -198,10 +199,10 @@ impl Windows {
             self.held.fetch_sub(size, Ordering::Relaxed);
             return Verdict::Pass;
         }
-        name.held = Some(Held::new(publish, channel.clone(), number));
+        name.held = Some(Held::new(publish, window.channel.clone(), number));
         if !window.queued {
             window.queued = true;
-            due.push(Reverse((window.ends, channel)));
+            due.push(Reverse((window.ends, window.channel.clone())));
             self.alarm.notify_one();
         }
         Verdict::Held
@@ -439,6 +440,21 @@ mod tests {
         assert_eq!(offer(&windows, "one more", "x", now + WINDOW), Verdict::Pass, "still remembered");
         windows.tick(now + WINDOW * 2 + IDLE);
         assert_eq!(windows.lock(channel_hash("c")).channels.len(), 0);
+    }
+
+    #[test]
+    fn channels_beyond_the_limit_are_not_held() {
+        let (windows, now) = (Windows::new(usize::MAX), Instant::now());
+        let mut stripe = windows.lock(0);
+        let mut offer = |channel: usize| {
+            let name = channel.to_string();
+            windows.offer(&mut stripe, &Publish::new(&name, "e", Payload::Text("x")), WINDOW, now)
+        };
+        for channel in 0..=MAX_CHANNELS {
+            assert_eq!(offer(channel), Verdict::Pass, "{channel}: the first goes out anyway");
+        }
+        assert_eq!(offer(MAX_CHANNELS - 1), Verdict::Held);
+        assert_eq!(offer(MAX_CHANNELS), Verdict::Pass);
     }
 
     #[test]
