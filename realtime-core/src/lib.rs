@@ -49,6 +49,7 @@ pub mod broker;
 pub mod bus;
 pub mod close;
 pub mod config;
+mod deadline;
 pub mod descriptors;
 pub mod error;
 pub mod history;
@@ -62,6 +63,7 @@ pub mod protocol;
 mod session;
 pub mod transport;
 mod trust;
+mod wire;
 
 pub use apps::{AppId, Apps};
 pub use config::{Config, ConfigBuilder, ConfigError, EffectiveConfig, Source};

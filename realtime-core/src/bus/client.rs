@@ -14,31 +14,27 @@ use std::os::fd::RawFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::thread;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use serde::de::DeserializeOwned;
 
-use super::Deadline;
 use super::address::{BusAddress, resolve};
 use super::frame::{
     BatchFrame, BusFrameError, BusPublish, BusQuery, FailureCode, MAX_FRAME_BYTES, OLDEST_VERSION, Request, Response, VERSION,
     write_publish_head,
 };
-pub use super::link::Resolve;
 use super::link::{Access, Link};
 use super::tls::Trust;
 use crate::config::Secret;
+use crate::deadline::{Deadline, NotNow, Waiting};
 use crate::hooks::Kind;
 use crate::message::{Payload, Receipt};
+pub use crate::wire::Resolve;
 
 /// Publications whose receipts are waited for together: they fit any socket's buffer, and a call's deadline is as good for so
 /// many as for one.
 const MAX_UNANSWERED: usize = 64;
 const MAX_UNANSWERED_BYTES: usize = 256 << 10;
-/// How long calls fail at once after one has run into its deadline.
-const PAUSE: Duration = Duration::from_secs(1);
-/// A call that took less has not waited: what it took is not counted against an allowance.
-const NOT_A_WAIT: Duration = Duration::from_millis(10);
 /// Between looks at a hub that somebody else brings up.
 const RESCUE_POLL: Duration = Duration::from_millis(1);
 
@@ -144,6 +140,15 @@ impl From<BusFrameError> for ClientError {
     }
 }
 
+impl From<NotNow> for ClientError {
+    fn from(reason: NotNow) -> Self {
+        match reason {
+            NotNow::Paused(left) => ClientError::Paused { left },
+            NotNow::WaitedEnough(allowance) => ClientError::WaitedEnough { allowance },
+        }
+    }
+}
+
 /// One process' connection to its hub. Not shared: each thread that publishes has its own.
 #[derive(Debug)]
 pub struct Client {
@@ -159,10 +164,7 @@ pub struct Client {
     collected: BatchFrame,
     /// What has been received and not yet read.
     received: Vec<u8>,
-    /// Until when calls fail at once.
-    paused_until: Option<Instant>,
-    /// What calls may wait together, and what they have waited of it.
-    allowance: Option<(Duration, Duration)>,
+    waiting: Waiting,
     /// Of the call under way.
     deadline: Deadline,
     /// Whose channels and users calls mean; empty is the default app, or the one that the hub binds this system user to.
@@ -208,8 +210,7 @@ impl Client {
             head: Vec::new(),
             collected: BatchFrame::default(),
             received: Vec::new(),
-            paused_until: None,
-            allowance: None,
+            waiting: Waiting::default(),
             deadline,
             app: String::new(),
             entered: String::new(),
@@ -470,7 +471,7 @@ impl Client {
     /// each call's own deadline allows. For hosts whose requests have to end in time. Calls that wait
     /// less than 10 ms use nothing of it.
     pub fn allow_waiting(&mut self, allowance: Option<Duration>) {
-        self.allowance = allowance.map(|allowance| (allowance, Duration::ZERO));
+        self.waiting.allow(allowance);
     }
 
     /// Whose channels and users the calls from now on mean; empty is the default app. Costs a question
@@ -492,26 +493,14 @@ impl Client {
         self.received.clear();
         self.events = None;
         self.entered.clear();
-        self.paused_until = None;
+        self.waiting.resume();
     }
 
     /// Runs one call under its deadline.
     fn call<T>(&mut self, run: impl FnOnce(&mut Client) -> Result<T, ClientError>) -> Result<T, ClientError> {
-        let mut budget = self.options.answer_timeout;
-        if let Some((allowance, waited)) = self.allowance {
-            budget = budget.min(allowance.saturating_sub(waited));
-            if budget.is_zero() {
-                return Err(ClientError::WaitedEnough { allowance });
-            }
-        }
-        self.deadline = Deadline::new(budget);
+        self.deadline = self.waiting.begin(self.options.answer_timeout)?;
         let outcome = run(self);
-        if let (Some((_, waited)), Some(started)) = (&mut self.allowance, self.deadline.started) {
-            let took = started.elapsed();
-            if took >= NOT_A_WAIT {
-                *waited += took;
-            }
-        }
+        self.waiting.end(&self.deadline);
         outcome
     }
 
@@ -536,7 +525,7 @@ impl Client {
     /// Sends a frame each in one write, over a new connection if the old one takes none of it: of frames that it has taken some
     /// may have been acted on.
     fn send_together(&mut self, requests: &[u32], publishes: &[BusPublish<'_>]) -> Result<(), ClientError> {
-        self.check_pause()?;
+        self.waiting.check_pause()?;
         if self.link.is_some() {
             let mut sent = 0;
             match self.attempt_together(requests, publishes, &mut sent) {
@@ -575,7 +564,7 @@ impl Client {
     /// acted on, so it may be sent again.
     fn send(&mut self, head: &[u8], body: &[u8]) -> Result<(), ClientError> {
         check_size(head, body)?;
-        self.check_pause()?;
+        self.waiting.check_pause()?;
         if self.link.is_some() {
             match self.attempt(head, body) {
                 Err(ClientError::Broken(_)) => self.forget(),
@@ -617,20 +606,9 @@ impl Client {
         Ok(())
     }
 
-    fn check_pause(&mut self) -> Result<(), ClientError> {
-        let Some(until) = self.paused_until else { return Ok(()) };
-        match until.checked_duration_since(Instant::now()) {
-            Some(left) if !left.is_zero() => Err(ClientError::Paused { left }),
-            _ => {
-                self.paused_until = None;
-                Ok(())
-            }
-        }
-    }
-
     fn timed_out(&mut self) -> ClientError {
         self.forget();
-        self.paused_until = Some(Instant::now() + PAUSE);
+        self.waiting.pause();
         ClientError::Timeout { waited: self.deadline.budget }
     }
 
@@ -645,7 +623,7 @@ impl Client {
             }
             let left = self.deadline.left();
             if left.is_zero() {
-                self.paused_until = Some(Instant::now() + PAUSE);
+                self.waiting.pause();
                 break Err(error);
             }
             let rescued = match (rescue.0)(left) {
@@ -688,7 +666,7 @@ impl Client {
                 None => (BusAddress::Unix(Default::default()), io::ErrorKind::NotFound.into()),
             };
             if is_timeout(&source) {
-                self.paused_until = Some(Instant::now() + PAUSE);
+                self.waiting.pause();
             }
             return Err(ClientError::Connect { address, source });
         };

@@ -16,7 +16,6 @@ pub(crate) mod tls;
 
 use std::io;
 use std::net::{TcpListener, ToSocketAddrs};
-use std::time::{Duration, Instant};
 
 use self::address::BusAddress;
 use crate::error::StartError;
@@ -28,34 +27,4 @@ pub(crate) fn bind(address: &BusAddress) -> Result<TcpListener, StartError> {
     let (BusAddress::Tcp(place) | BusAddress::Tls(place)) = address else { return Err(unusable(io::ErrorKind::Unsupported.into())) };
     let found = place.to_socket_addrs().map_err(unusable)?.next().ok_or_else(|| unusable(io::ErrorKind::NotFound.into()))?;
     http::bind(found).map_err(unusable)
-}
-
-/// How long something may take. Its clock starts with the first wait, because most calls have none.
-#[derive(Debug, Clone, Copy)]
-struct Deadline {
-    budget: Duration,
-    started: Option<Instant>,
-}
-
-impl Deadline {
-    fn new(budget: Duration) -> Self {
-        Deadline { budget, started: None }
-    }
-
-    /// What is left, counted from the first call of this.
-    fn left(&mut self) -> Duration {
-        match self.started {
-            Some(started) => self.budget.saturating_sub(started.elapsed()),
-            None => {
-                self.started = Some(Instant::now());
-                self.budget
-            }
-        }
-    }
-
-    /// The same, an error when nothing is left.
-    fn left_or_timeout(&mut self) -> io::Result<Duration> {
-        let left = self.left();
-        if left.is_zero() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(left) }
-    }
 }
