@@ -9,12 +9,12 @@ const ESCAPED: &AsciiSet = &CONTROLS.add(b'%').add(b'{').add(b'}');
 
 /// Names below one prefix.
 #[derive(Debug, Clone)]
-pub(super) struct Keys {
+pub(crate) struct Keys {
     prefix: String,
 }
 
 impl Keys {
-    pub(super) fn new(prefix: &str) -> Self {
+    pub(crate) fn new(prefix: &str) -> Self {
         Keys { prefix: utf8_percent_encode(prefix, ESCAPED).to_string() }
     }
 
@@ -23,27 +23,27 @@ impl Keys {
     }
 
     /// Counts of the channel.
-    pub(super) fn meta(&self, channel: &str) -> String {
+    pub(crate) fn meta(&self, channel: &str) -> String {
         self.of(channel, "meta")
     }
 
     /// What is kept of it.
-    pub(super) fn log(&self, channel: &str) -> String {
+    pub(crate) fn log(&self, channel: &str) -> String {
         self.of(channel, "log")
     }
 
     /// An idempotency key.
-    pub(super) fn id(&self, channel: &str, id: &str) -> String {
+    pub(crate) fn id(&self, channel: &str, id: &str) -> String {
         self.of(channel, &format!("id:{id}"))
     }
 
     /// Where its publications are announced.
-    pub(super) fn topic(&self, channel: &str) -> String {
+    pub(crate) fn topic(&self, channel: &str) -> String {
         self.of(channel, "live")
     }
 
     /// Where a node speaks to itself.
-    pub(super) fn probe(&self, node: u64) -> String {
+    pub(crate) fn probe(&self, node: u64) -> String {
         format!("{}:probe:{node:016x}", self.prefix)
     }
 }

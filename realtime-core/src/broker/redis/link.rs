@@ -10,15 +10,14 @@ use redis::aio::{ConnectionLike, MultiplexedConnection, PubSubSink};
 use redis::{AsyncConnectionConfig, Client, Msg, Pipeline, RedisError, Value};
 use tokio::sync::mpsc::UnboundedReceiver;
 
-use super::envelope::{self, Malformed};
-use super::{Command, Deliver, LINGER, Published, Range, Resolver, Senders, Shared, State, Subscribed, Subscription};
+use super::calls;
+use super::envelope;
+use super::scripts::{Script, accepted, server_error};
+use super::{Command, Deliver, LINGER, Listener, Range, Senders, Shared, State, Subscribed, Subscription};
 use crate::error::BrokerError;
 use crate::history::Page;
 use crate::message::{Channel, Epoch, Position, Publication, Publish};
 use crate::patience::Patience;
-
-const PUBLISH: &str = concat!(include_str!("scripts/common.lua"), include_str!("scripts/publish.lua"));
-const READ: &str = concat!(include_str!("scripts/common.lua"), include_str!("scripts/read.lua"));
 
 /// Commands in one round trip.
 const BATCH: usize = 256;
@@ -42,16 +41,6 @@ const CHECK_TICKS: usize = 20;
 const MAX_EARLY: usize = 4_096;
 /// Publications that a check reads at once.
 const CHECK_LIMIT: usize = 512;
-
-/// A random epoch, for a channel that has none.
-pub(super) fn new_epoch() -> String {
-    // Without random numbers the clock has to do: it only has to differ.
-    let random = getrandom::u64().unwrap_or_else(|_| {
-        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-        since.map_or(1, |since| since.as_nanos() as u64)
-    });
-    Epoch(random.max(1)).to_string()
-}
 
 /// See the module's documentation.
 pub(super) struct Link {
@@ -119,9 +108,11 @@ impl Link {
 
     async fn load_scripts(&self, connection: &mut MultiplexedConnection) -> Result<Scripts, Lost> {
         let mut pipeline = Pipeline::new();
-        pipeline.cmd("SCRIPT").arg("LOAD").arg(PUBLISH).cmd("SCRIPT").arg("LOAD").arg(READ);
-        let (publish, read) = in_time(self.shared.patient(ANSWER_TIMEOUT), pipeline.query_async(connection)).await?;
-        Ok(Scripts { publish, read })
+        for script in Script::ALL {
+            pipeline.cmd("SCRIPT").arg("LOAD").arg(script.source());
+        }
+        let digests = in_time(self.shared.patient(ANSWER_TIMEOUT), pipeline.query_async(connection)).await?;
+        Ok(Scripts(digests))
     }
 
     /// Carries out what comes until the connection is lost; `None`: nothing will come.
@@ -166,7 +157,7 @@ impl Link {
             }
             let lost = answers.iter().find_map(wrong_server);
             for (command, answer) in batch.drain(..).zip(answers) {
-                self.answer(command, answer);
+                self.settle(command, accepted(answer));
             }
             if lost.is_some() {
                 return lost;
@@ -178,86 +169,26 @@ impl Link {
         let mut pipeline = Pipeline::with_capacity(batch.len());
         for command in batch {
             match command {
-                Command::Publish { arguments, .. } => {
-                    pipeline.cmd("EVALSHA").arg(&scripts.publish).arg(arguments.keys.len()).arg(&arguments.keys[..]);
-                    pipeline.arg(&arguments.arguments);
+                Command::Run(call, _) => {
+                    pipeline.cmd("EVALSHA").arg(scripts.digest(call.script)).arg(call.keys.len()).arg(&call.keys);
+                    pipeline.arg(&call.arguments);
                 }
-                Command::Read { channel, range, .. } => {
-                    let keys = [self.shared.keys.meta(channel.scoped()), self.shared.keys.log(channel.scoped())];
-                    pipeline.cmd("EVALSHA").arg(&scripts.read).arg(keys.len()).arg(&keys[..]);
-                    pipeline.arg(self.read_arguments(range));
-                }
-                Command::Probe => {
-                    pipeline.cmd("PUBLISH").arg(self.shared.keys.probe(self.shared.node)).arg("");
+                Command::Tell { topic, payload } => {
+                    pipeline.cmd("PUBLISH").arg(topic).arg(payload);
                 }
             }
         }
         in_time(self.shared.patient(ANSWER_TIMEOUT), connection.req_packed_commands(&pipeline, 0, batch.len())).await
     }
 
-    fn read_arguments(&self, range: &Range) -> Vec<String> {
-        let is_empty = range.after >= range.until;
-        let first = format!("{}-0", range.after.saturating_add(1));
-        let last = if range.until == u64::MAX { "+".to_owned() } else { range.until.to_string() };
-        vec![
-            new_epoch(),
-            self.shared.fenced().into(),
-            Shared::META_TTL_MS.to_string(),
-            first,
-            last,
-            // Numbers of Lua are exact up to 2^53.
-            if is_empty { 0 } else { range.limit.min(1 << 32) }.to_string(),
-            range.bytes.min(1 << 40).to_string(),
-            u8::from(range.newest_first).to_string(),
-        ]
-    }
-
     fn fail(&self, command: Command, error: &BrokerError) {
-        match command {
-            Command::Publish { resolver, .. } => self.settle(resolver, Err(error.clone())),
-            Command::Read { resolver, .. } => self.settle(resolver, Err(error.clone())),
-            Command::Probe => {}
-        }
+        self.settle(command, Err(error.clone()));
     }
 
-    fn settle<T>(&self, resolver: Resolver<T>, result: Result<T, BrokerError>) {
-        self.shared.waiting.fetch_sub(1, Relaxed);
-        resolver.resolve(result);
-    }
-
-    fn answer(&self, command: Command, answer: Value) {
-        match command {
-            Command::Publish { resolver, .. } => self.settle(resolver, refused(&answer).and_then(|()| published(&answer))),
-            Command::Read { channel, resolver, .. } => {
-                let page = refused(&answer).and_then(|()| self.page(&channel, answer));
-                self.settle(resolver, page);
-            }
-            Command::Probe => {}
-        }
-    }
-
-    fn page(&self, channel: &Channel, answer: Value) -> Result<Page, BrokerError> {
-        type Answer = (String, u64, u64, u8, Vec<(u64, Vec<u8>)>);
-        let (epoch, offset, floor, more, entries): Answer = redis::from_redis_value(answer).map_err(|_| nonsense())?;
-        let top = Position { epoch: epoch.parse().map_err(|_| nonsense())?, offset };
-        let mut page = Page { top, floor, publications: Vec::with_capacity(entries.len()), more: more == 1 };
-        for (offset, bytes) in entries {
-            match envelope::decode(&bytes) {
-                Ok(opened) => page.publications.push(Arc::new(opened.publication(channel, Position { offset, ..top }))),
-                Err(error) => {
-                    // Something was to be kept here, and is not what was kept.
-                    self.count_malformed(channel.scoped(), error);
-                    page.floor = page.floor.max(offset);
-                }
-            }
-        }
-        Ok(page)
-    }
-
-    fn count_malformed(&self, channel: &str, error: Malformed) {
-        let count = self.shared.malformed.fetch_add(1, Relaxed);
-        if count.is_multiple_of(1_000) {
-            tracing::warn!(%error, channel = %channel.escape_debug(), count, "redis holds something that is no publication");
+    fn settle(&self, command: Command, answer: Result<Value, BrokerError>) {
+        if let Command::Run(_, done) = command {
+            self.shared.waiting.fetch_sub(1, Relaxed);
+            done(answer);
         }
     }
 
@@ -280,6 +211,7 @@ impl Link {
             let until = tokio::time::Instant::now() + pause.failed("redis subscriptions", &reason);
             let error = BrokerError::Unavailable { reason: format!("redis: {reason}") };
             self.fail_asked(&error);
+            self.lose_topics();
             loop {
                 tokio::select! {
                     () = tokio::time::sleep_until(until) => break,
@@ -289,6 +221,8 @@ impl Link {
                         // Answers from before: all will be asked again.
                         Some(Subscription::Confirmed(..)) => {}
                         Some(Subscription::Checked(name, _)) => self.note_unchecked(&name),
+                        Some(Subscription::Listen(_)) => self.lose_topics(),
+                        Some(Subscription::Unlisten(_)) => {}
                     },
                 }
             }
@@ -308,6 +242,12 @@ impl Link {
         refused.into_iter().for_each(|resolver| resolver.resolve(Err(error.clone())));
     }
 
+    fn lose_topics(&self) {
+        let listeners: Vec<(String, Arc<dyn Listener>)> =
+            self.shared.listeners.lock().iter().map(|(topic, listener)| (topic.clone(), listener.clone())).collect();
+        listeners.iter().for_each(|(topic, listener)| listener.lose(topic));
+    }
+
     fn note_unchecked(&self, name: &str) {
         if let Some(Subscribed { state: State::Checking { asked, .. }, .. }) = self.shared.channels.lock().get_mut(name) {
             *asked = false;
@@ -321,18 +261,18 @@ impl Link {
             Some(position) => Range { after: position.offset, limit: CHECK_LIMIT, bytes: 1 << 20, ..Range::default() },
             None => Range { limit: 0, ..Range::default() },
         };
-        let (resolver, pending) = super::promise();
-        let answers = self.senders.subscriptions.clone();
-        pending.then(move |result: Result<Page, BrokerError>| {
+        let call = calls::read(&self.shared.keys, self.shared.config.fence, channel.scoped(), &range);
+        let (answers, shared) = (self.senders.subscriptions.clone(), self.shared.clone());
+        let done = move |answer: Result<Value, BrokerError>| {
+            let result = answer.and_then(|answer| shared.page(&channel, answer));
             let answer = match since {
                 Some(_) => Subscription::Checked(name, result),
                 None => Subscription::Confirmed(name, result.map(|page| page.top)),
             };
             drop(answers.send(answer));
-        });
-        self.shared.waiting.fetch_add(1, Relaxed);
-        if let Err(refused) = self.senders.commands.send(Command::Read { channel, range, resolver }) {
-            self.fail(refused.0, &BrokerError::Stopped);
+        };
+        if self.shared.run(&self.senders, call, Box::new(done)).is_err() {
+            tracing::debug!("the link of commands has ended");
         }
     }
 }
@@ -341,12 +281,18 @@ impl Link {
 struct Hearing<'l> {
     link: &'l Link,
     sink: PubSubSink,
-    topics: HashMap<String, Box<str>>,
+    topics: HashMap<String, Topic>,
     /// Ticks since something was heard.
     silent: u32,
     ticks: usize,
     /// Ticks for which a stop still waits for the probe behind what was published.
     stop: Option<u32>,
+}
+
+/// Who hears a topic.
+enum Topic {
+    Channel(Box<str>),
+    Listener(Arc<dyn Listener>),
 }
 
 /// What has to be handed on, without the lock.
@@ -386,10 +332,16 @@ impl Hearing<'_> {
                     if count == 0 {
                         return None;
                     }
-                    let mut begin = Vec::new();
+                    let (mut begin, mut listen) = (Vec::new(), Vec::new());
+                    let mut lost = Ok(());
                     for request in requests.drain(..) {
                         match request {
                             Subscription::Begin(name) => begin.push(name),
+                            Subscription::Listen(topic) => listen.push(topic),
+                            Subscription::Unlisten(topic) => {
+                                // In their order: it may be listened to again.
+                                lost = lost.and(self.listen(std::mem::take(&mut listen)).await).and(self.unlisten(topic).await);
+                            }
                             Subscription::Confirmed(name, result) => self.on_confirmed(name, result),
                             Subscription::Checked(name, result) => self.on_checked(&name, result),
                             Subscription::Stop => {
@@ -398,7 +350,7 @@ impl Hearing<'_> {
                             }
                         }
                     }
-                    self.begin(begin).await
+                    lost.and(self.listen(listen).await).and(self.begin(begin).await)
                 }
                 _ = tick.tick() => self.tick().await,
             };
@@ -412,7 +364,8 @@ impl Hearing<'_> {
     }
 
     fn probe(&self) {
-        drop(self.link.senders.commands.send(Command::Probe));
+        let topic = self.link.shared.keys.probe(self.link.shared.node);
+        drop(self.link.senders.commands.send(Command::Tell { topic, payload: Vec::new() }));
     }
 
     async fn subscribe(&mut self, topics: &[String]) -> Result<(), Lost> {
@@ -426,7 +379,10 @@ impl Hearing<'_> {
     async fn resubscribe(&mut self) -> Result<(), Lost> {
         let shared = &self.link.shared;
         let names: Vec<Box<str>> = shared.channels.lock().keys().cloned().collect();
-        self.topics = names.iter().map(|name| (shared.keys.topic(name), name.clone())).collect();
+        self.topics = names.iter().map(|name| (shared.keys.topic(name), Topic::Channel(name.clone()))).collect();
+        let listeners: Vec<(String, Arc<dyn Listener>)> =
+            shared.listeners.lock().iter().map(|(topic, listener)| (topic.clone(), listener.clone())).collect();
+        self.topics.extend(listeners.iter().map(|(topic, listener)| (topic.clone(), Topic::Listener(listener.clone()))));
         let mut topics: Vec<String> = self.topics.keys().cloned().collect();
         topics.push(shared.keys.probe(shared.node));
         self.subscribe(&topics).await?;
@@ -451,7 +407,30 @@ impl Hearing<'_> {
             questions.push((name.clone(), subscribed.channel.clone(), since));
         }
         questions.into_iter().for_each(|(name, channel, since)| self.link.ask(name, channel, since));
+        listeners.iter().for_each(|(topic, listener)| listener.begin(topic));
         Ok(())
+    }
+
+    async fn listen(&mut self, topics: Vec<String>) -> Result<(), Lost> {
+        let listened: Vec<(String, Arc<dyn Listener>)> = {
+            let listeners = self.link.shared.listeners.lock();
+            topics.into_iter().filter_map(|topic| listeners.get(&topic).map(|listener| (topic.clone(), listener.clone()))).collect()
+        };
+        if listened.is_empty() {
+            return Ok(());
+        }
+        self.topics.extend(listened.iter().map(|(topic, listener)| (topic.clone(), Topic::Listener(listener.clone()))));
+        let topics: Vec<String> = listened.iter().map(|(topic, _)| topic.clone()).collect();
+        self.subscribe(&topics).await?;
+        listened.iter().for_each(|(topic, listener)| listener.begin(topic));
+        Ok(())
+    }
+
+    async fn unlisten(&mut self, topic: String) -> Result<(), Lost> {
+        if self.topics.remove(&topic).is_none() {
+            return Ok(());
+        }
+        in_time(self.link.shared.patient(ANSWER_TIMEOUT), self.sink.unsubscribe(topic)).await
     }
 
     /// Hears further channels, then asks where they stand.
@@ -460,7 +439,7 @@ impl Hearing<'_> {
             return Ok(());
         }
         let topics: Vec<String> = names.iter().map(|name| self.link.shared.keys.topic(name)).collect();
-        self.topics.extend(topics.iter().cloned().zip(names.iter().cloned()));
+        self.topics.extend(topics.iter().cloned().zip(names.iter().cloned().map(Topic::Channel)));
         self.subscribe(&topics).await?;
         for name in names {
             let channel = self.link.shared.channels.lock().get(&name).map(|subscribed| subscribed.channel.clone());
@@ -474,12 +453,17 @@ impl Hearing<'_> {
     /// True: it was the probe.
     fn on_message(&mut self, message: &Msg) -> bool {
         self.silent = 0;
-        let Some(name) = self.topics.get(message.get_channel_name()).cloned() else {
-            return message.get_channel_name() == self.link.shared.keys.probe(self.link.shared.node);
+        let name = match self.topics.get(message.get_channel_name()) {
+            None => return message.get_channel_name() == self.link.shared.keys.probe(self.link.shared.node),
+            Some(Topic::Listener(listener)) => {
+                listener.hear(message.get_channel_name(), message.get_payload_bytes());
+                return false;
+            }
+            Some(Topic::Channel(name)) => name.clone(),
         };
         match envelope::split_position(message.get_payload_bytes()) {
             Ok((position, envelope)) => self.announce(&name, vec![(position, envelope.to_vec())]),
-            Err(error) => self.link.count_malformed(&name, error),
+            Err(error) => self.link.shared.count_malformed(&name, error),
         }
         false
     }
@@ -522,7 +506,7 @@ impl Hearing<'_> {
             match out {
                 Out::Announced(position, bytes) => match envelope::decode(&bytes) {
                     Ok(opened) => drop(deliver.deliver(&opened.publish(name), position)),
-                    Err(error) => self.link.count_malformed(name, error),
+                    Err(error) => self.link.shared.count_malformed(name, error),
                 },
                 Out::Kept(kept) => {
                     let publish = Publish::new(name, kept.event.as_str(), kept.body.as_payload());
@@ -638,16 +622,12 @@ impl Hearing<'_> {
     }
 }
 
-/// The scripts' digests.
-struct Scripts {
-    publish: String,
-    read: String,
-}
+/// The scripts' digests, each at the place of its number.
+struct Scripts(Vec<String>);
 
-fn server_error(answer: &Value) -> Option<&redis::ServerError> {
-    match answer {
-        Value::ServerError(error) => Some(error),
-        _ => None,
+impl Scripts {
+    fn digest(&self, script: Script) -> &str {
+        self.0.get(script as usize).map_or("", String::as_str)
     }
 }
 
@@ -661,26 +641,6 @@ fn wrong_server(answer: &Value) -> Option<Lost> {
     ["READONLY", "MASTERDOWN", "NOAUTH"]
         .contains(&error.code())
         .then(|| format!("{} {}", error.code(), error.details().unwrap_or_default()))
-}
-
-fn refused(answer: &Value) -> Result<(), BrokerError> {
-    match server_error(answer) {
-        None => Ok(()),
-        Some(error) => {
-            let reason = format!("redis refused: {} {}", error.code(), error.details().unwrap_or_default());
-            Err(BrokerError::Unavailable { reason })
-        }
-    }
-}
-
-fn published(answer: &Value) -> Result<Published, BrokerError> {
-    let (epoch, offset, repeated): (String, u64, u8) = redis::from_redis_value_ref(answer).map_err(|_| nonsense())?;
-    let position = Position { epoch: epoch.parse().map_err(|_| nonsense())?, offset };
-    Ok(Published { position, matched: 0, repeated: repeated == 1 })
-}
-
-fn nonsense() -> BrokerError {
-    BrokerError::Unavailable { reason: "redis gave an answer that cannot be".into() }
 }
 
 async fn in_time<T>(limit: Duration, work: impl Future<Output = Result<T, RedisError>>) -> Result<T, Lost> {

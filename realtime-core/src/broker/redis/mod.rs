@@ -7,9 +7,11 @@
 //! One thread does all this (`link`); what is asked of the broker is queued to it. While Redis cannot
 //! be reached everything fails at once, and local clients stay.
 
+pub(crate) mod calls;
 mod envelope;
-mod keys;
+pub(crate) mod keys;
 mod link;
+pub(crate) mod scripts;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -17,6 +19,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use ::redis::Value;
 use parking_lot::Mutex;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
@@ -26,7 +29,9 @@ use crate::error::BrokerError;
 use crate::history::{Page, Range};
 use crate::message::{Channel, Position, Publish};
 use crate::patience::Patience;
+use envelope::Malformed;
 use keys::Keys;
+use scripts::Call;
 
 /// Requests that may wait for Redis; past it new ones fail. A full pipeline needs some hundreds.
 const MAX_WAITING: usize = 65_536;
@@ -57,6 +62,8 @@ struct Shared {
     /// Names this broker's probes.
     node: u64,
     channels: Mutex<HashMap<Box<str>, Subscribed>>,
+    /// By topic.
+    listeners: Mutex<HashMap<String, Arc<dyn Listener>>>,
     waiting: AtomicUsize,
     /// Announcements and entries that were not publications.
     malformed: AtomicU64,
@@ -85,22 +92,27 @@ enum State {
 
 /// For the link of commands.
 enum Command {
-    Publish {
-        arguments: Box<PublishArguments>,
-        resolver: Resolver<Published>,
+    Run(Call, Done),
+    /// To whoever hears the topic, without an answer.
+    Tell {
+        topic: String,
+        payload: Vec<u8>,
     },
-    Read {
-        channel: Channel,
-        range: Range,
-        resolver: Resolver<Page>,
-    },
-    /// To see whether the link of subscriptions lives.
-    Probe,
 }
 
-struct PublishArguments {
-    keys: [String; 3],
-    arguments: Vec<Vec<u8>>,
+/// Takes what the server said, or why it was not asked.
+type Done = Box<dyn FnOnce(Result<Value, BrokerError>) + Send>;
+
+/// Hears topics that are not a channel's publications, over the link of subscriptions. Called on its thread: never blocks.
+pub(crate) trait Listener: Send + Sync {
+    /// The topic is heard from now on, for the first time or again: what was said before may have been missed.
+    fn begin(&self, topic: &str);
+
+    /// Somebody said something, anybody who has the server's password.
+    fn hear(&self, topic: &str, said: &[u8]);
+
+    /// The topic is not heard until it begins again.
+    fn lose(&self, topic: &str);
 }
 
 /// For the link of subscriptions.
@@ -110,6 +122,9 @@ enum Subscription {
     Confirmed(Box<str>, Result<Position, BrokerError>),
     /// What is missing on a channel.
     Checked(Box<str>, Result<Page, BrokerError>),
+    /// A topic of a [`Listener`] is to be heard, or no longer.
+    Listen(String),
+    Unlisten(String),
     /// Stop when all that was published has been heard.
     Stop,
 }
@@ -125,6 +140,7 @@ impl Redis {
                 config: config.clone(),
                 node: getrandom::u64().map_err(|error| unavailable(&error))?,
                 channels: Mutex::default(),
+                listeners: Mutex::default(),
                 waiting: AtomicUsize::new(0),
                 malformed: AtomicU64::new(0),
             }),
@@ -139,17 +155,64 @@ impl Redis {
         self.shared.malformed.load(Ordering::Relaxed)
     }
 
-    fn command<T>(&self, make: impl FnOnce(Resolver<T>) -> Command) -> Reply<T> {
+    #[expect(dead_code, reason = "what hubs say to each other comes over this next")]
+    /// Names of things in Redis.
+    pub(crate) fn keys(&self) -> &Keys {
+        &self.shared.keys
+    }
+
+    #[expect(dead_code, reason = "what hubs say to each other comes over this next")]
+    /// This broker among those of other hubs, for as long as it lives.
+    pub(crate) fn node(&self) -> u64 {
+        self.shared.node
+    }
+
+    #[expect(dead_code, reason = "what hubs say to each other comes over this next")]
+    pub(crate) fn config(&self) -> &BrokerConfig {
+        &self.shared.config
+    }
+
+    /// Runs a script; `read` makes the answer of what the server says, on the link's thread.
+    pub(crate) fn run<T, R>(&self, call: Call, read: R) -> Reply<T>
+    where
+        T: Send + 'static,
+        R: FnOnce(Value) -> Result<T, BrokerError> + Send + 'static,
+    {
         let senders = self.requests.lock();
         let Some(senders) = &*senders else { return Reply::Now(Err(BrokerError::Stopped)) };
         if self.shared.waiting.load(Ordering::Relaxed) >= MAX_WAITING {
             return Reply::Now(Err(BrokerError::Unavailable { reason: format!("{MAX_WAITING} requests wait for redis already") }));
         }
         let (resolver, pending) = promise();
-        self.shared.waiting.fetch_add(1, Ordering::Relaxed);
-        match senders.commands.send(make(resolver)) {
+        match self.shared.run(senders, call, Box::new(move |answer| resolver.resolve(answer.and_then(read)))) {
             Ok(()) => Reply::Later(pending),
-            Err(_) => Reply::Now(Err(BrokerError::Stopped)),
+            Err(error) => Reply::Now(Err(error)),
+        }
+    }
+
+    #[expect(dead_code, reason = "what hubs say to each other comes over this next")]
+    /// Says something to whoever hears a topic; lost where the server cannot be reached.
+    pub(crate) fn tell(&self, topic: String, payload: Vec<u8>) {
+        if let Some(senders) = &*self.requests.lock() {
+            drop(senders.commands.send(Command::Tell { topic, payload }));
+        }
+    }
+
+    #[expect(dead_code, reason = "what hubs say to each other comes over this next")]
+    /// Hears a topic until [`Redis::unlisten`].
+    pub(crate) fn listen(&self, topic: String, listener: Arc<dyn Listener>) {
+        let senders = self.requests.lock();
+        let Some(senders) = &*senders else { return };
+        self.shared.listeners.lock().insert(topic.clone(), listener);
+        drop(senders.subscriptions.send(Subscription::Listen(topic)));
+    }
+
+    #[expect(dead_code, reason = "what hubs say to each other comes over this next")]
+    pub(crate) fn unlisten(&self, topic: &str) {
+        let senders = self.requests.lock();
+        self.shared.listeners.lock().remove(topic);
+        if let Some(senders) = &*senders {
+            drop(senders.subscriptions.send(Subscription::Unlisten(topic.to_owned())));
         }
     }
 }
@@ -167,8 +230,7 @@ impl Broker for Redis {
     }
 
     fn publish(&self, publish: &Publish<'_>) -> Reply<Published> {
-        let arguments = Box::new(self.shared.publish_arguments(publish));
-        self.command(|resolver| Command::Publish { arguments, resolver })
+        self.run(calls::publish(&self.shared.keys, self.shared.config.fence, publish), calls::published)
     }
 
     fn subscribe(&self, channel: &str) -> Reply<Position> {
@@ -205,8 +267,9 @@ impl Broker for Redis {
     }
 
     fn read(&self, channel: &str, range: &Range) -> Reply<Page> {
-        let channel = Channel::new(channel, crate::message::channel_hash(channel));
-        self.command(|resolver| Command::Read { channel, range: *range, resolver })
+        let call = calls::read(&self.shared.keys, self.shared.config.fence, channel, range);
+        let (channel, shared) = (Channel::new(channel, crate::message::channel_hash(channel)), self.shared.clone());
+        self.run(call, move |answer| shared.page(&channel, answer))
     }
 
     fn stop(&self) {
@@ -229,11 +292,6 @@ impl Broker for Redis {
 }
 
 impl Shared {
-    /// Life of a channel's counts after its newest publication.
-    const META_TTL_MS: u64 = 31 * 86_400_000;
-    /// How long an idempotency key is remembered.
-    const ID_WINDOW_MS: u64 = 300_000;
-
     /// How long something may take, as the configuration stretches it.
     fn patient(&self, usual: Duration) -> Duration {
         usual * self.patience()
@@ -243,34 +301,22 @@ impl Shared {
         self.config.patience.max(1)
     }
 
-    fn fenced(&self) -> &'static str {
-        if self.config.fence { "1" } else { "0" }
+    fn run(&self, senders: &Senders, call: Call, done: Done) -> Result<(), BrokerError> {
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        senders.commands.send(Command::Run(call, done)).map_err(|_| {
+            self.waiting.fetch_sub(1, Ordering::Relaxed);
+            BrokerError::Stopped
+        })
     }
 
-    fn publish_arguments(&self, publish: &Publish<'_>) -> PublishArguments {
-        let channel = publish.channel;
-        let envelope = envelope::encode(publish);
-        let cost = envelope.len() + crate::history::OVERHEAD;
-        let text = |text: String| text.into_bytes();
-        let mut arguments = vec![
-            text(self.keys.topic(channel)),
-            envelope,
-            text(link::new_epoch()),
-            text(self.fenced().into()),
-            text(Self::META_TTL_MS.to_string()),
-            text(publish.id.map(|_| Self::ID_WINDOW_MS.to_string()).unwrap_or_default()),
-        ];
-        match &publish.retention {
-            Some(kept) => {
-                arguments.extend([kept.size, kept.ttl_ms as usize, kept.bytes].map(|number| text(number.to_string())));
-                arguments.push(text(u8::from(publish.history).to_string()));
-                arguments.push(text(publish.ttl_ms.map(|ttl| ttl.to_string()).unwrap_or_default()));
-                arguments.push(text(cost.to_string()));
-            }
-            None => arguments.extend(vec![Vec::new(); 6]),
+    fn page(&self, channel: &Channel, answer: Value) -> Result<Page, BrokerError> {
+        calls::page(channel, answer, |error| self.count_malformed(channel.scoped(), error))
+    }
+
+    fn count_malformed(&self, channel: &str, error: Malformed) {
+        let count = self.malformed.fetch_add(1, Ordering::Relaxed);
+        if count.is_multiple_of(1_000) {
+            tracing::warn!(%error, channel = %channel.escape_debug(), count, "redis holds something that is no publication");
         }
-        // A channel without a key names its counts twice: scripts get the same number of keys.
-        let id = publish.id.map_or_else(|| self.keys.meta(channel), |id| self.keys.id(channel, id));
-        PublishArguments { keys: [self.keys.meta(channel), self.keys.log(channel), id], arguments }
     }
 }

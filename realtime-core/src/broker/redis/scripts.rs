@@ -1,0 +1,55 @@
+//! The scripts that run in Redis, and what it takes to run one.
+
+use redis::Value;
+
+use crate::error::BrokerError;
+
+/// A script, by name. Each is loaded when a connection begins, and again when the server has forgotten it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Script {
+    Publish,
+    Read,
+}
+
+impl Script {
+    /// All of them, each at the place of its number.
+    pub(super) const ALL: [Script; 2] = [Script::Publish, Script::Read];
+
+    pub(super) fn source(self) -> &'static str {
+        match self {
+            Script::Publish => concat!(include_str!("scripts/common.lua"), include_str!("scripts/publish.lua")),
+            Script::Read => concat!(include_str!("scripts/common.lua"), include_str!("scripts/read.lua")),
+        }
+    }
+}
+
+/// One run of a script.
+pub(crate) struct Call {
+    pub(crate) script: Script,
+    /// All of one hash tag: a script runs on one node of a cluster.
+    pub(crate) keys: Vec<String>,
+    pub(crate) arguments: Vec<Vec<u8>>,
+}
+
+/// What the server says to a run, unless it refuses it.
+pub(super) fn accepted(answer: Value) -> Result<Value, BrokerError> {
+    match server_error(&answer) {
+        None => Ok(answer),
+        Some(error) => {
+            let reason = format!("redis refused: {} {}", error.code(), error.details().unwrap_or_default());
+            Err(BrokerError::Unavailable { reason })
+        }
+    }
+}
+
+pub(super) fn server_error(answer: &Value) -> Option<&redis::ServerError> {
+    match answer {
+        Value::ServerError(error) => Some(error),
+        _ => None,
+    }
+}
+
+/// An answer that none of the scripts gives.
+pub(crate) fn nonsense() -> BrokerError {
+    BrokerError::Unavailable { reason: "redis gave an answer that cannot be".into() }
+}
