@@ -32,8 +32,9 @@ return [
     |
     | queue: true sends ShouldBroadcast events through a queue worker, as
     |   Laravel does. false sends them from the process that fired them: right
-    |   after the database commit, and otherwise at the end of the request or
-    |   job. What was rolled back or failed is not announced.
+    |   after the database commit, and otherwise when the response has been
+    |   sent or the job has ended. What was rolled back or failed is not
+    |   announced.
     |
     | transport: "auto" is the extension where it is loaded, else the HTTP API
     |   if `url` is set, else the hub's bus socket. "bus" and "http" force one.

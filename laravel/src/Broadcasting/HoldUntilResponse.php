@@ -8,8 +8,9 @@ use Closure;
 use Throwable;
 
 /**
- * The outermost middleware: what a request announces goes out when it has succeeded. A request has
- * failed when an exception made its response, or when that says 5xx.
+ * The outermost middleware: what a request announces goes out when it has succeeded and its response
+ * has been sent, so that nobody waits for it. A request has failed when an exception made its
+ * response, or when that says 5xx.
  */
 class HoldUntilResponse
 {
@@ -24,8 +25,13 @@ class HoldUntilResponse
             $this->outbox->rollBack();
             throw $e;
         }
-        isset($response->exception) || $response->getStatusCode() >= 500 ? $this->outbox->rollBack() : $this->outbox->commit();
+        isset($response->exception) || $response->getStatusCode() >= 500 ? $this->outbox->rollBack() : $this->outbox->commitAfterResponse();
 
         return $response;
+    }
+
+    public function terminate($request, $response): void
+    {
+        $this->outbox->responded();
     }
 }

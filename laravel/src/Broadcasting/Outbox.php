@@ -6,17 +6,18 @@ namespace Realtime\Laravel\Broadcasting;
 
 use Illuminate\Broadcasting\BroadcastEvent;
 use Illuminate\Contracts\Broadcasting\Factory;
-use Illuminate\Contracts\Container\Container;
 use Illuminate\Contracts\Debug\ExceptionHandler;
+use Illuminate\Contracts\Foundation\Application;
 use Throwable;
 
 /**
  * Events that go out from the process that fired them, once what they tell is true.
  *
  * Inside a database transaction an event waits for the commit and is gone with a rollback. Outside
- * of one it waits for the end of the request or job, and is gone if that fails. A commit sends what
- * waited before it as well, because that is as true and must not be overtaken. In a command that is
- * not a job nobody says when it ends well, so events outside of transactions go out at once.
+ * of one it waits for the end of the job, or until the request's response has been sent, and is gone
+ * if that fails. A commit sends what waited before it as well, because that is as true and must not
+ * be overtaken. In a command that is not a job nobody says when it ends well, so events outside of
+ * transactions go out at once.
  *
  * By then the data has been stored, so an outage of the hub is reported and fails nothing.
  */
@@ -36,11 +37,20 @@ class Outbox
     /** A transaction's callbacks are running; they may come in another order than the events. */
     private bool $committing = false;
 
-    public function __construct(private Container $app) {}
+    /** What is held has only the response to wait for. */
+    private bool $due = false;
+
+    /** Whose events are due: in a worker that serves many requests, that of the last one. */
+    private static ?self $unsent = null;
+
+    private static bool $sendsAtShutdown = false;
+
+    public function __construct(private Application $app) {}
 
     /** A request or a job begins. */
     public function begin(): void
     {
+        $this->responded();
         $this->committed();
         $this->scopes[] = $this->next;
     }
@@ -51,6 +61,37 @@ class Outbox
         $this->committed();
         array_pop($this->scopes);
         if ($this->scopes === []) {
+            $this->flush();
+        }
+    }
+
+    /** A request ended well: what it held goes out when its response has. Unit tests look before that. */
+    public function commitAfterResponse(): void
+    {
+        if ($this->app->runningUnitTests()) {
+            $this->commit();
+
+            return;
+        }
+        $this->committed();
+        array_pop($this->scopes);
+        if ($this->scopes !== [] || $this->held === []) {
+            return;
+        }
+        self::$unsent?->responded();
+        $this->due = true;
+        self::$unsent = $this;
+        // Not everybody's index.php terminates its kernel.
+        if (!self::$sendsAtShutdown) {
+            self::$sendsAtShutdown = true;
+            register_shutdown_function(static fn () => self::$unsent?->responded());
+        }
+    }
+
+    /** The response has been sent. */
+    public function responded(): void
+    {
+        if ($this->due) {
             $this->flush();
         }
     }
@@ -102,7 +143,10 @@ class Outbox
 
     private function flush(): void
     {
-        [$events, $this->held] = [$this->held, []];
+        [$events, $this->held, $this->due] = [$this->held, [], false];
+        if (self::$unsent === $this) {
+            self::$unsent = null;
+        }
         ksort($events);
         foreach ($events as $event) {
             try {

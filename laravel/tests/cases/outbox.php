@@ -60,6 +60,48 @@ test('with queue = true they wait in the queue', function () {
     same([[], 1], [$sent(), (int) $app['db']->table('jobs')->count()]);
 });
 
+test('nobody waits for it: the response goes first', function () {
+    [$app, $sent] = application();
+    $kernel = $app->make(Illuminate\Contracts\Http\Kernel::class);
+    $request = Illuminate\Http\Request::create('/fire');
+    $response = $kernel->handle($request);
+    same([200, []], [$response->getStatusCode(), $sent()]);
+    event(new OrderShipped(7));
+    same([1, 7], $sent(), 'what is said behind it does not overtake it:');
+    $kernel->terminate($request, $response);
+    same([1, 7], $sent(), 'and it goes out once:');
+
+    $response = $kernel->handle($request = Illuminate\Http\Request::create('/fire'));
+    same([1, 7], $sent());
+    $kernel->terminate($request, $response);
+    same([1, 7, 1], $sent());
+});
+
+test('without a kernel that terminates, the next request or the process\' end sends it', function () {
+    $child = pcntl_fork();
+    if ($child === 0) {
+        [$app, $sent] = application();
+        $kernel = $app->make(Illuminate\Contracts\Http\Kernel::class);
+        $kernel->handle(Illuminate\Http\Request::create('/fire'));
+        $before = $sent();
+        $kernel->handle(Illuminate\Http\Request::create('/fire'));
+        $after = $sent();
+        register_shutdown_function(static function () use ($before, $after, $sent): void {
+            posix_kill(posix_getpid(), [$before, $after, $sent()] === [[], [1], [1, 1]] ? SIGUSR1 : SIGUSR2);
+        });
+        exit;
+    }
+    pcntl_waitpid($child, $status);
+    same(SIGUSR1, pcntl_wtermsig($status));
+});
+
+test('while unit tests run it goes out with the response, so that they can look', function () {
+    [$app, $sent] = application();
+    $app['env'] = 'testing';
+    $app->make(Illuminate\Contracts\Http\Kernel::class)->handle(Illuminate\Http\Request::create('/fire'));
+    same([1], $sent());
+});
+
 test('a connection\'s own queue setting counts before the general one', function () {
     [$app, $sent] = application(['realtime.queue' => true, 'broadcasting.connections.realtime' => ['driver' => 'realtime', 'queue' => false]]);
     request($app, 'GET', '/fire');
