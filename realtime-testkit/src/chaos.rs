@@ -91,6 +91,13 @@ impl Chaos {
         })
     }
 
+    /// Resets all open connections in one instant; says how many.
+    pub fn cut_all(&self) -> usize {
+        let open = self.faults.open.lock().unwrap();
+        open.iter().for_each(|cut| cut.notify_one());
+        open.len()
+    }
+
     /// Connections that were broken.
     pub fn broken(&self) -> u64 {
         self.faults.broken.load(Ordering::Relaxed)

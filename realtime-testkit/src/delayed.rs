@@ -17,6 +17,7 @@ use realtime_core::history::{Log, Page, Range, Retention};
 use realtime_core::message::{Body, Publication};
 use realtime_core::{Epoch, Position, Publish, SocketId};
 
+use crate::mutation::Random;
 use crate::wait::eventually;
 
 /// See the module's documentation.
@@ -44,6 +45,8 @@ struct State {
     fail_publishes: bool,
     fail_subscribes: bool,
     fail_reads: bool,
+    /// By how much more than other answers those to questions for histories are late, at most.
+    slow_reads: Duration,
     /// Deliveries that will not arrive.
     lose: usize,
     channels: HashMap<String, Channel>,
@@ -204,6 +207,11 @@ impl Delayed {
         self.change(|state| state.fail_reads = fail);
     }
 
+    /// Lets parts of histories take up to so much longer on their way back, each another time.
+    pub fn slow_reads(&self, longest: Duration) {
+        self.change(|state| state.slow_reads = longest);
+    }
+
     /// Lets the next deliveries get lost on their way to the node.
     pub fn lose_deliveries(&self, count: usize) {
         self.change(|state| state.lose = count);
@@ -295,7 +303,8 @@ impl State {
             Task::History(name, range, resolver) => {
                 let channel = self.channel(&name);
                 let page = channel.log.read(&range, channel.position, now_ms());
-                self.plan(delay, Task::Answer(page, resolver));
+                let late = self.slow_reads.mul_f64(Random::new(self.sequence).below(1_000) as f64 / 1_000.0);
+                self.plan(delay + late, Task::Answer(page, resolver));
                 None
             }
             Task::Answer(page, resolver) => Some(Box::new(move |_| resolver.resolve(Ok(page)))),

@@ -20,15 +20,18 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 
 use futures_util::{SinkExt, StreamExt};
-use realtime_core::{Epoch, Position};
+use realtime_core::history::{MAX_LIMIT, Query};
+use realtime_core::{Epoch, Hub, Payload, Position};
 use serde_json::{Value, json};
 use std::net::SocketAddr;
 use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 
-use crate::wait::DEADLINE;
+use crate::mutation::Random;
+use crate::wait::{DEADLINE, eventually};
 
 /// Which invariant, and what breaks it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -78,6 +81,13 @@ pub struct ClientLog {
     pub stayed: bool,
     /// Whether it could hear the channel at all.
     pub is_stranger: bool,
+}
+
+impl ClientLog {
+    /// How many publications it got.
+    pub fn messages(&self) -> usize {
+        self.seen.iter().filter(|seen| matches!(seen, Seen::Message(..))).count()
+    }
 }
 
 /// Everything known of one channel.
@@ -266,32 +276,117 @@ pub fn check_accounts(accepted: u64, acked: u64, refused: u64, attempts: u64) ->
     violations
 }
 
-/// How long a client believes in a connection on which nothing comes.
-const PATIENCE: Duration = Duration::from_millis(1_500);
+/// I10: to how many subscriptions publications went, by their receipts, against what became of that.
+pub fn check_fan_out(matched: u64, delivered: u64, dropped: u64, queued: u64) -> Vec<Violation> {
+    let what = format!("{matched} matched; {delivered} delivered, {dropped} dropped and {queued} queued");
+    if matched == delivered + dropped + queued { Vec::new() } else { vec![Violation { invariant: 10, what }] }
+}
+
+/// Every publication since a client first came is in its log.
+///
+/// # Panics
+///
+/// When something is missing; for channels that are never forgotten, and clients that lost nothing.
+pub fn assert_whole(client: &ClientLog, top: u64) {
+    let Some(Seen::Subscribed(first, _)) = client.seen.first() else { panic!("{} never subscribed", client.name) };
+    assert_eq!(client.messages() as u64, top - first.offset, "{}", client.name);
+}
+
+/// Asserts that nothing is wrong with a run, and that everybody in it came to its end.
+///
+/// # Panics
+///
+/// With the first violations, and what repeats the run.
+pub fn assert_true(ledger: &Ledger, what: &str) {
+    let violations = check(ledger);
+    let shown: Vec<String> = violations.iter().take(20).map(ToString::to_string).collect();
+    assert!(violations.is_empty(), "{what}: {} violations\n{}", violations.len(), shown.join("\n"));
+    assert!(ledger.clients.iter().all(|client| client.stayed), "{what}: somebody has not come to the end");
+}
+
+/// What identifies a publication of a test: its text, up to the first space. Behind it may be anything.
+pub fn id_of(text: &str) -> &str {
+    text.split(' ').next().unwrap_or_default()
+}
+
+/// All that is kept of a channel, oldest first. A broker that is late is asked again.
+pub fn kept(hub: &Hub, channel: &str) -> Vec<(Position, String)> {
+    let mut kept: Vec<(Position, String)> = Vec::new();
+    loop {
+        let since = kept.last().map(|(position, _)| *position);
+        let mut page = None;
+        eventually("the history is read", || {
+            page = hub.history(channel, &Query { since, limit: MAX_LIMIT, ..Query::default() }).ok();
+            page.is_some()
+        });
+        let page = page.unwrap();
+        kept.extend(page.publications.iter().map(|publication| match publication.body.as_payload() {
+            Payload::Text(text) => (publication.position, id_of(text).to_owned()),
+            other => panic!("not what was published: {other:?}"),
+        }));
+        if !page.more {
+            return kept;
+        }
+    }
+}
+
+/// Where and how a client comes in.
+#[derive(Debug, Clone)]
+pub struct Entrance {
+    /// Of the hub, or of what stands before it.
+    pub address: SocketAddr,
+    /// Path and query; one that speaks the native protocol.
+    pub path: String,
+    /// The `Cookie` header, sent as a page of that address does; empty for none.
+    pub cookie: String,
+    /// How long a connection is believed in on which nothing comes.
+    pub patience: Duration,
+}
+
+impl From<SocketAddr> for Entrance {
+    fn from(address: SocketAddr) -> Self {
+        Entrance { address, path: "/ws".into(), cookie: String::new(), patience: Duration::from_millis(1_500) }
+    }
+}
+
+/// Between two attempts to connect, at most: doubled with every one that failed.
+const PAUSE: Duration = Duration::from_millis(20);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// A client that follows a channel through any number of connections, each time from where it left off, until it has got
-/// the publication with the id `end`; the id of a publication is its text.
-pub async fn follow(address: SocketAddr, channel: &str, name: String, end: &str) -> ClientLog {
+/// the publication with the id `end`. Between two connections it waits a random time, as clients do.
+pub async fn follow(entrance: impl Into<Entrance>, channel: &str, name: String, end: &str) -> ClientLog {
+    let entrance = entrance.into();
+    let mut random = Random::new(name.bytes().fold(7, |seed: u64, byte| seed.wrapping_mul(31) + u64::from(byte)));
     let mut log = ClientLog { name, ..ClientLog::default() };
-    let mut position = None;
+    let (mut position, mut longest) = (None, PAUSE);
     let deadline = tokio::time::Instant::now() + DEADLINE * 6;
     while tokio::time::Instant::now() < deadline {
-        if follow_once(address, channel, end, &mut position, &mut log.seen).await {
+        let seen = log.seen.len();
+        if follow_once(&entrance, channel, end, &mut position, &mut log.seen).await {
             log.stayed = true;
             return log;
         }
+        longest = if log.seen.len() > seen { PAUSE } else { (longest * 2).min(LONGEST_PAUSE) };
         if !matches!(log.seen.last(), None | Some(Seen::Ended)) {
             log.seen.push(Seen::Ended);
         }
+        tokio::time::sleep(longest.mul_f64(random.below(1_000) as f64 / 1_000.0)).await;
     }
     log
 }
 
 /// One connection; true: the end has come.
-async fn follow_once(address: SocketAddr, channel: &str, end: &str, position: &mut Option<Position>, seen: &mut Vec<Seen>) -> bool {
-    let Ok(Ok(stream)) = timeout(PATIENCE, TcpStream::connect(address)).await else { return false };
-    let connecting = tokio_tungstenite::client_async(format!("ws://{address}/ws"), stream);
-    let Ok(Ok((mut socket, _))) = timeout(PATIENCE, connecting).await else { return false };
+async fn follow_once(entrance: &Entrance, channel: &str, end: &str, position: &mut Option<Position>, seen: &mut Vec<Seen>) -> bool {
+    let (address, patience) = (entrance.address, entrance.patience);
+    let Ok(Ok(stream)) = timeout(patience, TcpStream::connect(address)).await else { return false };
+    let mut request = format!("ws://{address}{}", entrance.path).into_client_request().unwrap();
+    if !entrance.cookie.is_empty() {
+        request.headers_mut().insert("cookie", entrance.cookie.parse().unwrap());
+        request.headers_mut().insert("origin", format!("http://{address}").parse().unwrap());
+    }
+    let connecting = tokio_tungstenite::client_async(request, stream);
+    let Ok(Ok((mut socket, _))) = timeout(patience, connecting).await else { return false };
     let mut request = json!({"action": "subscribe", "channel": channel});
     if let Some(Position { epoch, offset }) = position {
         request["recover"] = json!({"epoch": epoch.to_string(), "offset": offset});
@@ -299,7 +394,7 @@ async fn follow_once(address: SocketAddr, channel: &str, end: &str, position: &m
     if socket.send(Message::text(request.to_string())).await.is_err() {
         return false;
     }
-    while let Ok(Some(Ok(message))) = timeout(PATIENCE, socket.next()).await {
+    while let Ok(Some(Ok(message))) = timeout(patience, socket.next()).await {
         let Message::Text(text) = message else { continue };
         let Ok(message) = serde_json::from_str::<Value>(&text) else { return false };
         let offset = message["offset"].as_u64().unwrap_or_default();
@@ -313,7 +408,7 @@ async fn follow_once(address: SocketAddr, channel: &str, end: &str, position: &m
             Some("message") => {
                 let Some(known) = position else { return false };
                 known.offset = offset;
-                let id = message["data"].as_str().unwrap_or_default();
+                let id = id_of(message["data"].as_str().unwrap_or_default());
                 seen.push(Seen::Message(*known, id.to_owned()));
                 if id == end {
                     return true;
@@ -324,10 +419,7 @@ async fn follow_once(address: SocketAddr, channel: &str, end: &str, position: &m
                 return false;
             }
             // The broker is away; a little later it is not.
-            Some("error") => {
-                tokio::time::sleep(Duration::from_millis(50)).await;
-                return false;
-            }
+            Some("error") => return false,
             _ => {}
         }
     }

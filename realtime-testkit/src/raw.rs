@@ -301,6 +301,37 @@ impl RawClient {
         }
     }
 
+    /// The same, or `None` once the connection has ended, be it inside of a message.
+    pub fn message_or_end(&mut self) -> Option<Frame> {
+        loop {
+            if self.has_frame() {
+                match self.next_frame() {
+                    frame if frame.first == PING => {}
+                    frame => return Some(frame),
+                }
+                continue;
+            }
+            match self.fill() {
+                Ok(true) => {}
+                Ok(false) => return None,
+                Err(error) if error.kind() == ErrorKind::ConnectionReset => return None,
+                Err(error) => panic!("neither a message nor an end: {error}"),
+            }
+        }
+    }
+
+    /// Whether a whole frame has been read and not been taken.
+    fn has_frame(&self) -> bool {
+        let bytes = &self.buffer[self.taken..];
+        let length = match bytes {
+            [_, 126, high, low, ..] => 4 + usize::from(u16::from_be_bytes([*high, *low])),
+            [_, 127, long @ ..] if long.len() >= 8 => 10 + u64::from_be_bytes(long[..8].try_into().unwrap()) as usize,
+            [_, 126 | 127, ..] | [] | [_] => return false,
+            [_, short, ..] => 2 + usize::from(*short),
+        };
+        bytes.len() >= length
+    }
+
     /// Reads until the hub's close frame and gives its code; pings are skipped.
     pub fn closed(&mut self) -> u16 {
         loop {
