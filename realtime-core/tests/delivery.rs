@@ -15,9 +15,7 @@ use realtime_core::hub::HubBuilder;
 use realtime_core::{Hub, Payload, Publish};
 use realtime_testkit::chaos::{Chaos, Fault};
 use realtime_testkit::hub::history;
-use realtime_testkit::ledger::{
-    Entrance, Ledger, Outcome, assert_true, assert_whole, check_accounts, check_fan_out, follow, id_of, kept,
-};
+use realtime_testkit::ledger::{Entrance, Ledger, Outcome, assert_true, assert_whole, check_accounts, check_fan_out, follow, id_of, kept};
 use realtime_testkit::mutation::Random;
 use realtime_testkit::pusher::{PusherClient, app};
 use realtime_testkit::{Client, DEADLINE, Delayed, config, eventually, sized, start};

@@ -11,8 +11,8 @@ use realtime_core::bus::client::ClientError;
 use realtime_core::bus::frame::{BusPublish, BusQuery, Since};
 use realtime_core::history::Keeping;
 use realtime_core::{Epoch, Payload, Position};
-use realtime_testkit::RawClient;
 use realtime_testkit::ledger::{ClientLog, Ledger, Outcome, Seen, check};
+use realtime_testkit::{DEADLINE, RawClient, eventually};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
@@ -133,12 +133,12 @@ fn a_hub_that_was_killed_recovers_nobody_falsely() {
                 scope.spawn(move || publish_until_killed(place, publisher, accepted))
             })
             .collect();
-        realtime_testkit::eventually("enough is published", || accepted.load(Ordering::Relaxed) > 500);
+        eventually("enough is published", || accepted.load(Ordering::Relaxed) > 500);
         first.process.signal(Signal::KILL);
         let logs: Vec<_> = publishers.into_iter().flat_map(|publisher| publisher.join().unwrap()).collect();
         assert!(logs.iter().filter(|(_, outcome)| matches!(outcome, Outcome::Acked(_))).count() > 500);
         ledger.published.extend(logs);
-        (0..CLIENTS).for_each(|_| left_off.recv().unwrap());
+        (0..CLIENTS).for_each(|_| left_off.recv_timeout(DEADLINE).unwrap());
         // It takes the place that the first could not clear.
         let second = place.hub(&["--config", config.to_str().unwrap()]);
         let mut client = place.client();
@@ -149,7 +149,7 @@ fn a_hub_that_was_killed_recovers_nobody_falsely() {
             ledger.published.insert(id, Outcome::Acked(receipt.position));
         }
         goes_on.into_iter().for_each(|client| client.send(connect(&second)).unwrap());
-        (0..CLIENTS).for_each(|_| left_off.recv().unwrap());
+        (0..CLIENTS).for_each(|_| left_off.recv_timeout(DEADLINE).unwrap());
         let receipt = client.publish_with_receipt(&publication("end")).unwrap();
         ledger.published.insert("end".into(), Outcome::Acked(receipt.position));
         ledger.clients = listeners.into_iter().map(|listener| listener.join().unwrap()).collect();
