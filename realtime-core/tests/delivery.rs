@@ -1,7 +1,5 @@
 //! What was published, against what clients got: many channels, other protocols, lost answers, subscriptions under traffic.
 
-#![expect(clippy::unwrap_used, reason = "a test's helper fails by panicking")]
-
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
