@@ -45,6 +45,13 @@ pub struct UnknownApp {
     pub suggestion: Option<String>,
 }
 
+impl UnknownApp {
+    /// A name that is none of these.
+    pub(crate) fn among<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Self {
+        UnknownApp { name: name.into(), suggestion: nearest(name, known).map(str::to_owned) }
+    }
+}
+
 impl App {
     fn new(name: &str, config: AppConfig) -> Self {
         App { name: name.to_owned(), config, connections: AtomicUsize::new(0) }
@@ -110,10 +117,7 @@ impl Apps {
         if name.is_empty() {
             return Ok(AppId::DEFAULT);
         }
-        self.find(|app| app.name == name).ok_or_else(|| UnknownApp {
-            name: name.into(),
-            suggestion: nearest(name, self.0.iter().map(|app| app.name.as_str())).map(str::to_owned),
-        })
+        self.find(|app| app.name == name).ok_or_else(|| UnknownApp::among(name, self.0.iter().map(|app| app.name.as_str())))
     }
 
     /// The one that a system user is bound to.

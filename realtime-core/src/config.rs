@@ -782,19 +782,12 @@ impl Config {
 
     /// What is kept of a channel; nothing of those that belong to the hub.
     pub(crate) fn retention(&self, channel: &str) -> Option<Retention> {
-        if channel.starts_with(INTERNAL_PREFIX) {
-            return None;
-        }
-        let policy = self.channel_policy(channel).and_then(ChannelPolicy::retention);
-        policy.or_else(|| self.is_cache(channel).then_some(CACHE_CHANNEL))
+        retention_where(channel, None, self.speaks_pusher(), || self.channel_policy(channel)?.retention())
     }
 
     /// What is kept of a publication.
     pub(crate) fn retention_of(&self, channel: &str, event: &str) -> Option<Retention> {
-        let retention = self.retention(channel)?;
-        // A cache channel remembers what the application has said.
-        let passes = event.starts_with("client-") && retention == CACHE_CHANNEL && self.is_cache(channel);
-        (!passes).then_some(retention)
+        retention_where(channel, Some(event), self.speaks_pusher(), || self.channel_policy(channel)?.retention())
     }
 
     /// The length of a channel's windows, if it has any.
@@ -831,6 +824,21 @@ impl Config {
     pub(crate) fn channel_policy(&self, channel: &str) -> Option<&ChannelPolicy> {
         self.channels.iter().find(|policy| wildcard_matches(&policy.pattern, channel))
     }
+}
+
+/// What is kept of a channel, or of an event on it, where its policy keeps `policy` and Pusher's cache channels are kept or not.
+pub(crate) fn retention_where(
+    channel: &str,
+    event: Option<&str>,
+    caches: bool,
+    policy: impl FnOnce() -> Option<Retention>,
+) -> Option<Retention> {
+    if channel.starts_with(INTERNAL_PREFIX) {
+        return None;
+    }
+    // A cache channel remembers what the application has said.
+    let is_from_client = || event.is_some_and(|event| event.starts_with("client-"));
+    policy().or_else(|| (names::is_cache(channel) && caches && !is_from_client()).then_some(CACHE_CHANNEL))
 }
 
 /// Whether a secret is good enough for a bus; it may be absent where none is `needed`.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use data_encoding::BASE64;
 use serde::ser::SerializeSeq;
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Serialize, Serializer};
 use serde_json::value::RawValue;
 
 use crate::message::{Body, Position, Publication};
@@ -18,7 +18,7 @@ use crate::message::{Body, Position, Publication};
 pub(crate) const OVERHEAD: usize = 160;
 
 /// How much of a channel is kept. What passes one of the bounds goes, oldest first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Retention {
     /// Publications.
     pub size: usize,

@@ -482,6 +482,17 @@ impl Client {
         }
     }
 
+    /// Connects if there is no connection.
+    pub fn reach(&mut self) -> Result<(), ClientError> {
+        if self.link.is_some() {
+            return Ok(());
+        }
+        self.call(|client| {
+            client.waiting.check_pause()?;
+            client.connect().or_else(|error| client.connect_after_rescue(error))
+        })
+    }
+
     /// Whether somebody serves the socket. Connects if there is no connection.
     pub fn is_reachable(&mut self) -> bool {
         self.link.is_some() || self.call(Client::connect).is_ok()

@@ -450,7 +450,7 @@ impl HubBuilder {
 
 #[cfg(feature = "redis")]
 fn remote_broker(config: &Config) -> Result<Arc<dyn Broker>, StartError> {
-    Ok(Arc::new(crate::broker::redis::Redis::new(&config.broker)?))
+    Ok(Arc::new(crate::broker::redis::Redis::of_hub(config)?))
 }
 
 #[cfg(not(feature = "redis"))]

@@ -42,6 +42,11 @@ impl Keys {
         self.of(channel, "live")
     }
 
+    /// What hubs go by.
+    pub(crate) fn rules(&self) -> String {
+        format!("{}:rules", self.prefix)
+    }
+
     /// Where a node speaks to itself.
     pub(crate) fn probe(&self, node: u64) -> String {
         format!("{}:probe:{node:016x}", self.prefix)

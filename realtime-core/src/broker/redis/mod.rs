@@ -8,9 +8,12 @@
 //! be reached everything fails at once, and local clients stay.
 
 pub(crate) mod calls;
+mod connection;
 mod envelope;
 pub(crate) mod keys;
 mod link;
+pub mod publisher;
+pub(crate) mod rules;
 pub(crate) mod scripts;
 
 use std::collections::HashMap;
@@ -24,13 +27,14 @@ use parking_lot::Mutex;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
 use super::{Broker, Deliver, Published, Reply, Resolver, promise};
-use crate::config::BrokerConfig;
+use crate::config::{BrokerConfig, Config};
 use crate::error::BrokerError;
 use crate::history::{Page, Range};
 use crate::message::{Channel, Position, Publish};
 use crate::patience::Patience;
 use envelope::Malformed;
 use keys::Keys;
+use rules::{Announcement, Rules};
 use scripts::Call;
 
 /// Requests that may wait for Redis; past it new ones fail. A full pipeline needs some hundreds.
@@ -44,6 +48,8 @@ const LINGER: Duration = Duration::from_secs(2);
 pub struct Redis {
     shared: Arc<Shared>,
     client: redis::Client,
+    /// What this hub goes by, if it is one.
+    announcement: Option<Arc<Announcement>>,
     thread: Mutex<Option<JoinHandle<()>>>,
     /// Of the thread: it ends when this is dropped.
     requests: Mutex<Option<Senders>>,
@@ -145,9 +151,15 @@ impl Redis {
                 malformed: AtomicU64::new(0),
             }),
             client,
+            announcement: None,
             thread: Mutex::new(None),
             requests: Mutex::new(None),
         })
+    }
+
+    /// The same, of a hub: publishers that are no hubs hear from it what it goes by.
+    pub(crate) fn of_hub(config: &Config) -> Result<Self, BrokerError> {
+        Ok(Redis { announcement: Some(Arc::new(Announcement::new(&Rules::of(config)))), ..Redis::new(&config.broker)? })
     }
 
     /// Announcements and entries in Redis that were not publications and were dropped.
@@ -226,6 +238,7 @@ impl Broker for Redis {
         let thread = std::thread::Builder::new().name("rt-broker".into()).spawn(move || link.run(command_queue, subscription_queue));
         *self.thread.lock() = Some(thread.map_err(|error| BrokerError::Unavailable { reason: error.to_string() })?);
         *self.requests.lock() = Some(senders);
+        self.tick();
         Ok(())
     }
 
@@ -270,6 +283,18 @@ impl Broker for Redis {
         let call = calls::read(&self.shared.keys, self.shared.config.fence, channel, range);
         let (channel, shared) = (Channel::new(channel, crate::message::channel_hash(channel)), self.shared.clone());
         self.run(call, move |answer| shared.page(&channel, answer))
+    }
+
+    fn tick(&self) {
+        let Some(announcement) = &self.announcement else { return };
+        let Some(call) = announcement.call(&self.shared.keys) else { return };
+        match self.run(call, rules::announced) {
+            Reply::Now(answer) => announcement.settle(answer),
+            Reply::Later(promise) => {
+                let announcement = announcement.clone();
+                promise.then(move |answer| announcement.settle(answer));
+            }
+        }
     }
 
     fn stop(&self) {

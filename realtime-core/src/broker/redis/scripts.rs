@@ -9,16 +9,18 @@ use crate::error::BrokerError;
 pub(crate) enum Script {
     Publish,
     Read,
+    Rules,
 }
 
 impl Script {
     /// All of them, each at the place of its number.
-    pub(super) const ALL: [Script; 2] = [Script::Publish, Script::Read];
+    pub(super) const ALL: [Script; 3] = [Script::Publish, Script::Read, Script::Rules];
 
     pub(super) fn source(self) -> &'static str {
         match self {
             Script::Publish => concat!(include_str!("scripts/common.lua"), include_str!("scripts/publish.lua")),
             Script::Read => concat!(include_str!("scripts/common.lua"), include_str!("scripts/read.lua")),
+            Script::Rules => include_str!("scripts/rules.lua"),
         }
     }
 }

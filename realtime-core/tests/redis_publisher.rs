@@ -1,0 +1,352 @@
+//! Publishers on hosts without a hub: what they publish is what a hub would have published, and nothing hangs.
+
+#![expect(clippy::unwrap_used, reason = "a test's helper fails by panicking")]
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use realtime_core::broker::redis::publisher::{Publisher, PublisherError, PublisherOptions};
+use realtime_core::bus::frame::BusPublish;
+use realtime_core::config::{AppConfig, ChannelPolicy, Secret};
+use realtime_core::history::{Keeping, Query};
+use realtime_core::{Config, Hub, Payload, PublishError, QueryError, Receipt};
+use realtime_testkit::hub::history;
+use realtime_testkit::{Client, RedisServer, config, eventually};
+use serde_json::json;
+
+/// A test's patience; those that are about a deadline set it themselves.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+fn publisher_at(url: &str) -> Publisher {
+    let options = PublisherOptions { connect_timeout: PATIENCE, answer_timeout: PATIENCE, ..PublisherOptions::new(Secret::from(url)) };
+    Publisher::new(options).unwrap()
+}
+
+/// A hub that has said what it goes by, and a publisher without one.
+fn hub_and_publisher(server: &RedisServer, change: impl FnOnce(&mut Config)) -> (Hub, Publisher) {
+    let hub = Hub::start(config(|config| {
+        config.broker.url = Secret::from(server.url().as_str());
+        config.channels = vec![history("h*", 100)];
+        change(config);
+    }))
+    .unwrap();
+    let mut publisher = publisher_at(&server.url());
+    eventually("the hub has said what it goes by", || publisher.reach().is_ok());
+    (hub, publisher)
+}
+
+fn message<'a>(target: &'a str, payload: Payload<'a>) -> BusPublish<'a> {
+    BusPublish { target, to_user: false, event: "e", payload, except: Vec::new(), id: None, keeping: Keeping::default() }
+}
+
+fn text<'a>(target: &'a str, text: &'a str) -> BusPublish<'a> {
+    message(target, Payload::Text(text))
+}
+
+fn all(publisher: &mut Publisher, publishes: &[BusPublish<'_>]) -> Result<Vec<Receipt>, PublisherError> {
+    let mut receipts = Vec::new();
+    publisher.publish_all(publishes, |receipt| receipts.push(receipt))?;
+    Ok(receipts)
+}
+
+/// How many publications the channel has had.
+fn count(publisher: &mut Publisher, channel: &str) -> u64 {
+    publisher.history(channel, &Query::default()).unwrap().position.offset
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_published_reaches_the_subscribers_of_every_hub_as_if_a_hub_had_done_it() {
+    let server = RedisServer::start();
+    let (first, mut publisher) = hub_and_publisher(&server, |_| {});
+    let (second, _) = hub_and_publisher(&server, |_| {});
+    let mut clients = [Client::subscribed(&first, "h1").await, Client::subscribed(&second, "h1").await];
+    let from_hub = first.publish(&realtime_core::Publish::new("h1", "e", Payload::Text("from a hub"))).unwrap();
+    let receipt = publisher.publish(&text("h1", "from afar")).unwrap();
+    assert_eq!((receipt.position.epoch, receipt.position.offset, receipt.matched), (from_hub.position.epoch, 2, 0));
+    publisher.publish(&BusPublish { event: "other", ..message("h1", Payload::Json(r#"{"a":[1]}"#)) }).unwrap();
+    let excepted = clients[0].socket_id();
+    publisher.publish(&BusPublish { except: vec![excepted], ..text("h1", "not to all") }).unwrap();
+    publisher.publish(&text("h1", "last")).unwrap();
+    for (at, client) in clients.iter_mut().enumerate() {
+        let mut expected = vec![
+            ("e", json!("from a hub")),
+            ("e", json!("from afar")),
+            ("other", json!({"a": [1]})),
+            ("e", json!("not to all")),
+            ("e", json!("last")),
+        ];
+        if at == 0 {
+            expected.remove(3);
+        }
+        for (event, data) in expected {
+            let seen = client.expect("message").await;
+            assert_eq!((&seen["event"], &seen["data"]), (&json!(event), &data), "hub {at}");
+        }
+    }
+    // What is kept is the same, whoever asks.
+    let kept = |history: realtime_core::history::History| serde_json::to_value(history).unwrap();
+    let query = Query { limit: 3, newest_first: true, ..Query::default() };
+    assert_eq!(kept(publisher.history("h1", &query).unwrap()), kept(first.history("h1", &query).unwrap()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_go_in_one_call_with_a_receipt_each_in_their_order() {
+    let server = RedisServer::start();
+    let (hub, mut publisher) = hub_and_publisher(&server, |_| {});
+    let mut client = Client::subscribed(&hub, "plain").await;
+    let texts: Vec<String> = (0..600).map(|number| number.to_string()).collect();
+    let mut publishes: Vec<_> = texts.iter().map(|number| text("plain", number)).collect();
+    publishes.push(text("h1", "x"));
+    let receipts = all(&mut publisher, &publishes).unwrap();
+    let offsets: Vec<u64> = receipts.iter().map(|receipt| receipt.position.offset).collect();
+    assert_eq!(offsets, (1..=600).chain([1]).collect::<Vec<_>>());
+    for number in &texts {
+        assert_eq!(client.expect("message").await["data"], json!(number));
+    }
+    // The first failure ends it; nothing that shared its round trip has gone.
+    let mistakes = [text("h2", "good"), text("", "bad"), text("h2", "never")];
+    let error = all(&mut publisher, &mistakes).unwrap_err();
+    assert!(matches!(error, PublisherError::Publish(PublishError::InvalidChannel(_))), "{error}");
+    assert_eq!(count(&mut publisher, "h2"), 0);
+}
+
+#[test]
+fn the_rules_of_the_hubs_are_the_rules() {
+    let server = RedisServer::start();
+    let (_hub, mut publisher) = hub_and_publisher(&server, |config| {
+        config.limits.publication_bytes = 10;
+        config.channels.push(ChannelPolicy { pattern: "flood".into(), conflate_ms: 100, ..ChannelPolicy::default() });
+        config.apps = vec![AppConfig { name: "shop".into(), ..AppConfig::default() }];
+    });
+    for (length, ok) in [(9, true), (10, true), (11, false)] {
+        let outcome = publisher.publish(&text("c", &"x".repeat(length)));
+        assert_eq!(outcome.is_ok(), ok, "{length}: {outcome:?}");
+        assert!(ok || matches!(outcome, Err(PublisherError::Publish(PublishError::TooLarge { bytes: 11, limit: 10 }))));
+    }
+    for (publish, fault) in [
+        (text("", "x"), "channel name is empty"),
+        (text("#x", "x"), "internal to the hub"),
+        (BusPublish { event: "pusher:x", ..text("c", "x") }, "event name starts with"),
+        (BusPublish { id: Some(""), ..text("c", "x") }, "id has 0 bytes"),
+        (BusPublish { to_user: true, ..text("", "x") }, "user id must be"),
+        (message("c", Payload::Json("{")), "not valid JSON"),
+        (text("flood", "x"), "channel `flood` has conflate_ms"),
+    ] {
+        let error = publisher.publish(&publish).unwrap_err().to_string();
+        assert!(error.contains(fault), "{error}");
+    }
+    assert!(matches!(publisher.history("c", &Query::default()), Err(PublisherError::Query(QueryError::NoHistory { .. }))));
+    for (limit, ok) in [(0, false), (1, true), (1_000, true), (1_001, false)] {
+        assert_eq!(publisher.history("h", &Query { limit, ..Query::default() }).is_ok(), ok, "{limit}");
+    }
+    // Apps do not meet, and are the hubs'.
+    publisher.publish(&text("h", "default")).unwrap();
+    publisher.use_app("shop");
+    assert_eq!(publisher.publish(&text("h", "shop")).unwrap().position.offset, 1);
+    publisher.use_app("shp");
+    let error = publisher.publish(&text("h", "x")).unwrap_err().to_string();
+    assert_eq!(error, "there is no app `shp`, did you mean `shop`?");
+}
+
+#[test]
+fn the_hub_that_started_last_is_heeded_within_seconds() {
+    let server = RedisServer::start();
+    let (old, mut publisher) = hub_and_publisher(&server, |_| {});
+    assert!(matches!(publisher.history("new", &Query::default()), Err(PublisherError::Query(QueryError::NoHistory { .. }))));
+    let (_new, _) = hub_and_publisher(&server, |config| config.channels = vec![history("new", 10)]);
+    eventually("the publisher has heard of the new channel", || publisher.history("new", &Query::default()).is_ok());
+    assert!(publisher.history("h", &Query::default()).is_err());
+    // The older one goes on saying what it goes by, and is not heeded.
+    eventually("the older hub has said so again", || old.stats().uptime_ms > 3_000);
+    assert!(publisher_at(&server.url()).history("new", &Query::default()).is_ok());
+    // What the server forgets comes back.
+    server.command(&["FLUSHALL"]);
+    eventually("the hubs have said it again", || publisher_at(&server.url()).history("new", &Query::default()).is_ok());
+}
+
+#[test]
+fn nobody_publishes_where_no_hub_has_ever_been() {
+    let server = RedisServer::start();
+    let mut publisher = publisher_at(&server.url());
+    let error = publisher.publish(&text("c", "x")).unwrap_err();
+    assert!(matches!(error, PublisherError::NoHub { .. }) && error.is_unsent(), "{error}");
+    assert!(error.to_string().contains("broker.prefix `realtime`"), "{error}");
+    assert_eq!(server.command(&["DBSIZE"]), ":0");
+    // Nor where what stands there is not what a hub writes.
+    server.command(&["HSET", "realtime:rules", "d", "{\"version\":9}"]);
+    let error = publisher.publish(&text("c", "x")).unwrap_err();
+    assert!(error.to_string().contains("rules have version 9"), "{error}");
+    server.command(&["DEL", "realtime:rules"]);
+    server.command(&["SET", "realtime:rules", "x"]);
+    let error = publisher.publish(&text("c", "x")).unwrap_err();
+    assert!(error.to_string().contains("WRONGTYPE"), "{error}");
+}
+
+#[test]
+fn a_server_that_was_started_anew_is_reached_within_the_next_call() {
+    // What it knew it keeps, what hubs go by included.
+    let mut server = RedisServer::with(&["--appendonly", "yes", "--appendfsync", "always"]);
+    let (_hub, mut publisher) = hub_and_publisher(&server, |config| config.broker.fence = false);
+    for offset in 1..=3 {
+        assert_eq!(publisher.publish(&text("h", "x")).unwrap().position.offset, offset);
+        server.restart();
+        eventually("it has read its disk", || server.command(&["PING"]) == "+PONG");
+    }
+    server.command(&["SCRIPT", "FLUSH"]);
+    let receipts = all(&mut publisher, &[text("h", "a"), text("h", "b")]).unwrap();
+    assert_eq!(receipts.iter().map(|receipt| receipt.position.offset).collect::<Vec<_>>(), [4, 5]);
+    server.kill();
+    let error = publisher.publish(&text("h", "x")).unwrap_err();
+    assert!(matches!(error, PublisherError::Connect { .. }) && error.is_unsent(), "{error}");
+    assert!(error.to_string().contains(&format!("redis at 127.0.0.1:{}", server.port())), "{error}");
+}
+
+/// A way to a server that, while told to, cuts connections when their answer comes: what was asked has been done.
+struct Cutter {
+    address: SocketAddr,
+    cuts: Arc<AtomicBool>,
+}
+
+impl Cutter {
+    fn before(server: &RedisServer) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let (address, cuts, port) = (listener.local_addr().unwrap(), Arc::new(AtomicBool::new(false)), server.port());
+        let told = cuts.clone();
+        std::thread::spawn(move || {
+            for client in listener.incoming().map_while(Result::ok) {
+                let Ok(upstream) = TcpStream::connect(("127.0.0.1", port)) else { continue };
+                let told = told.clone();
+                let (mut from, mut to) = (client.try_clone().unwrap(), upstream.try_clone().unwrap());
+                std::thread::spawn(move || drop(std::io::copy(&mut from, &mut to)));
+                std::thread::spawn(move || {
+                    let (mut from, mut to, mut bytes) = (upstream, client, [0; 4096]);
+                    while let Ok(count @ 1..) = from.read(&mut bytes) {
+                        if told.swap(false, Ordering::Relaxed) || to.write_all(&bytes[..count]).is_err() {
+                            break;
+                        }
+                    }
+                    drop((to.shutdown(Shutdown::Both), from.shutdown(Shutdown::Both)));
+                });
+            }
+        });
+        Cutter { address, cuts }
+    }
+
+    fn cut_next_answer(&self) {
+        self.cuts.store(true, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn what_may_have_been_done_is_done_again_only_with_a_key() {
+    let server = RedisServer::start();
+    let (_hub, mut direct) = hub_and_publisher(&server, |_| {});
+    let cutter = Cutter::before(&server);
+    let mut publisher = publisher_at(&format!("redis://{}", cutter.address));
+    publisher.reach().unwrap();
+    cutter.cut_next_answer();
+    let error = publisher.publish(&text("h", "once")).unwrap_err();
+    assert!(matches!(error, PublisherError::Broken { .. }) && !error.is_unsent(), "{error}");
+    assert!(error.to_string().contains("may or may not have been accepted"), "{error}");
+    assert_eq!(count(&mut direct, "h"), 1);
+    publisher.reach().unwrap();
+    cutter.cut_next_answer();
+    let keyed = BusPublish { id: Some("k"), ..text("h", "twice") };
+    assert_eq!(publisher.publish(&keyed).unwrap().position.offset, 2);
+    assert_eq!(count(&mut direct, "h"), 2);
+    // One without a key among them is enough.
+    publisher.reach().unwrap();
+    cutter.cut_next_answer();
+    all(&mut publisher, &[BusPublish { id: Some("l"), ..text("h", "a") }, text("h", "b")]).unwrap_err();
+    assert_eq!(count(&mut direct, "h"), 4);
+    publisher.reach().unwrap();
+    cutter.cut_next_answer();
+    assert_eq!(count(&mut publisher, "h"), 4, "reading changes nothing");
+}
+
+#[test]
+fn a_server_that_stands_still_costs_one_deadline_and_then_none() {
+    let server = RedisServer::start();
+    let (_hub, mut patient) = hub_and_publisher(&server, |_| {});
+    let options =
+        PublisherOptions { answer_timeout: Duration::from_millis(100), ..PublisherOptions::new(Secret::from(server.url().as_str())) };
+    let mut publisher = Publisher::new(options).unwrap();
+    eventually("there is a connection", || publisher.reach().is_ok());
+    server.freeze(true);
+    let error = publisher.publish(&text("h", "x")).unwrap_err();
+    assert!(matches!(error, PublisherError::Timeout { .. }) && !error.is_unsent(), "{error}");
+    // How many it is within the pause depends on the machine; the first one is.
+    let error = publisher.publish(&text("h", "x")).unwrap_err();
+    assert!(matches!(error, PublisherError::Paused { .. } | PublisherError::Connect { .. }) && error.is_unsent(), "{error}");
+    server.freeze(false);
+    eventually("it publishes again", || publisher.publish(&text("h", "again")).is_ok());
+    assert!(count(&mut patient, "h") >= 1);
+    publisher.allow_waiting(Some(Duration::ZERO));
+    assert!(matches!(publisher.publish(&text("h", "x")), Err(PublisherError::WaitedEnough { .. })));
+}
+
+#[test]
+fn an_answer_that_comes_a_byte_at_a_time_is_late_as_a_whole() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let server = std::thread::spawn(move || {
+        let (mut client, _) = listener.accept().unwrap();
+        // A string that never ends, while each read gets something.
+        client.write_all(b"$100000\r\n").unwrap();
+        while client.write_all(b"x").is_ok() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    });
+    let options = PublisherOptions {
+        answer_timeout: Duration::from_millis(200),
+        ..PublisherOptions::new(Secret::from(format!("redis://{address}").as_str()))
+    };
+    let error = Publisher::new(options).unwrap().publish(&text("c", "x")).unwrap_err();
+    assert!(matches!(&error, PublisherError::Connect { source, .. } if source.kind() == std::io::ErrorKind::TimedOut), "{error}");
+    server.join().unwrap();
+}
+
+#[test]
+fn nonsense_instead_of_redis_is_an_error() {
+    for said in [&b"HTTP/1.1 400 Bad Request\r\n\r\n"[..], b"$5\r\nhello\r\n", b"*-1\r\n*1\r\n*1\r\n", b"\r\n\r\n", b""] {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let server = std::thread::spawn(move || {
+            let (mut client, _) = listener.accept().unwrap();
+            client.write_all(said).unwrap();
+            client.shutdown(Shutdown::Write).unwrap();
+            drop(client.read_to_end(&mut Vec::new()));
+        });
+        let error = publisher_at(&format!("redis://{address}")).publish(&text("c", "x")).unwrap_err();
+        assert!(error.is_unsent() || matches!(error, PublisherError::Refused { .. }), "{error}");
+        server.join().unwrap();
+    }
+}
+
+#[test]
+fn who_may_not_come_in_is_told_so_without_the_password() {
+    let server = RedisServer::start();
+    let (_hub, _) = hub_and_publisher(&server, |_| {});
+    // The rights that `docs/redis.md` names are enough.
+    let rights = "+@connection +eval +evalsha +script|load +info +time +publish +subscribe +unsubscribe +@hash +@stream +get +set +del +exists +pexpire";
+    let mut acl = vec!["ACL", "SETUSER", "php", "on", ">geheim", "~realtime:*", "&realtime:*"];
+    acl.extend(rights.split(' '));
+    assert_eq!(server.command(&acl), "+OK");
+    let url = |user: &str, password: &str| format!("redis://{user}:{password}@127.0.0.1:{}/0", server.port());
+    publisher_at(&url("php", "geheim")).publish(&text("h", "x")).unwrap();
+    let mut wrong = publisher_at(&url("php", "geheimnis"));
+    let error = wrong.publish(&text("h", "x")).unwrap_err();
+    assert!(matches!(error, PublisherError::Connect { .. }) && error.to_string().contains("WRONGPASS"), "{error}");
+    assert!(!format!("{error} {error:?} {wrong:?}").contains("geheim"), "{error:?}");
+    assert_eq!(server.command(&["ACL", "SETUSER", "php", "-publish"]), "+OK");
+    let error = publisher_at(&url("php", "geheim")).publish(&text("h", "x")).unwrap_err();
+    assert!(matches!(error, PublisherError::Refused { .. }), "{error}");
+    for url in ["redis://:geheim@", "http://geheim@h/", "geheim", "", "rediss://geheim@h/#insecure"] {
+        let options = PublisherOptions::new(Secret::from(url));
+        let error = Publisher::new(options).map(drop).unwrap_err().to_string();
+        assert!(error.starts_with("broker.url: ") && !error.contains("geheim"), "{error}");
+    }
+}
