@@ -6,22 +6,36 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use realtime_core::config::Secret;
-use realtime_core::{Config, Hub, Payload, Publish};
+use realtime_core::{Config, Hub, Payload, Publish, PublishError, Receipt};
 use realtime_testkit::chaos::{Chaos, Fault};
 use realtime_testkit::hub::history;
-use realtime_testkit::ledger::{Ledger, Outcome, assert_true, assert_whole, check_accounts, check_resources, follow, kept};
+use realtime_testkit::ledger::{Entrance, Ledger, Outcome, assert_true, assert_whole, check_accounts, check_resources, follow, kept};
 use realtime_testkit::mutation::Random;
-use realtime_testkit::{RedisServer, config, eventually, sized};
+use realtime_testkit::{Client, DEADLINE, RedisServer, config, eventually, sized};
 
 fn publish(hub: &Hub, channel: &str, id: &str) -> Outcome {
     // Its id is its key: what is sent again is the same publication.
     let mut message = Publish::new(channel, "e", Payload::Text(id));
     message.id = Some(id);
-    match hub.publish(&message) {
+    outcome(hub.publish(&message))
+}
+
+fn outcome(answer: Result<Receipt, PublishError>) -> Outcome {
+    match answer {
         Ok(receipt) => Outcome::Acked(receipt.position),
         Err(error) if error.to_string().contains("may or may not") || error.to_string().contains("no answer") => Outcome::Unknown,
         Err(_) => Outcome::Refused,
     }
+}
+
+/// Publishes until it is acknowledged.
+fn insist(hub: &Hub, channel: &str, id: &str) -> Outcome {
+    let mut outcome = Outcome::Unknown;
+    eventually("it is acknowledged", || {
+        outcome = publish(hub, channel, id);
+        matches!(outcome, Outcome::Acked(_))
+    });
+    outcome
 }
 
 /// So many publications show something.
@@ -87,12 +101,7 @@ async fn run(hubs: &[Hub], seed: u64, clients: usize, (length, breaks): (Duratio
     });
     ledger.published = logs.into_iter().flatten().collect();
     proxies.iter().for_each(Chaos::calm);
-    let mut end = Outcome::Refused;
-    eventually("the end is published", || {
-        end = publish(&hubs[0], "h", "end");
-        matches!(end, Outcome::Acked(_))
-    });
-    ledger.published.insert("end".into(), end);
+    ledger.published.insert("end".into(), insist(&hubs[0], "h", "end"));
     for follower in followers {
         ledger.clients.push(follower.await.unwrap());
     }
@@ -154,6 +163,115 @@ async fn two_hubs_keep_their_word_while_their_redis_restarts() {
     assert_told(&run, seed);
     let epochs: std::collections::HashSet<u64> = run.history.as_ref().unwrap().iter().map(|(position, _)| position.epoch.0).collect();
     assert_eq!(epochs.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_link_of_subscriptions_that_falls_silent_is_noticed_and_nothing_is_missing() {
+    // Case R23, I1–I5: one hub hears nothing more from Redis while it goes on publishing there.
+    let server = RedisServer::start();
+    let proxy = Chaos::holding(([127, 0, 0, 1], server.port()).into(), "SUBSCRIBE").await;
+    let behind = on(&server, |config| {
+        config.broker.url = Secret::from(format!("redis://{}/0", proxy.address()).as_str());
+        config.broker.patience = 1;
+    });
+    let hubs = [behind, on(&server, |_| {})];
+    let followers: Vec<_> = (0..12)
+        .map(|client| {
+            let entrance = Entrance { patience: DEADLINE, ..hubs[client % 2].local_addr().into() };
+            tokio::spawn(async move { follow(entrance, "h", format!("client {client}"), "end").await })
+        })
+        .collect();
+    let heard = |hub: &Hub| hub.channels().iter().any(|channel| channel.name == "h" && channel.subscribers == 6);
+    let mut ledger = Ledger::default();
+    let (stop, accepted) = (AtomicBool::new(false), AtomicUsize::new(0));
+    tokio::task::block_in_place(|| {
+        eventually("all listen", || hubs.iter().all(heard));
+        let logs = std::thread::scope(|scope| {
+            let publishers: Vec<_> = (0..4)
+                .map(|name| {
+                    let (hub, stop, accepted) = (&hubs[name % 2], &stop, &accepted);
+                    scope.spawn(move || publish_on(hub, name, stop, accepted))
+                })
+                .collect();
+            eventually("publications flow", || accepted.load(Ordering::Relaxed) > 50);
+            let (links, before) = (proxy.known(), accepted.load(Ordering::Relaxed));
+            proxy.hold(true);
+            eventually("the silence is noticed, and another link is tried", || proxy.known() > links);
+            assert!(accepted.load(Ordering::Relaxed) > before, "publishing has a link of its own");
+            proxy.hold(false);
+            eventually("publications flow", || accepted.load(Ordering::Relaxed) > before + ENOUGH);
+            stop.store(true, Ordering::Relaxed);
+            publishers.into_iter().flat_map(|publisher| publisher.join().unwrap()).collect::<Vec<_>>()
+        });
+        ledger.published.extend(logs);
+        ledger.published.insert("end".into(), insist(&hubs[1], "h", "end"));
+    });
+    for follower in followers {
+        ledger.clients.push(follower.await.unwrap());
+    }
+    ledger.history = Some(kept(&hubs[1], "h"));
+    assert_told(&ledger, 0);
+    for client in &ledger.clients {
+        assert_whole(client, ledger.history.as_ref().unwrap().len() as u64);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_redis_stands_still_the_hub_does_not_and_nothing_is_published_twice() {
+    // Case R22: I1 with those of which nobody knows, no publication twice without a retry, one of all retries with a key;
+    // clients are answered meanwhile.
+    let server = RedisServer::start();
+    let hub = on(&server, |config| config.broker.patience = 1);
+    let entrance = Entrance { patience: DEADLINE, ..hub.local_addr().into() };
+    let follower = tokio::spawn(async move { follow(entrance, "h", "client".into(), "end").await });
+    let mut present = Client::connect(&hub).await;
+    let (stop, failed) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let without_key = |name: usize| {
+        let mut log = Vec::new();
+        while !stop.load(Ordering::Relaxed) {
+            let id = format!("once-{name}-{}", log.len());
+            let outcome = outcome(hub.publish(&Publish::new("h", "e", Payload::Text(&id))));
+            failed.fetch_add(usize::from(!matches!(outcome, Outcome::Acked(_))), Ordering::Relaxed);
+            log.push((id, outcome));
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        log
+    };
+    let with_key = |name: usize| {
+        let mut log = Vec::new();
+        while !stop.load(Ordering::Relaxed) {
+            let id = format!("{name}-{}", log.len());
+            let outcome = insist(&hub, "h", &id);
+            log.push((id, outcome));
+        }
+        log
+    };
+    let (stop, failed) = (&stop, &failed);
+    let mut ledger = Ledger::default();
+    let runtime = tokio::runtime::Handle::current();
+    tokio::task::block_in_place(|| {
+        ledger.published.insert("first".into(), insist(&hub, "h", "first"));
+        std::thread::scope(|scope| {
+            let (once, again) = (&without_key, &with_key);
+            let publishers: Vec<_> = (0..8).map(|name| scope.spawn(move || if name % 2 == 0 { once(name) } else { again(name) })).collect();
+            for round in 1..=2 {
+                server.freeze(true);
+                eventually("publications fail", || failed.load(Ordering::Relaxed) >= round * 8);
+                // Three pings and their answers.
+                runtime.block_on(present.expect_nothing());
+                server.freeze(false);
+                let id = format!("again-{round}");
+                let outcome = insist(&hub, "h", &id);
+                ledger.published.insert(id, outcome);
+            }
+            stop.store(true, Ordering::Relaxed);
+            ledger.published.extend(publishers.into_iter().flat_map(|publisher| publisher.join().unwrap()));
+        });
+        ledger.published.insert("end".into(), insist(&hub, "h", "end"));
+    });
+    ledger.clients.push(follower.await.unwrap());
+    ledger.history = Some(kept(&hub, "h"));
+    assert_true(&ledger, "a server that stands still");
 }
 
 /// What is published in all, each second.
@@ -219,7 +337,7 @@ async fn two_hubs_many_channels_and_nothing_missing() {
                 if done > last.1 {
                     last = (Instant::now(), done);
                 }
-                assert!(last.0.elapsed() < realtime_testkit::wait::DEADLINE, "nothing is accepted any more, after {done}");
+                assert!(last.0.elapsed() < DEADLINE, "nothing is accepted any more, after {done}");
             }
             assert_eq!(restarts, 2);
             stop.store(true, Ordering::Relaxed);
@@ -231,12 +349,7 @@ async fn two_hubs_many_channels_and_nothing_missing() {
     });
     for (channel, ledger) in ledgers.iter_mut().enumerate() {
         let name = format!("h{channel}");
-        let mut end = Outcome::Refused;
-        eventually("the end is published", || {
-            end = publish(&hubs[channel % 2], &name, "end");
-            matches!(end, Outcome::Acked(_))
-        });
-        ledger.published.insert("end".into(), end);
+        ledger.published.insert("end".into(), insist(&hubs[channel % 2], &name, "end"));
     }
     for follower in followers {
         let (channel, log) = follower.await.unwrap();

@@ -6,12 +6,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use realtime_core::config::ChannelPolicy;
+use realtime_core::config::{ChannelPolicy, HistoryPolicy};
 use realtime_core::history::Query;
 use realtime_core::hub::HubBuilder;
 use realtime_core::{Config, Hub, Payload, Position, Publish, QueryError, User};
 use realtime_testkit::hub::history;
-use realtime_testkit::{Client, Delayed, Received, config, eventually, start};
+use realtime_testkit::{Client, DEADLINE, Delayed, Received, config, eventually, start};
 use serde_json::{Value, json};
 
 fn publish(hub: &Hub, channel: &str, text: &str) -> Position {
@@ -69,6 +69,8 @@ async fn what_can_be_recovered_is_known_at_every_edge() {
             (other.to_string(), 30, false, 0),
             (String::new(), 29, false, 0),
             ("text".to_owned(), 29, false, 0),
+            (format!("{epoch}0"), 29, false, 0),
+            (epoch.to_string(), 25, true, 5),
         ] {
             let mut client = Client::connect(&hub).await;
             let answer = client.ask(recover("h", &epoch, offset)).await;
@@ -85,6 +87,15 @@ async fn what_can_be_recovered_is_known_at_every_edge() {
             offsets(&mut client, count).await;
             client.expect_nothing().await;
         }
+        // A position that is none is a fault of the request.
+        for position in
+            [json!({"epoch": epoch.to_string(), "offset": "29"}), json!({"epoch": epoch.to_string(), "offset": -1}), json!("29")]
+        {
+            let mut client = Client::connect(&hub).await;
+            let answer = client.ask(json!({"action": "subscribe", "channel": "h", "recover": position})).await;
+            assert_eq!(answer["type"], "error", "{answer}");
+            client.expect_nothing().await;
+        }
         // Who has never received anything has a position all the same.
         let mut client = Client::connect(&hub).await;
         let fresh = client.subscribe("fresh").await;
@@ -98,6 +109,46 @@ async fn what_can_be_recovered_is_known_at_every_edge() {
         // What follows is live.
         publish(&hub, "fresh", "2");
         assert_eq!(offsets(&mut client, 1).await, [2]);
+    }
+}
+
+#[tokio::test]
+async fn what_has_grown_too_old_is_recovered_by_nobody_and_never_in_part() {
+    // Case R04, the edges of an age: all of it, or a word that it is gone.
+    for hub in hubs(|config| {
+        let aged =
+            |pattern, ttl_ms| ChannelPolicy { history: Some(HistoryPolicy { ttl_ms, ..HistoryPolicy::default() }), ..history(pattern, 1) };
+        config.channels = vec![aged("short", 1_000), aged("long", 3_600_000)];
+    }) {
+        for channel in ["short", "long"] {
+            for number in 1..=3 {
+                publish(&hub, channel, &number.to_string());
+            }
+        }
+        let position = publish(&hub, "long", "4");
+        let mut client = Client::connect(&hub).await;
+        assert_eq!(client.ask(recover("long", position.epoch, 0)).await["recovered"], true);
+        assert_eq!(offsets(&mut client, 4).await, [1, 2, 3, 4]);
+        let epoch = publish(&hub, "short", "4").epoch;
+        let (mut recovered, mut lost) = (0, 0);
+        let begun = std::time::Instant::now();
+        while lost < 3 {
+            assert!(begun.elapsed() < DEADLINE, "{recovered} recovered");
+            let mut client = Client::connect(&hub).await;
+            let answer = client.ask(recover("short", epoch, 0)).await;
+            if answer["recovered"] == true {
+                assert_eq!((offsets(&mut client, 4).await, lost), (vec![1, 2, 3, 4], 0));
+                recovered += 1;
+            } else {
+                lost += 1;
+            }
+            client.expect_nothing().await;
+            client.reset();
+        }
+        // Nothing was missed since the newest, however old that is.
+        let mut client = Client::connect(&hub).await;
+        assert_eq!(client.ask(recover("short", epoch, 4)).await["recovered"], true);
+        client.expect_nothing().await;
     }
 }
 

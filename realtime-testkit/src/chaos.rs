@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use crate::mutation::Random;
 
@@ -35,7 +35,16 @@ pub struct Chaos {
     task: tokio::task::JoinHandle<()>,
 }
 
+/// Connections on which the client has said a word, and that can be held: nothing is passed on, and nobody is told.
+struct Hold {
+    word: Vec<u8>,
+    held: watch::Sender<bool>,
+    /// How many there have been.
+    known: AtomicU64,
+}
+
 struct Shared {
+    hold: Option<Hold>,
     /// Whether new connections are broken.
     active: AtomicBool,
     broken: AtomicU64,
@@ -46,9 +55,20 @@ struct Shared {
 impl Chaos {
     /// A proxy before `upstream`; `choose` gives each connection its fault.
     pub async fn before(upstream: SocketAddr, seed: u64, choose: impl Fn(&mut Random) -> Fault + Send + 'static) -> Chaos {
+        Chaos::start(upstream, seed, choose, None).await
+    }
+
+    /// A proxy that breaks nothing, but can hold the connections on which the client has said this word
+    /// ([`Chaos::hold`]), as a network does that drops what belongs to some connections and not to others.
+    pub async fn holding(upstream: SocketAddr, word: &str) -> Chaos {
+        let hold = Hold { word: word.into(), held: watch::Sender::new(false), known: AtomicU64::new(0) };
+        Chaos::start(upstream, 0, |_| Fault::None, Some(hold)).await
+    }
+
+    async fn start(upstream: SocketAddr, seed: u64, choose: impl Fn(&mut Random) -> Fault + Send + 'static, hold: Option<Hold>) -> Chaos {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let faults = Arc::new(Shared { active: AtomicBool::new(true), broken: AtomicU64::new(0), open: Mutex::default() });
+        let faults = Arc::new(Shared { hold, active: AtomicBool::new(true), broken: AtomicU64::new(0), open: Mutex::default() });
         let shared = faults.clone();
         let task = tokio::spawn(async move {
             let mut random = Random::new(seed);
@@ -61,7 +81,7 @@ impl Chaos {
                     let Ok(server) = TcpStream::connect(upstream).await else { return };
                     let cut = Arc::new(Notify::new());
                     shared.open.lock().unwrap().push(cut.clone());
-                    if pass(client, server, fault, &cut).await {
+                    if pass(client, server, fault, &cut, &shared).await {
                         shared.broken.fetch_add(1, Ordering::Relaxed);
                     }
                     shared.open.lock().unwrap().retain(|other| !Arc::ptr_eq(other, &cut));
@@ -98,6 +118,16 @@ impl Chaos {
         open.len()
     }
 
+    /// Holds those connections, later ones too, or lets them go on: what was sent meanwhile arrives then.
+    pub fn hold(&self, hold: bool) {
+        self.faults.hold.as_ref().unwrap().held.send_replace(hold);
+    }
+
+    /// Connections so far that can be held.
+    pub fn known(&self) -> u64 {
+        self.faults.hold.as_ref().map_or(0, |hold| hold.known.load(Ordering::Relaxed))
+    }
+
     /// Connections that were broken.
     pub fn broken(&self) -> u64 {
         self.faults.broken.load(Ordering::Relaxed)
@@ -110,15 +140,38 @@ impl Drop for Chaos {
     }
 }
 
+impl Shared {
+    /// Waits while such a connection is held.
+    async fn pass_on(&self, is_known: &AtomicBool) {
+        if let Some(hold) = self.hold.as_ref().filter(|_| is_known.load(Ordering::Relaxed)) {
+            drop(hold.held.subscribe().wait_for(|held| !held).await);
+        }
+    }
+}
+
 /// Passes bytes on until either side ends; true: the fault has struck, or it was `cut`.
-async fn pass(client: TcpStream, server: TcpStream, fault: Fault, cut: &Notify) -> bool {
+async fn pass(client: TcpStream, server: TcpStream, fault: Fault, cut: &Notify, shared: &Arc<Shared>) -> bool {
     if matches!(fault, Fault::Reset(_)) && client.set_zero_linger().is_err() {
         return false;
     }
     let (mut client_read, mut client_write) = client.into_split();
     let (mut server_read, mut server_write) = server.into_split();
+    let is_known = Arc::new(AtomicBool::new(false));
+    let (known, sharing) = (is_known.clone(), shared.clone());
     let up = tokio::spawn(async move {
-        let _ended = tokio::io::copy(&mut client_read, &mut server_write).await;
+        let mut buffer = vec![0; 4096];
+        while let Ok(count @ 1..) = client_read.read(&mut buffer).await {
+            if let Some(hold) = &sharing.hold {
+                let says_it = buffer[..count].windows(hold.word.len()).any(|bytes| bytes == hold.word);
+                if says_it && !known.swap(true, Ordering::Relaxed) {
+                    hold.known.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+            sharing.pass_on(&known).await;
+            if server_write.write_all(&buffer[..count]).await.is_err() {
+                break;
+            }
+        }
     });
     let mut passed = 0;
     let mut buffer = vec![0; 4096];
@@ -143,6 +196,7 @@ async fn pass(client: TcpStream, server: TcpStream, fault: Fault, cut: &Notify) 
         if !pace.is_zero() {
             tokio::time::sleep(pace).await;
         }
+        shared.pass_on(&is_known).await;
         let allowed = count.min(limit.saturating_sub(passed));
         if client_write.write_all(&buffer[..allowed]).await.is_err() {
             break false;
