@@ -352,7 +352,7 @@ namespace Realtime {
         /** Its number in the channel's order, from 1; 0 where `conflate_ms` holds it until its window ends. */
         public readonly int $offset;
 
-        /** Subscriptions on this node to which it was queued. */
+        /** Subscriptions on this node to which it was queued; 0 where it went straight to Redis, which does not know them. */
         public readonly int $matched;
 
         private function __construct() {}

@@ -80,6 +80,11 @@ impl Waiting {
         }
     }
 
+    /// What calls have waited of their allowance.
+    pub(crate) fn waited(&self) -> Duration {
+        self.allowance.map_or(Duration::ZERO, |(_, waited)| waited)
+    }
+
     /// Before a connection is used or made.
     pub(crate) fn check_pause(&mut self) -> Result<(), NotNow> {
         let Some(until) = self.paused_until else { return Ok(()) };

@@ -11,16 +11,18 @@ use realtime_core::bus::client::{Client, ClientError, ClientOptions};
 use crate::failure::Failure;
 use crate::globals::GLOBALS;
 use crate::settings::{self, BusSettings, Mode};
-use crate::{host, spawn, zend};
+use crate::{host, remote, spawn, zend};
 
 /// What all calls of one web request may wait for the hub, together.
-const WAIT_OF_A_REQUEST: Duration = Duration::from_secs(1);
+pub(crate) const WAIT_OF_A_REQUEST: Duration = Duration::from_secs(1);
 
 /// Where calls go when this process has no hub.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Role {
     /// To the hub behind the bus.
     Client,
+    /// To the Redis that hubs on other hosts share.
+    Remote,
     /// Nowhere.
     Off,
 }
@@ -38,6 +40,7 @@ pub(crate) fn role() -> Result<Role, Failure> {
     };
     match mode {
         Mode::Auto | Mode::Bus => Ok(Role::Client),
+        Mode::Remote => Ok(Role::Remote),
         Mode::Off => Ok(Role::Off),
         Mode::Embedded => Err(Failure::unavailable(
             "realtime.mode is embedded and no hub runs in this process: call Realtime\\start() or Realtime\\serve() first",
@@ -65,6 +68,16 @@ pub(crate) fn with_client<R>(run: impl FnOnce(&mut Client) -> Result<R, ClientEr
         }
         run(&mut link.client).map_err(|error| failure(error, &link.settings.sockets))
     })
+}
+
+/// Whether no hub answers while calls may go straight to the broker instead. Connects.
+pub(crate) fn is_away() -> Result<bool, Failure> {
+    with_link(|link| Ok(link.settings.or_broker && (link.settings.sockets.is_empty() || link.client.reach().is_err())))
+}
+
+/// What calls of this web request have waited for the hub.
+pub(crate) fn waited() -> Duration {
+    GLOBALS.get().link.borrow().as_ref().map_or(Duration::ZERO, |link| link.client.waited())
 }
 
 /// The largest body that the hub takes, as far as this process' settings tell.
@@ -116,8 +129,10 @@ fn with_link<R>(run: impl FnOnce(&mut Link) -> Result<R, Failure>) -> Result<R, 
 
 /// A further connection to that hub, for who keeps one busy.
 pub(crate) fn another_client() -> Result<Client, Failure> {
-    if role()? == Role::Off {
-        return Err(Failure::unavailable("realtime.mode is off"));
+    match role()? {
+        Role::Client => {}
+        Role::Remote => return Err(remote::needs_hub()),
+        Role::Off => return Err(Failure::unavailable("realtime.mode is off")),
     }
     let settings = settings::bus()?;
     host::register_fork_handler();

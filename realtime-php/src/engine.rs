@@ -81,7 +81,7 @@ extern "C" fn post_startup() -> c_int {
 fn start_with_server() {
     let outcome = match settings::mode() {
         Ok(Mode::Auto | Mode::Embedded) => host::start(Map::new()).map(|_| ()),
-        Ok(Mode::Bus | Mode::Off) => Ok(()),
+        Ok(Mode::Bus | Mode::Remote | Mode::Off) => Ok(()),
         Err(failure) => Err(failure),
     };
     let Err(failure) = outcome else { return };

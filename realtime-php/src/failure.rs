@@ -5,6 +5,7 @@ use std::sync::OnceLock;
 use ext_php_rs::exception::{throw_object, throw_with_code};
 use ext_php_rs::types::Zval;
 use ext_php_rs::zend::{ClassEntry, ExecutorGlobals, ce};
+use realtime_core::broker::redis::publisher::PublisherError;
 use realtime_core::bus::client::ClientError;
 use realtime_core::bus::frame::FailureCode;
 use realtime_core::{ConfigError, PublishError, QueryError, StartError};
@@ -195,6 +196,20 @@ impl From<QueryError> for Failure {
             QueryError::NoEvents => Failure::Realtime(Kind::Config, message),
             _ => Failure::Value(message),
         }
+    }
+}
+
+impl From<PublisherError> for Failure {
+    fn from(error: PublisherError) -> Self {
+        let kind = match error {
+            PublisherError::Publish(error) => return error.into(),
+            PublisherError::Query(error) => return error.into(),
+            PublisherError::Url { .. } | PublisherError::Rules { .. } => Kind::Config,
+            PublisherError::Conflated { .. } => Kind::InvalidChannel,
+            PublisherError::Timeout { .. } => Kind::Timeout,
+            _ => Kind::Unavailable,
+        };
+        Failure::Realtime(kind, error.to_string())
     }
 }
 

@@ -323,18 +323,17 @@ fn history(call: &Call<'_>, result: &mut Zval) -> Result<(), Failure> {
         *result = zend::decode_json(NOTHING_KEPT);
         return Ok(());
     }
-    let text = publishing::ask(
-        |hub| {
-            // A text that is no epoch is one that no hub has.
-            let known = |(epoch, offset): (String, u64)| Position { epoch: epoch.parse().unwrap_or(Epoch(0)), offset };
-            let query = realtime_core::history::Query { since: since.clone().map(known), limit, newest_first: reverse };
-            hub.history(channel, &query).map(|history| serde_json::to_string(&history).unwrap_or_default())
-        },
+    // A text that is no epoch is one that no hub has.
+    let known = |(epoch, offset): (String, u64)| Position { epoch: epoch.parse().unwrap_or(Epoch(0)), offset };
+    let query = realtime_core::history::Query { since: since.clone().map(known), limit, newest_first: reverse };
+    let text = publishing::ask_anywhere(
+        |hub| hub.history(channel, &query).map(|history| serde_json::to_string(&history).unwrap_or_default()),
         |client| {
             let since = since.clone().map(|(epoch, offset)| Since { epoch, offset });
             let query = BusQuery::History { channel: channel.to_owned(), since, limit: Some(limit), reverse };
             client.query::<Box<RawValue>>(&query).map(|json| json.get().to_owned())
         },
+        |publisher| publisher.history(channel, &query).map(|history| serde_json::to_string(&history).unwrap_or_default()),
     )?;
     *result = zend::decode_json(text.as_deref().unwrap_or(NOTHING_KEPT));
     Ok(())

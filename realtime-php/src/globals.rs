@@ -11,6 +11,7 @@ use ext_php_rs::zend::{ModuleGlobal, ModuleGlobals};
 use crate::batch::{self, Batch};
 use crate::bus::Link;
 use crate::host::Running;
+use crate::remote::Remote;
 use crate::server;
 use crate::settings::Mode;
 
@@ -35,6 +36,10 @@ pub(crate) struct Globals {
     pub(crate) link: RefCell<Option<Link>>,
     /// In this request `link` was seen to be what the settings want.
     pub(crate) link_checked: Cell<bool>,
+    /// The connection to the Redis of hubs on other hosts.
+    pub(crate) remote: RefCell<Option<Remote>>,
+    /// In this request `remote` was seen to be what the settings want.
+    pub(crate) remote_checked: Cell<bool>,
     /// The `Realtime\Server` objects by number. Released in RSHUTDOWN, while objects still may be.
     pub(crate) servers: RefCell<HashMap<u64, server::State>>,
     /// A `Realtime\batch()` runs.
@@ -52,6 +57,7 @@ pub(crate) fn end_request() {
     globals.lowered.set(false);
     globals.mode.set(None);
     globals.link_checked.set(false);
+    globals.remote_checked.set(false);
     batch::end_request();
     server::end_request();
     // Taken first: releasing the object may run PHP code.

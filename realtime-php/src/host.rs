@@ -86,6 +86,7 @@ pub(crate) fn start(code: Map<String, Value>) -> Result<Arc<Running>, Failure> {
         }
         Mode::Auto | Mode::Embedded => {}
         Mode::Bus => return Err(Failure::config("realtime.mode is bus: this process may not start a hub")),
+        Mode::Remote => return Err(Failure::config("realtime.mode is remote: this process may not start a hub")),
         Mode::Off => return Err(Failure::config("realtime.mode is off")),
     }
     if GLOBALS.get().off.get() {

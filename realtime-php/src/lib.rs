@@ -10,6 +10,7 @@
 //! | `engine` | hosts that end the engine and start it again; the hub that starts with a server |
 //! | `host` | the hub of this process: owner, start, stop, fork |
 //! | `bus` | the connection to the hub of another process |
+//! | `remote` | the connection to the Redis that hubs on other hosts share |
 //! | `spawn` | the hub that a php-fpm worker starts as a process of its own |
 //! | `logs` | where a hub in this process writes its log |
 //! | `message` | PHP values to channels, payloads and options |
@@ -50,6 +51,7 @@ mod message;
 mod objects;
 mod presence;
 mod publishing;
+mod remote;
 mod serve;
 mod server;
 mod settings;

@@ -1,10 +1,11 @@
-//! One publication's way: to the hub of this process, to that of another one, to a fake, or nowhere.
+//! One publication's way: to the hub of this process, to that of another one, to the broker of hubs elsewhere, to a fake, or nowhere.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use ext_php_rs::types::Zval;
+use realtime_core::broker::redis::publisher::{Publisher, PublisherError};
 use realtime_core::bus::client::{Client, ClientError};
 use realtime_core::bus::frame::{BusPublish, MAX_EXCEPT};
 use realtime_core::history::Keeping;
@@ -15,7 +16,7 @@ use crate::bus::{self, Role};
 use crate::failure::Failure;
 use crate::globals::GLOBALS;
 use crate::message::{self, Channels, Message, Options};
-use crate::{batch, host, settings};
+use crate::{batch, host, remote, settings};
 
 /// Calls of the global functions that the hub could not take and that were logged instead.
 pub(crate) static FAILED_CALLS: AtomicU64 = AtomicU64::new(0);
@@ -40,6 +41,23 @@ pub(crate) fn lowered() -> Option<Elsewhere> {
     }
 }
 
+/// Where the publications of a process without a hub go now.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Bus,
+    Broker,
+    Nowhere,
+}
+
+fn way() -> Result<Way, Failure> {
+    Ok(match bus::role()? {
+        Role::Off => Way::Nowhere,
+        Role::Remote => Way::Broker,
+        Role::Client if bus::is_away()? => Way::Broker,
+        Role::Client => Way::Bus,
+    })
+}
+
 /// Asks the hub of this process, or the one behind the bus; none when publishing is off.
 pub(crate) fn ask<R, E: Into<Failure>>(
     own: impl FnOnce(&Hub) -> Result<R, E>,
@@ -49,7 +67,24 @@ pub(crate) fn ask<R, E: Into<Failure>>(
         Some(result) => result.map(Some).map_err(Into::into),
         None => match bus::role()? {
             Role::Client => bus::with_client(other).map(Some),
+            Role::Remote => Err(remote::needs_hub()),
             Role::Off => Ok(None),
+        },
+    }
+}
+
+/// The same where the broker can answer too.
+pub(crate) fn ask_anywhere<R, E: Into<Failure>>(
+    own: impl FnOnce(&Hub) -> Result<R, E>,
+    other: impl FnOnce(&mut Client) -> Result<R, ClientError>,
+    broker: impl FnOnce(&mut Publisher) -> Result<R, PublisherError>,
+) -> Result<Option<R>, Failure> {
+    match host::with_hub(|running| own(&running.hub)) {
+        Some(result) => result.map(Some).map_err(Into::into),
+        None => match way()? {
+            Way::Bus => bus::with_client(other).map(Some),
+            Way::Broker => remote::with_publisher(broker).map(Some),
+            Way::Nowhere => Ok(None),
         },
     }
 }
@@ -96,26 +131,40 @@ pub(crate) fn publish(
     for (at, publish) in publishes.iter().enumerate() {
         match host::with_hub(|running| hand_over(&running.hub, publish)) {
             Some(receipt) => sent(Outcome::Accepted(receipt?)),
-            None => return publish_over_bus(&publishes[at..], sent),
+            None => return publish_elsewhere(&publishes[at..], sent),
         }
     }
     Ok(())
 }
 
-fn publish_over_bus(publishes: &[BusPublish<'_>], mut sent: impl FnMut(Outcome)) -> Result<(), Failure> {
-    if bus::role()? == Role::Off {
-        publishes.iter().for_each(|_| sent(Outcome::Dropped));
-        return Ok(());
-    }
-    let limit = bus::publication_bytes()?;
-    publishes.iter().try_for_each(|publish| check(publish, limit))?;
-    if let [publish] = publishes {
-        sent(Outcome::Accepted(bus::with_client(|client| client.publish_with_receipt(publish))?));
-        return Ok(());
-    }
-    let receipts = bus::with_client(|client| client.publish_with_receipts(publishes))?;
+fn publish_elsewhere(publishes: &[BusPublish<'_>], mut sent: impl FnMut(Outcome)) -> Result<(), Failure> {
+    let receipts = match way()? {
+        Way::Nowhere => {
+            publishes.iter().for_each(|_| sent(Outcome::Dropped));
+            return Ok(());
+        }
+        Way::Broker => over_broker(publishes)?,
+        Way::Bus => {
+            let limit = bus::publication_bytes()?;
+            publishes.iter().try_for_each(|publish| check(publish, limit))?;
+            if let [publish] = publishes {
+                sent(Outcome::Accepted(bus::with_client(|client| client.publish_with_receipt(publish))?));
+                return Ok(());
+            }
+            bus::with_client(|client| client.publish_with_receipts(publishes))?
+        }
+    };
     receipts.into_iter().for_each(|receipt| sent(Outcome::Accepted(receipt)));
     Ok(())
+}
+
+/// Straight to the broker, in as few round trips as can be. There is no buffer between that could take them meanwhile: who
+/// publishes waits for the server, and hears what it says.
+fn over_broker(publishes: &[BusPublish<'_>]) -> Result<Vec<Receipt>, Failure> {
+    publishes.iter().try_for_each(check_except)?;
+    let mut receipts = Vec::with_capacity(publishes.len());
+    remote::with_publisher(|publisher| publisher.publish_all(publishes, |receipt| receipts.push(receipt)))?;
+    Ok(receipts)
 }
 
 /// Publishes to every channel without waiting for a receipt.
@@ -166,9 +215,10 @@ fn send(publishes: &[BusPublish<'_>]) -> Result<(), Failure> {
     }
     let limit = match host::with_hub(|running| running.publication_bytes) {
         Some(limit) => limit,
-        None => match bus::role()? {
-            Role::Client => bus::publication_bytes()?,
-            Role::Off => return Ok(()),
+        None => match way()? {
+            Way::Bus => bus::publication_bytes()?,
+            Way::Broker => remote::with_publisher(Publisher::publication_bytes)?,
+            Way::Nowhere => return Ok(()),
         },
     };
     publishes.iter().try_for_each(|publish| check(publish, limit))?;
@@ -180,8 +230,10 @@ fn send_now(publishes: &[BusPublish<'_>]) -> Result<(), Failure> {
     if let Some(outcome) = hand_all_over(publishes) {
         return outcome;
     }
-    if bus::role()? == Role::Off {
-        return Ok(());
+    match way()? {
+        Way::Nowhere => return Ok(()),
+        Way::Broker => return over_broker(publishes).map(drop),
+        Way::Bus => {}
     }
     let limit = bus::publication_bytes()?;
     // Nobody answers a publication without a receipt: what is wrong with it must be said here.
@@ -193,8 +245,11 @@ fn send_now(publishes: &[BusPublish<'_>]) -> Result<(), Failure> {
 pub(crate) fn send_collected<'p>(mut publishes: impl Iterator<Item = BusPublish<'p>>) -> Result<(), Failure> {
     match host::with_hub(|running| publishes.try_for_each(|publish| hand_over(&running.hub, &publish).map(|_| ()))) {
         Some(outcome) => outcome.map_err(Failure::from),
-        None if bus::role()? == Role::Off => Ok(()),
-        None => bus::with_client(|client| client.batch(&mut publishes)),
+        None => match way()? {
+            Way::Nowhere => Ok(()),
+            Way::Broker => remote::with_publisher(|publisher| publisher.publish_all(publishes, drop)),
+            Way::Bus => bus::with_client(|client| client.batch(&mut publishes)),
+        },
     }
 }
 
@@ -231,6 +286,10 @@ fn as_publish<'a>(publish: &'a BusPublish<'_>) -> Publish<'a> {
 /// What the hub would refuse, and what a frame cannot say.
 fn check(publish: &BusPublish<'_>, limit: usize) -> Result<(), Failure> {
     as_publish(publish).check(limit)?;
+    check_except(publish)
+}
+
+fn check_except(publish: &BusPublish<'_>) -> Result<(), Failure> {
     if publish.except.len() > MAX_EXCEPT {
         let count = publish.except.len();
         return Err(Failure::invalid_message(format!("option `except` names {count} connections, the limit is {MAX_EXCEPT}")));

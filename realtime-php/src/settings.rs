@@ -10,7 +10,7 @@ use ext_php_rs::zend::{IniEntryDef, IniEntryDefs};
 use realtime_core::apps::DEFAULT_APP;
 use realtime_core::bus::address::BusAddress;
 use realtime_core::bus::socket::default_addresses;
-use realtime_core::config::{Limits, Secret, check_secret};
+use realtime_core::config::{BrokerConfig, Limits, Secret, check_secret};
 use realtime_core::{Config, ConfigBuilder, EffectiveConfig, Source};
 use serde_json::{Map, Value};
 
@@ -29,13 +29,15 @@ const BINARY: Own = Own { ini: c"realtime.binary", variable: "REALTIME_BINARY" }
 const OWN: [Own; 7] = [MODE, ON_ERROR, CONFIG, APP, GLOBAL_FUNCTIONS, AUTOSPAWN, BINARY];
 
 /// INI settings that are passed on to `Config` when they are set.
-const PASSED_ON: [(&CStr, &str); 6] = [
+const PASSED_ON: [(&CStr, &str); 8] = [
     (c"realtime.listen", "listen"),
     (c"realtime.socket", "socket"),
     (c"realtime.secret", "secret"),
     (c"realtime.socket_ca", "socket_ca"),
     (c"realtime.log", "log"),
     (c"realtime.linger_ms", "linger_ms"),
+    (c"realtime.broker.url", "broker.url"),
+    (c"realtime.broker.prefix", "broker.prefix"),
 ];
 
 struct Own {
@@ -43,7 +45,7 @@ struct Own {
     variable: &'static str,
 }
 
-static INI: IniEntryDefs<14> = IniEntryDefs::new([
+static INI: IniEntryDefs<16> = IniEntryDefs::new([
     IniEntryDef::new(MODE.ini, c"auto", IniEntryPermission::System),
     IniEntryDef::new(GLOBAL_FUNCTIONS.ini, c"1", IniEntryPermission::System),
     IniEntryDef::new(ON_ERROR.ini, c"log", IniEntryPermission::System),
@@ -54,6 +56,9 @@ static INI: IniEntryDefs<14> = IniEntryDefs::new([
     unset(c"realtime.socket_ca"),
     unset(c"realtime.log"),
     unset(c"realtime.linger_ms"),
+    // May hold a password.
+    hidden(unset(c"realtime.broker.url")),
+    unset(c"realtime.broker.prefix"),
     IniEntryDef::new(AUTOSPAWN.ini, c"0", IniEntryPermission::System),
     IniEntryDef::new(BINARY.ini, c"", IniEntryPermission::System),
     IniEntryDef::new(APP.ini, c"", IniEntryPermission::System),
@@ -132,6 +137,8 @@ pub(crate) enum Mode {
     Embedded,
     /// A hub outside this process, over its Unix socket; none may be started here.
     Bus,
+    /// The hubs of other hosts, over the Redis that they share; none may be started here.
+    Remote,
     /// Calls are checked and dropped.
     Off,
 }
@@ -141,9 +148,10 @@ pub(crate) fn mode() -> Result<Mode, Failure> {
         "auto" => Ok(Mode::Auto),
         "embedded" => Ok(Mode::Embedded),
         "bus" => Ok(Mode::Bus),
+        "remote" => Ok(Mode::Remote),
         // An unquoted `off` in php.ini is the empty string.
         "" | "off" | "0" => Ok(Mode::Off),
-        other => Err(Failure::config(format!("realtime.mode is `{other}`; it must be auto, embedded, bus or off"))),
+        other => Err(Failure::config(format!("realtime.mode is `{other}`; it must be auto, embedded, bus, remote or off"))),
     }
 }
 
@@ -178,8 +186,11 @@ fn layers() -> Result<ConfigBuilder, Failure> {
     if !file.is_empty() {
         builder = builder.file(Path::new(&file))?;
     }
-    let ini = PASSED_ON.iter().filter_map(|(name, key)| Some(((*key).to_owned(), Value::String(zend::ini(name)?))));
-    builder = builder.layer(Source::Ini, Value::Object(ini.collect()))?;
+    for (name, key) in PASSED_ON {
+        if let Some(value) = zend::ini(name) {
+            builder = builder.text(Source::Ini, key, &value)?;
+        }
+    }
     let passed_on = environment().into_iter().filter(|(name, _)| OWN.iter().all(|own| own.variable != name));
     Ok(builder.environment(passed_on))
 }
@@ -208,6 +219,18 @@ pub(crate) struct BusSettings {
     pub(crate) app: String,
     /// `limits.publication_bytes`.
     pub(crate) publication_bytes: usize,
+    /// Whether calls go straight to the broker where no hub answers: `realtime.mode` leaves it open, and there is one.
+    pub(crate) or_broker: bool,
+}
+
+/// What a process needs to know of the Redis that hubs share.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct BrokerSettings {
+    /// Empty where there is none.
+    pub(crate) url: Secret,
+    pub(crate) prefix: String,
+    /// Whose channels and users calls mean; empty where nothing is said.
+    pub(crate) app: String,
 }
 
 /// Only what it says is read and checked: what is wrong with the hub's other settings is the hub's
@@ -225,7 +248,19 @@ pub(crate) fn bus() -> Result<BusSettings, Failure> {
     let ca_file = layers.value("socket_ca").and_then(Value::as_str).unwrap_or_default().to_owned();
     let limit = layers.value("limits.publication_bytes").and_then(Value::as_u64).and_then(|bytes| usize::try_from(bytes).ok());
     let publication_bytes = limit.unwrap_or(Limits::default().publication_bytes);
-    Ok(BusSettings { sockets, secret, ca_file, app: own(&APP), publication_bytes })
+    let or_broker = mode()? == Mode::Auto && !broker_of(&layers).url.is_empty();
+    Ok(BusSettings { sockets, secret, ca_file, app: own(&APP), publication_bytes, or_broker })
+}
+
+/// The broker that hubs use; what else a process without a hub has to know the hubs tell it there.
+pub(crate) fn broker() -> Result<BrokerSettings, Failure> {
+    Ok(broker_of(&layers()?))
+}
+
+fn broker_of(layers: &ConfigBuilder) -> BrokerSettings {
+    let text = |key: &str| layers.value(key).and_then(Value::as_str);
+    let prefix = text("broker.prefix").map_or_else(|| BrokerConfig::default().prefix, str::to_owned);
+    BrokerSettings { url: text("broker.url").unwrap_or_default().into(), prefix, app: own(&APP) }
 }
 
 /// Whether a worker may spawn the hub that it does not find. Other processes than php-fpm's have nobody whose life the hub
@@ -260,7 +295,7 @@ pub(crate) fn spawn() -> Result<SpawnSettings, Failure> {
         u32::from_str_radix(&mode, 8).map_err(|_| Failure::config(format!("socket_mode `{mode}` is not three octal digits")))?;
     let mut environment = environment();
     for (name, key) in PASSED_ON {
-        let variable = format!("REALTIME_{}", key.to_ascii_uppercase());
+        let variable = format!("REALTIME_{}", key.replace('.', "__").to_ascii_uppercase());
         if environment.iter().all(|(name, _)| *name != variable)
             && let Some(value) = zend::ini(name)
         {
@@ -271,13 +306,14 @@ pub(crate) fn spawn() -> Result<SpawnSettings, Failure> {
     Ok(SpawnSettings { binary: own(&BINARY), config: own(&CONFIG), sockets, socket_mode, environment })
 }
 
-/// Where [`bus`] has its values from and what may differ between the requests of one process.
+/// Where [`bus`] and [`broker`] have their values from and what may differ between the requests of one process.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Origin {
     file: String,
     socket: Option<String>,
     secret: Option<String>,
     ca_file: Option<String>,
+    broker: [Option<String>; 2],
     app: String,
     autospawn: bool,
 }
@@ -290,6 +326,7 @@ impl Origin {
             socket: zend::ini(c"realtime.socket"),
             secret: zend::ini(c"realtime.secret"),
             ca_file: zend::ini(c"realtime.socket_ca"),
+            broker: [zend::ini(c"realtime.broker.url"), zend::ini(c"realtime.broker.prefix")],
             app: own(&APP),
             autospawn: autospawn(),
         }

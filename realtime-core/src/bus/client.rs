@@ -482,11 +482,17 @@ impl Client {
         }
     }
 
-    /// Connects if there is no connection.
+    /// What calls have waited of what they are allowed ([`Client::allow_waiting`]).
+    pub fn waited(&self) -> Duration {
+        self.waiting.waited()
+    }
+
+    /// Connects if there is no connection, or the hub has ended it.
     pub fn reach(&mut self) -> Result<(), ClientError> {
-        if self.link.is_some() {
+        if self.link.as_ref().is_some_and(|link| !link.has_ended()) {
             return Ok(());
         }
+        self.forget_link();
         self.call(|client| {
             client.waiting.check_pause()?;
             client.connect().or_else(|error| client.connect_after_rescue(error))
@@ -500,11 +506,15 @@ impl Client {
 
     /// Forgets the connection without a word, as a forked child must.
     pub fn forget(&mut self) {
+        self.forget_link();
+        self.waiting.resume();
+    }
+
+    fn forget_link(&mut self) {
         self.link = None;
         self.received.clear();
         self.events = None;
         self.entered.clear();
-        self.waiting.resume();
     }
 
     /// Runs one call under its deadline.

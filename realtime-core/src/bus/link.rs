@@ -103,6 +103,11 @@ impl Link {
         self.wire.descriptor()
     }
 
+    /// Whether the hub has ended it.
+    pub(super) fn has_ended(&self) -> bool {
+        self.wire.has_ended().unwrap_or(true)
+    }
+
     /// When the certificate of a hub over TLS expires.
     pub(super) fn certificate_expiry(&self, trust: &Trust) -> Option<SystemTime> {
         trust.expiry(self.wire.session()?, &self.address)

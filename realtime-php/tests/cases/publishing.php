@@ -8,7 +8,7 @@ use Realtime\Exception\{ConfigError, InvalidChannel, InvalidMessage, MessageTooL
 use Realtime\Receipt;
 use Tests\Client;
 
-use function Tests\{check, contains, same, test, throws, with_hub};
+use function Tests\{check, contains, is_remote, same, test, throws, with_hub};
 
 enum Topic: string
 {
@@ -208,7 +208,7 @@ with_hub(function (Realtime\Hub|Tests\HubProcess $hub) {
         throws(TypeError::class, 'broadcast(): Argument #1 ($event) must be a channel', fn () => broadcast(5, 'x'));
         throws(TypeError::class, 'stdClass given', fn () => broadcast(new stdClass(), 'x'));
         throws(TypeError::class, 'Realtime\publish(): Argument #1 ($channel)', fn () => Realtime\publish(null, 'x'));
-        same([], array_filter(Realtime\channels(), fn ($channel) => $channel['name'] === 'fine'));
+        same(1, Realtime\publish('fine', 'x')->offset);
     });
 
     test('the event name is what clients see', function () use ($client) {
@@ -224,14 +224,15 @@ with_hub(function (Realtime\Hub|Tests\HubProcess $hub) {
     test('except spares the connections that it names, whatever else stands there', function () use ($hub) {
         [$first, $second] = [Client::subscribed($hub->url, 'room'), Client::subscribed($hub->url, 'room')];
         $id = (new ReflectionProperty($first, 'socketId'))->getValue($first);
-        $before = Realtime\stats()['ignored_socket_ids'];
+        $ignored = fn () => is_remote() ? 0 : Realtime\stats()['ignored_socket_ids'];
+        $before = $ignored();
         broadcast('room', 1, options: ['except' => $id]);
         broadcast('room', 2, options: ['except' => [$id, null, 'nonsense', '1.2.3', 5, ['x'], '-1.5']]);
         broadcast('room', 3, options: ['except' => 'nonsense']);
         broadcast('room', 4, options: ['except' => null]);
         same([3, 4], [$first->next()['data'], $first->next()['data']]);
         same([1, 2, 3, 4], array_map(fn () => $second->next()['data'], range(1, 4)));
-        same(6, Realtime\stats()['ignored_socket_ids'] - $before);
+        same(is_remote() ? 0 : 6, $ignored() - $before);
     });
 
     test('a repeated id is accepted, answered as the first time, and not sent again', function () use ($client) {
@@ -268,10 +269,12 @@ with_hub(function (Realtime\Hub|Tests\HubProcess $hub) {
         [$one, $two] = [Client::subscribed($hub->url, 'r1'), Client::subscribed($hub->url, 'r1')];
         $receipt = Realtime\publish('r1', 'x');
         same(Receipt::class, $receipt::class);
-        same([true, 1, 2], [$receipt->accepted, $receipt->offset, $receipt->matched]);
+        // Who is subscribed on other hosts Redis does not know.
+        $matched = fn (int $count) => is_remote() ? 0 : $count;
+        same([true, 1, $matched(2)], [$receipt->accepted, $receipt->offset, $receipt->matched]);
         check(preg_match('/^[0-9a-f]+$/', $receipt->epoch) === 1, $receipt->epoch);
         $receipts = Realtime\publish(['r1', 'r2'], 'x');
-        same([[2, 2], [1, 0]], array_map(fn ($r) => [$r->offset, $r->matched], $receipts));
+        same([[2, $matched(2)], [1, 0]], array_map(fn ($r) => [$r->offset, $r->matched], $receipts));
         same([1], array_map(fn ($r) => $r->offset, Realtime\publish(['r3'], 'x')));
         throws(Error::class, 'readonly', function () use ($receipt) {
             $receipt->offset = 5;
@@ -279,7 +282,7 @@ with_hub(function (Realtime\Hub|Tests\HubProcess $hub) {
         throws(Error::class, 'private', fn () => new Receipt());
     });
 
-    test('channels() lists the channels that have subscribers', function () use ($hub) {
+    is_remote() || test('channels() lists the channels that have subscribers', function () use ($hub) {
         $client = Client::subscribed($hub->url, 'listed');
         Realtime\publish('not listed', 'x');
         $listed = array_values(array_filter(Realtime\channels(), fn ($channel) => $channel['name'] === 'listed'));
@@ -310,10 +313,11 @@ with_hub(function (Realtime\Hub|Tests\HubProcess $hub) {
             broadcast(['m', Topic::Orders], new Order(), 'event', ['except' => ['1.2', 'x'], 'id' => null]);
             Realtime\publish(['m', 'n'], new Name('stringable'));
             broadcastToUser(1, [1]);
-            disconnectUser('nobody');
-            getChannelUsers('m');
-            Realtime\channels();
-            Realtime\stats();
+            foreach (['disconnectUser' => 'nobody', 'getChannelUsers' => 'm', 'Realtime\history' => 'm'] as $function => $argument) {
+                $quietly(fn () => $function($argument));
+            }
+            $quietly(fn () => Realtime\channels());
+            $quietly(fn () => Realtime\stats());
             if ($hub instanceof Realtime\Hub) {
                 Realtime\start(['listen' => '127.0.0.1:0', 'shards' => 2, 'channels' => []]);
                 $hub->setUser('1.2', 'x', ['info' => str_repeat('x', 50)]);

@@ -14,8 +14,8 @@ test('INI settings have their defaults and belong to the system', function () {
     $settings = ini_get_all('realtime');
     same(
         [
-            'realtime.app' => '', 'realtime.autospawn' => '0', 'realtime.binary' => '', 'realtime.config' => '', 'realtime.global_functions' => '1',
-            'realtime.linger_ms' => null, 'realtime.listen' => null, 'realtime.log' => null, 'realtime.mode' => 'auto', 'realtime.on_error' => 'log',
+            'realtime.app' => '', 'realtime.autospawn' => '0', 'realtime.binary' => '', 'realtime.broker.prefix' => null, 'realtime.broker.url' => null,
+            'realtime.config' => '', 'realtime.global_functions' => '1', 'realtime.linger_ms' => null, 'realtime.listen' => null, 'realtime.log' => null, 'realtime.mode' => 'auto', 'realtime.on_error' => 'log',
             'realtime.secret' => null, 'realtime.socket' => null, 'realtime.socket_ca' => null,
         ],
         array_map(fn ($setting) => $setting['global_value'], $settings),

@@ -97,11 +97,37 @@ function shorten(mixed $value): string
 function with_hub(callable $body, array $config = []): void
 {
     $config = ['listen' => '127.0.0.1:0', 'shards' => 2, ...$config];
-    $hub = getenv('TEST_MODE') === 'bus' ? new HubProcess($config) : \Realtime\start($config);
+    $redis = is_remote() ? new RedisProcess() : null;
+    $hub = match (getenv('TEST_MODE')) {
+        'bus' => new HubProcess($config),
+        // Where this process does not look for one.
+        'remote' => new HubProcess([...$config, 'socket' => socket_path()]),
+        default => \Realtime\start($config),
+    };
+    if ($redis) {
+        eventually(fn () => attempt(fn () => \Realtime\publish('warm up', 1)), 'the hub has said what it goes by');
+    }
     try {
         $body($hub);
     } finally {
         $hub->stop(2000);
+    }
+}
+
+/** Whether calls of this process go straight to Redis, which does not answer what only a hub knows. */
+function is_remote(): bool
+{
+    return getenv('TEST_MODE') === 'remote';
+}
+
+/** What the call gives, or null where it fails with what may pass. */
+function attempt(callable $call): mixed
+{
+    try {
+        return $call();
+    } catch (\Realtime\Exception\RealtimeException $e) {
+        check($e->isRetryable(), $e->getMessage());
+        return null;
     }
 }
 
@@ -188,7 +214,63 @@ function php_options(): array
 function php(string $code, array $options = [], array $environment = []): Process
 {
     $environment += ['REALTIME_SOCKET' => socket_path()];
+    if (is_remote()) {
+        $environment += ['REALTIME_MODE' => 'auto', 'REALTIME_BROKER__URL' => ''];
+    }
     return new Process([PHP_BINARY, ...php_options(), ...$options, '-r', "require '" . __DIR__ . "/harness.php'; use function Tests\\{check, same, throws}; " . $code], $environment);
+}
+
+/** A Redis on a Unix socket, gone with this object. */
+final class RedisProcess
+{
+    public readonly string $url;
+    private readonly string $socket;
+    private readonly string $directory;
+    private array $options;
+    private ?Process $process = null;
+
+    public function __construct(array $options = ['--save', '', '--appendonly', 'no'])
+    {
+        $this->directory = getenv('TEST_DIRECTORY');
+        $this->socket = "$this->directory/redis.sock";
+        $this->url = "unix://$this->socket";
+        $this->options = $options;
+        $this->start();
+    }
+
+    public function start(): void
+    {
+        $this->process = new Process(['redis-server', '--port', '0', '--unixsocket', $this->socket, '--dir', $this->directory, ...$this->options]);
+        eventually(fn () => trim($this->command('PING')) === '+PONG', 'redis-server is ready: ' . $this->process->written());
+    }
+
+    public function pid(): int
+    {
+        return $this->process->pid();
+    }
+
+    public function kill(): void
+    {
+        $this->process->signal(SIGKILL);
+        $this->process->wait();
+    }
+
+    public function signal(int $signal): void
+    {
+        $this->process->signal($signal);
+    }
+
+    /** The first bytes of the answer to a command, as the wire has them. */
+    public function command(string ...$words): string
+    {
+        $stream = @stream_socket_client("unix://$this->socket", timeout: DEADLINE_S);
+        if (!$stream) {
+            return '';
+        }
+        stream_set_timeout($stream, (int) DEADLINE_S);
+        fwrite($stream, '*' . count($words) . "\r\n" . implode('', array_map(fn ($word) => '$' . strlen($word) . "\r\n$word\r\n", $words)));
+        return (string) fread($stream, 65536);
+    }
 }
 
 /** A hub in another process, for what a test does with the hub itself. */
@@ -198,11 +280,12 @@ final class HubProcess
     public readonly string $socket;
     private Process $process;
 
-    public function __construct(array $config = [])
+    public function __construct(array $config = [], array $environment = [])
     {
         $this->socket = $config['socket'] ?? getenv('REALTIME_SOCKET');
         $config += ['listen' => '127.0.0.1:0', 'shards' => 2, 'socket' => $this->socket];
-        $this->process = new Process([PHP_BINARY, ...php_options(), __DIR__ . '/hub.php', json_encode($config, JSON_THROW_ON_ERROR)]);
+        $environment = is_remote() ? ['REALTIME_MODE' => 'embedded', ...$environment] : $environment;
+        $this->process = new Process([PHP_BINARY, ...php_options(), __DIR__ . '/hub.php', json_encode($config, JSON_THROW_ON_ERROR)], $environment);
         $this->url = $this->process->expect('~^ready (\S+)$~m')[1];
     }
 

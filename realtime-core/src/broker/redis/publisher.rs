@@ -222,6 +222,11 @@ impl Publisher {
         self.call(|publisher, deadline| publisher.rules(deadline).map(drop))
     }
 
+    /// The largest body that the hubs take.
+    pub fn publication_bytes(&mut self) -> Result<usize, PublisherError> {
+        self.call(|publisher, deadline| Ok(publisher.rules(deadline)?.publication_bytes))
+    }
+
     /// Publishes and waits for the receipt.
     pub fn publish(&mut self, publish: &BusPublish<'_>) -> Result<Receipt, PublisherError> {
         let mut receipt = None;
