@@ -51,6 +51,10 @@ return [
     |
     | url: where the HTTP API is, http://127.0.0.1:8080 for example.
     |
+    | The extension on a host without a hub publishes to the Redis that the hubs
+    | share: realtime.broker.url in php.ini or REALTIME_BROKER__URL in the
+    | environment of PHP (not in .env, which it does not read).
+    |
     */
 
     'queue' => (bool) env('REALTIME_QUEUE', true),
@@ -97,6 +101,8 @@ return [
         'secret' => env('REALTIME_SECRET'),
         'socket_cert' => env('REALTIME_SOCKET_CERT'),
         'socket_key' => env('REALTIME_SOCKET_KEY'),
+        // Several hubs are one over a Redis: redis://:password@host:6379/0.
+        'broker' => ['url' => env('REALTIME_BROKER__URL'), 'prefix' => env('REALTIME_BROKER__PREFIX')],
         'allowed_origins' => null,
         'auth' => ['mode' => 'none'],
         // What realtime:listen is to dispatch, of: connect, disconnect, subscribe,

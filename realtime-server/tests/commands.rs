@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 
 use process::{Lines, Place, printed, read, stderr, stdout};
 use realtime_core::bus::frame::BusQuery;
-use realtime_testkit::{Certified, DEADLINE, spare_port};
+use realtime_testkit::{Certified, DEADLINE, RedisServer, eventually, spare_port};
 use serde_json::{Value, json};
 
 #[test]
@@ -284,6 +284,12 @@ fn a_doctor_says_what_is_wrong_with_a_php() {
         (extension(VERSION, "auto", "/elsewhere.sock", "no"), "look", "realtime.socket=/elsewhere.sock; fix: realtime.socket="),
         (extension(VERSION, "auto", "no value", "/usr/bin/realtime"), "ok", "realtime.mode is auto"),
         (extension(VERSION, "auto", "no value", "not possible: no program"), "FAIL", "it cannot start a hub: no program"),
+        (
+            format!("{}\nBroker => redis at h:1, prefix p", extension(VERSION, "remote", "/elsewhere.sock", "no")),
+            "ok",
+            "redis at h:1, prefix p",
+        ),
+        (format!("{}\nBroker => none", extension(VERSION, "remote", "no value", "no")), "FAIL", "fix: realtime.broker.url="),
     ] {
         let line = report(&extension);
         assert!(line.starts_with(grade) && line.contains(text), "{line}");
@@ -293,6 +299,35 @@ fn a_doctor_says_what_is_wrong_with_a_php() {
     let other = install(&script, &place.path("other"));
     let line = stdout(&place.run(&["doctor", "--php", other.to_str().unwrap()]));
     assert!(about(&line, "php").contains("does not tell about a PHP: oh dear"), "{line}");
+}
+
+#[test]
+fn a_doctor_looks_at_the_broker_and_needs_no_hub_on_a_host_that_has_one() {
+    let place = Place::new();
+    let php = php(&place, &extension(VERSION, "auto", "no value", "no"));
+    let redis = RedisServer::start();
+    let doctor = |url: &str| {
+        let broker = format!("broker.url={url}");
+        let output = place.run(&["doctor", "--php", &php, "--listen", "127.0.0.1:1", "--set", &broker]);
+        (output.status.code(), stdout(&output))
+    };
+    // Nobody has ever used it.
+    let (status, report) = doctor(&redis.url());
+    assert!(status == Some(1) && about(&report, "broker").starts_with("FAIL"), "{report}");
+    assert!(about(&report, "broker").contains("no hub has been at redis"), "{report}");
+    assert!(about(&report, "socket").starts_with("FAIL"), "{report}");
+    let far = Place::new();
+    let hub = far.hub(&["--set", &format!("broker.url={}", redis.url())]);
+    eventually("the hub has said what it goes by", || doctor(&redis.url()).0 == Some(0));
+    let (_, report) = doctor(&redis.url());
+    assert!(about(&report, "broker").starts_with("ok") && about(&report, "broker").contains("with the prefix realtime"), "{report}");
+    for what in ["socket", "clients"] {
+        assert!(about(&report, what).starts_with("look") && about(&report, what).contains("over the broker"), "{report}");
+    }
+    let (status, report) = doctor("redis://:geheim@127.0.0.1:1");
+    assert!(status == Some(1) && about(&report, "broker").contains("no connection to redis at 127.0.0.1:1"), "{report}");
+    assert!(!report.contains("geheim"), "{report}");
+    hub.stop();
 }
 
 /// A server that answers every request so, and then closes.

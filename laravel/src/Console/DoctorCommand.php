@@ -6,6 +6,7 @@ namespace Realtime\Laravel\Console;
 
 use Illuminate\Broadcasting\BroadcastManager;
 use Illuminate\Console\Command;
+use Realtime\Exception\InvalidChannel;
 use Realtime\Exception\RealtimeException;
 use Realtime\Laravel\Broadcasting\Manager;
 use Realtime\Laravel\Client\Runtime;
@@ -50,13 +51,37 @@ class DoctorCommand extends Command
             : $this->bad('there is no route broadcasting/auth: private channels cannot be joined', 'call Broadcast::routes() in a service provider, or withBroadcasting() in bootstrap/app.php');
 
         try {
-            \Realtime\stats();
-            $this->fine('the hub answers');
+            if (self::isRemote()) {
+                $this->checkBroker();
+            } else {
+                \Realtime\stats();
+                $this->fine('the hub answers');
+            }
         } catch (RealtimeException $e) {
             $this->bad($e->getMessage(), 'start a hub with php artisan realtime:serve, or set where it is');
         }
 
         return $this->broken === 0 ? 0 : 1;
+    }
+
+    /** Whether the extension publishes straight to the Redis that hubs on other hosts share. */
+    private static function isRemote(): bool
+    {
+        return extension_loaded('realtime') && (getenv('REALTIME_MODE') ?: ini_get('realtime.mode')) === 'remote';
+    }
+
+    private function checkBroker(): void
+    {
+        try {
+            \Realtime\history('realtime-doctor', 1);
+        } catch (InvalidChannel) {
+            // The hubs' rules were read: they keep nothing of it.
+        }
+        $this->fine('realtime.mode is remote: messages go to Redis, and hubs of other hosts use it');
+        $this->doubt(
+            'getChannelUsers(), disconnectUser() and realtime:listen need a hub on this host in that mode',
+            'realtime.mode = auto, where there is one',
+        );
     }
 
     private function fine(string $what): void

@@ -54,9 +54,16 @@ final class ServerConfig
 
     private static function withoutNulls(array $values): array
     {
-        return array_map(
-            fn ($value) => is_array($value) && !array_is_list($value) ? self::withoutNulls($value) : $value,
-            array_filter($values, fn ($value) => $value !== null),
-        );
+        $kept = [];
+        foreach ($values as $name => $value) {
+            $isTable = is_array($value) && !array_is_list($value);
+            $value = $isTable ? self::withoutNulls($value) : $value;
+            // A table of which nothing is set is not set either.
+            if ($value !== null && !($isTable && $value === [])) {
+                $kept[$name] = $value;
+            }
+        }
+
+        return $kept;
     }
 }

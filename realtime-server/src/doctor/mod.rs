@@ -12,11 +12,12 @@ use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use realtime_core::Config;
+use realtime_core::broker::redis::publisher::{Publisher, PublisherError, PublisherOptions};
 use realtime_core::bus::address::BusAddress;
 use realtime_core::bus::client::{Client, ClientError, ClientOptions};
 use realtime_core::bus::frame::BusQuery;
 use realtime_core::bus::socket::default_paths;
-use realtime_core::config::{AppConfig, check_secret};
+use realtime_core::config::{AppConfig, BrokerConfig, check_secret};
 use serde_json::Value;
 
 use crate::cli::DoctorArgs;
@@ -67,6 +68,15 @@ impl Finding {
         Finding { grade: Grade::Broken, what, text: text.into(), fix: Some(fix.into()) }
     }
 
+    /// Not as bad as it looks.
+    fn softened(mut self, remark: &str) -> Self {
+        if self.grade == Grade::Broken {
+            self.grade = Grade::Doubtful;
+            self.text.push_str(remark);
+        }
+        self
+    }
+
     fn line(&self) -> String {
         let grade = match self.grade {
             Grade::Fine => "ok  ",
@@ -87,6 +97,14 @@ pub(crate) fn run(args: &DoctorArgs) -> Result<(), Failure> {
     let (found, config, named) = configuration(args);
     tell(found)?;
     let sockets = sockets(named);
+    let broker = broker(&config);
+    // Processes without a hub publish over it.
+    let has_broker = broker.as_ref().is_some_and(|finding| finding.grade == Grade::Fine);
+    let without_hub = |finding: Finding| match has_broker {
+        true => finding.softened(", so that processes here publish to the hubs of other hosts, over the broker"),
+        false => finding,
+    };
+    broker.map_or(Ok(()), &mut tell)?;
     if sockets.is_empty() {
         tell(Finding::fine("socket", "none: the configuration sets `socket` empty, so other processes cannot publish"))?;
     }
@@ -96,14 +114,15 @@ pub(crate) fn run(args: &DoctorArgs) -> Result<(), Failure> {
             BusAddress::Unix(path) => bus_socket(path),
             BusAddress::Tcp(_) | BusAddress::Tls(_) => bus_over_tcp(address, &config),
         };
-        tell(found)?;
+        tell(if answers { found } else { without_hub(found) })?;
         if answers {
             let (found, its) = hub(address, &config);
             tell(found)?;
             status = status.or(its);
         }
     }
-    tell(clients(&config, status.as_ref()))?;
+    let found = clients(&config, status.as_ref());
+    tell(if status.is_some() { found } else { without_hub(found) })?;
     for finding in keys(&config) {
         tell(finding)?;
     }
@@ -161,6 +180,24 @@ fn sockets(named: Option<String>) -> Vec<BusAddress> {
             there.cloned().map(BusAddress::Unix).into_iter().collect()
         }
     }
+}
+
+/// Whether the Redis that hubs share answers, and hubs use it; none where none is named.
+fn broker(config: &Config) -> Option<Finding> {
+    let BrokerConfig { url, prefix, .. } = &config.broker;
+    if url.is_empty() {
+        return None;
+    }
+    let options = PublisherOptions { prefix: prefix.clone(), ..PublisherOptions::new(url.clone()) };
+    let reached = Publisher::new(options).and_then(|mut publisher| publisher.reach().map(|()| publisher.address()));
+    Some(match reached {
+        Ok(address) => Finding::fine("broker", format!("redis at {address} answers, and hubs use it with the prefix {prefix}")),
+        Err(error @ PublisherError::NoHub { .. }) => Finding::broken("broker", error.to_string(), "the `broker` of the hubs, here too"),
+        Err(error) => {
+            let fix = "check `broker.url`, the server and what filters between; docs/redis.md lists the rights that a user needs";
+            Finding::broken("broker", error.to_string(), fix)
+        }
+    })
 }
 
 /// Whether a hub answers over TCP, and knows the secret.

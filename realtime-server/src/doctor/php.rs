@@ -88,6 +88,14 @@ impl<'a> Section<'a> {
         if matches!(mode, "" | "off" | "0") {
             return Finding::doubtful("php", text, "broadcast() sends nothing; realtime.mode=auto in php.ini");
         }
+        if mode == "remote" {
+            let broker = self.value("Broker");
+            let text = format!("{text}, {broker}");
+            return match broker.starts_with("none") {
+                true => Finding::broken("php", text, "realtime.broker.url=\"redis://…\" in its php.ini, or REALTIME_BROKER__URL"),
+                false => Finding::fine("php", text),
+            };
+        }
         let its = self.setting("realtime.socket");
         let elsewhere = BusAddress::list(its).is_ok_and(|its| !its.is_empty() && !its.iter().any(|address| sockets.contains(address)));
         match sockets.first() {
