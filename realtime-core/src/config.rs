@@ -408,7 +408,8 @@ pub struct ChannelPolicy {
 #[serde(default, deny_unknown_fields)]
 pub struct BrokerConfig {
     /// A Redis server, 7.0 or newer: `redis://user:password@host:6379/0`, `rediss://…` for TLS,
-    /// `unix:///run/redis.sock`.
+    /// `unix:///run/redis.sock`. Or sentinels that are asked which server is the master:
+    /// `redis+sentinel://user:password@sentinel1:26379,sentinel2:26379/name/0`, `rediss+sentinel://…`.
     /// Default empty: the memory of this hub. Not shown, because it may hold a password.
     pub url: Secret,
     /// Before all names in Redis. Default `realtime`; hubs that share it share their channels.
@@ -418,6 +419,11 @@ pub struct BrokerConfig {
     /// give out offsets again that clients have seen. False is for a single server that keeps
     /// everything (`appendfsync always`): then a restart costs no client its recovery.
     pub fence: bool,
+    /// Replicas that must have a publication before it is acknowledged. Default 0; 0–64. With one or more it outlives the
+    /// loss of the master; without them in time publishing fails with [`crate::BrokerError::Unconfirmed`].
+    pub wait_replicas: usize,
+    /// How long replicas are waited for. Default 500; 1–10,000.
+    pub wait_timeout_ms: u64,
     /// How many times longer than usual an answer of the server may take. For tests, which have to pass on a machine
     /// that is busy with others.
     #[doc(hidden)]
@@ -427,7 +433,26 @@ pub struct BrokerConfig {
 
 impl Default for BrokerConfig {
     fn default() -> Self {
-        BrokerConfig { url: Secret::default(), prefix: "realtime".into(), fence: true, patience: 1 }
+        BrokerConfig { url: Secret::default(), prefix: "realtime".into(), fence: true, wait_replicas: 0, wait_timeout_ms: 500, patience: 1 }
+    }
+}
+
+impl BrokerConfig {
+    fn validate(&self) -> Result<(), ConfigError> {
+        let invalid = |key: &str, reason: String| Err(ConfigError::InvalidValue { key: format!("broker.{key}"), reason });
+        #[cfg(feature = "redis")]
+        if !self.url.is_empty()
+            && let Err(reason) = crate::broker::redis::check_url(self.url.expose())
+        {
+            return invalid("url", reason);
+        }
+        if self.wait_replicas > MAX_REPLICAS {
+            return invalid("wait_replicas", format!("{} is more than {MAX_REPLICAS}", self.wait_replicas));
+        }
+        if !(1..=MAX_REPLICAS_WAIT_MS).contains(&self.wait_timeout_ms) {
+            return invalid("wait_timeout_ms", format!("{} is not within 1–{MAX_REPLICAS_WAIT_MS}", self.wait_timeout_ms));
+        }
+        Ok(())
     }
 }
 
@@ -451,6 +476,9 @@ impl Default for HistoryPolicy {
 
 /// What is kept of a cache channel, as long as Pusher keeps it.
 const CACHE_CHANNEL: Retention = Retention { size: 1, ttl_ms: 30 * 60_000, bytes: usize::MAX };
+/// Replicas that a publication may wait for, and how long.
+const MAX_REPLICAS: usize = 64;
+const MAX_REPLICAS_WAIT_MS: u64 = 10_000;
 /// Longest window of a channel that floods: a minute.
 const MAX_CONFLATE_MS: u64 = 60_000;
 /// Longest age of a kept publication: 30 days.
@@ -601,6 +629,7 @@ impl Config {
         self.socket_mode()?;
         self.bus_addresses()?;
         self.validate_apps()?;
+        self.broker.validate()?;
         for (at, policy) in self.channels.iter().enumerate() {
             policy
                 .check_history()

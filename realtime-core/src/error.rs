@@ -91,6 +91,17 @@ pub enum BrokerError {
         /// For the log.
         reason: String,
     },
+    /// The server has it, and fewer replicas than `broker.wait_replicas` have said in time that they have it too: it may or
+    /// may not outlive the server.
+    #[error("{replicas} of {wanted} replicas had it within {} ms; it may or may not have been accepted", waited.as_millis())]
+    Unconfirmed {
+        /// Replicas that have it.
+        replicas: usize,
+        /// `broker.wait_replicas`.
+        wanted: usize,
+        /// `broker.wait_timeout_ms`.
+        waited: Duration,
+    },
     /// The broker is stopped.
     #[error("stopped")]
     Stopped,

@@ -7,31 +7,17 @@ use std::collections::HashSet;
 use realtime_core::config::{ChannelPolicy, Secret};
 use realtime_core::history::Query;
 use realtime_core::{Config, Hub, Payload, Position, Publish, PublishError, QueryError};
-use realtime_testkit::hub::history;
+use realtime_testkit::hub::{history, on_broker};
 use realtime_testkit::ledger::kept;
-use realtime_testkit::{Client, RawClient, RedisServer, config, eventually, sized};
+use realtime_testkit::{Client, RedisServer, config, eventually, sized};
 use serde_json::{Value, json};
 
-/// A hub that has reached its Redis with both connections, however slow the machine is.
+/// A hub that has reached its Redis with both connections.
 fn hub(server: &RedisServer, change: impl FnOnce(&mut Config)) -> Hub {
-    let hub = Hub::start(config(|config| {
-        config.broker.url = Secret::from(server.url().as_str());
+    on_broker(&server.url(), |config| {
         config.channels = vec![history("h*", 10_000)];
         change(config);
-    }))
-    .unwrap();
-    let (mut clients, mut looks) = (Vec::new(), 0);
-    eventually("the hub hears", || {
-        if looks % 100 == 0 {
-            let mut client = RawClient::tcp(hub.local_addr());
-            client.upgrade("/ws/warm-up");
-            clients.push(client);
-        }
-        looks += 1;
-        hub.channels().iter().any(|channel| channel.name == "warm-up")
-    });
-    drop(clients);
-    hub
+    })
 }
 
 fn try_publish(hub: &Hub, channel: &str, text: &str) -> Result<Position, PublishError> {
@@ -281,12 +267,15 @@ fn refusals_are_errors_and_the_script_comes_back() {
     server.command(&["CONFIG", "SET", "maxmemory", "1"]);
     assert!(matches!(try_publish(&hub, "h", "3"), Err(PublishError::Broker(error)) if error.to_string().contains("OOM")));
     server.command(&["CONFIG", "SET", "maxmemory", "0"]);
-    assert_eq!(publish_when_back(&hub, "h", "3").offset, 3);
+    let before = publish_when_back(&hub, "h", "3");
+    assert_eq!(before.offset, 3);
     server.command(&["REPLICAOF", "127.0.0.1", "1"]);
     eventually("a replica refuses", || try_publish(&hub, "h", "4").is_err());
     server.command(&["REPLICAOF", "NO", "ONE"]);
-    // Another server counts, as far as anybody can tell.
-    assert_eq!(publish_when_back(&hub, "h", "4").offset, 1);
+    // Another server counts, as far as anybody can tell: a new epoch, with what there is.
+    let after = publish_when_back(&hub, "h", "4");
+    assert_eq!((after.offset, after.epoch == before.epoch), (4, false));
+    assert_eq!(hub.history("h", &Query::default()).unwrap().publications.len(), 4);
 }
 
 #[test]
@@ -311,11 +300,27 @@ fn a_frozen_server_is_an_error_and_a_key_makes_one_of_two_attempts() {
 
 #[test]
 fn a_broker_url_that_is_none_is_an_error_of_the_start() {
-    let error = Hub::start(config(|config| config.broker.url = Secret::from("http://nonsense"))).err().unwrap();
-    assert!(error.to_string().contains("broker.url"), "{error}");
+    for nonsense in ["http://secret", "redis://:secret@host:port", "redis+sentinel://secret,,b/main", "redis+sentinel://:secret@a"] {
+        let error = Hub::start(config(|config| config.broker.url = Secret::from(nonsense))).err().unwrap().to_string();
+        assert!(error.contains("broker.url") && !error.contains("secret"), "{error}");
+    }
     // One that nobody answers at is not: the hub is there before its Redis.
     let hub = Hub::start(config(|config| config.broker.url = Secret::from("redis://127.0.0.1:1/0"))).unwrap();
     eventually("publishing fails", || matches!(try_publish(&hub, "c", "x"), Err(PublishError::Broker(_))));
+}
+
+#[test]
+fn replicas_are_waited_for_within_bounds() {
+    let valid = |replicas, timeout_ms| {
+        let settings = config(|config| (config.broker.wait_replicas, config.broker.wait_timeout_ms) = (replicas, timeout_ms));
+        settings.validate().map_err(|error| error.to_string())
+    };
+    for (replicas, timeout_ms) in [(0, 500), (63, 500), (64, 500), (1, 1), (1, 2), (1, 9_999), (1, 10_000)] {
+        assert_eq!(valid(replicas, timeout_ms), Ok(()));
+    }
+    for (replicas, timeout_ms, key) in [(65, 500, "wait_replicas"), (1, 0, "wait_timeout_ms"), (1, 10_001, "wait_timeout_ms")] {
+        assert!(valid(replicas, timeout_ms).is_err_and(|error| error.contains(key)), "{replicas} {timeout_ms}");
+    }
 }
 
 #[tokio::test]

@@ -14,7 +14,7 @@ use realtime_core::config::{AppConfig, ChannelPolicy, Secret};
 use realtime_core::history::{Keeping, Query};
 use realtime_core::{Config, Hub, Payload, PublishError, QueryError, Receipt};
 use realtime_testkit::hub::history;
-use realtime_testkit::{Client, RedisServer, config, eventually};
+use realtime_testkit::{Client, RedisSentinels, RedisServer, config, eventually};
 use serde_json::json;
 
 /// A test's patience; those that are about a deadline set it themselves.
@@ -55,6 +55,26 @@ fn all(publisher: &mut Publisher, publishes: &[BusPublish<'_>]) -> Result<Vec<Re
 /// How many publications the channel has had.
 fn count(publisher: &mut Publisher, channel: &str) -> u64 {
     publisher.history(channel, &Query::default()).unwrap().position.offset
+}
+
+#[test]
+fn a_publisher_waits_for_replicas_as_the_hubs_do() {
+    let redis = RedisSentinels::start(1, 120_000, &[]);
+    let waiting = |config: &mut Config| (config.broker.wait_replicas, config.broker.wait_timeout_ms) = (1, 100);
+    let (_hub, mut publisher) = hub_and_publisher(&redis.servers[0], waiting);
+    let keyed = BusPublish { id: Some("key"), ..text("h1", "1") };
+    publisher.publish(&keyed).unwrap();
+    redis.servers[1].freeze(true);
+    // The script has to be loaded again: what is repeated is waited for as well.
+    redis.servers[0].command(&["SCRIPT", "FLUSH"]);
+    for publish in [text("h1", "2"), text("h1", "3"), keyed] {
+        let error = publisher.publish(&publish).unwrap_err().to_string();
+        assert!(error.contains("0 of 1 replicas") && error.contains("may or may not"), "{error}");
+    }
+    redis.servers[1].freeze(false);
+    eventually("the replica is there again", || publisher.publish(&text("h1", "4")).is_ok());
+    let error = Publisher::new(PublisherOptions::new(Secret::from(redis.url().as_str()))).unwrap_err();
+    assert!(error.to_string().contains("sentinels"), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,9 +1,10 @@
 //! A hub for one test, and what its process holds.
 
-use realtime_core::config::{ChannelPolicy, HistoryPolicy};
+use realtime_core::config::{ChannelPolicy, HistoryPolicy, Secret};
 use realtime_core::{Config, Hub};
 
-use crate::wait::DEADLINE;
+use crate::raw::RawClient;
+use crate::wait::{DEADLINE, eventually};
 
 /// A configuration on a free port with two shards, changed by `change`. Its deadlines are a test's: those that a test is
 /// about it sets itself, and no other one may end because the machine is slow.
@@ -25,6 +26,26 @@ pub fn config(change: impl FnOnce(&mut Config)) -> Config {
 /// Starts a hub with [`config`].
 pub fn start(change: impl FnOnce(&mut Config)) -> Hub {
     Hub::start(config(change)).unwrap()
+}
+
+/// Starts a hub with [`config`] on what `url` names, and waits until it has reached that with all its connections, however
+/// slow the machine is.
+pub fn on_broker(url: &str, change: impl FnOnce(&mut Config)) -> Hub {
+    let hub = start(|config| {
+        config.broker.url = Secret::from(url);
+        change(config);
+    });
+    let (mut clients, mut looks) = (Vec::new(), 0);
+    eventually("the hub hears", || {
+        if looks % 100 == 0 {
+            let mut client = RawClient::tcp(hub.local_addr());
+            client.upgrade("/ws/warm-up");
+            clients.push(client);
+        }
+        looks += 1;
+        hub.channels().iter().any(|channel| channel.name == "warm-up")
+    });
+    hub
 }
 
 /// A policy that lets clients publish to the channels that match.

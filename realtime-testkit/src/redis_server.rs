@@ -8,6 +8,9 @@ use crate::place::{fresh_directory, fresh_directory_in};
 use crate::ports::spare_port;
 use crate::wait::eventually;
 
+/// In a server's directory.
+const SETTINGS: &str = "redis.conf";
+
 /// See the module's documentation. It ends, and its directory goes, with this value.
 pub struct RedisServer {
     directory: PathBuf,
@@ -24,8 +27,14 @@ impl RedisServer {
 
     /// A server with options of its own.
     pub fn with(options: &[&str]) -> RedisServer {
+        RedisServer::configured("", options)
+    }
+
+    /// A server with a file of settings, which some kinds need to write to, and options.
+    pub fn configured(settings: &str, options: &[&str]) -> RedisServer {
         let options = options.iter().map(|option| (*option).to_owned()).collect();
         let mut server = RedisServer { directory: directory(), port: 0, options, process: None };
+        std::fs::write(server.directory.join(SETTINGS), settings).unwrap();
         // Between finding a port and taking it another process may be faster.
         for _ in 0..20 {
             server.port = spare_port();
@@ -38,6 +47,7 @@ impl RedisServer {
 
     fn launch(&mut self) -> bool {
         let mut process = Command::new("redis-server")
+            .arg(self.directory.join(SETTINGS))
             .args(["--port", &self.port.to_string(), "--bind", "127.0.0.1", "--daemonize", "no", "--dir"])
             .arg(&self.directory)
             .args(&self.options)

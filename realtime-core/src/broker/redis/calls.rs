@@ -1,13 +1,16 @@
 //! Publishing and reading as runs of scripts: their arguments, and what the answers say.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use redis::Value;
+use serde::{Deserialize, Serialize};
 
 use super::envelope::{self, Malformed};
 use super::keys::Keys;
-use super::scripts::{Call, Script, nonsense};
+use super::scripts::{Call, Script, accepted, nonsense};
 use crate::broker::Published;
+use crate::config::BrokerConfig;
 use crate::error::BrokerError;
 use crate::history::{Page, Range};
 use crate::message::{Channel, Epoch, Position, Publish};
@@ -66,6 +69,37 @@ pub(super) fn published(answer: Value) -> Result<Published, BrokerError> {
     let (epoch, offset, repeated): (String, u64, u8) = redis::from_redis_value(answer).map_err(|_| nonsense())?;
     let position = Position { epoch: epoch.parse().map_err(|_| nonsense())?, offset };
     Ok(Published { position, matched: 0, repeated: repeated == 1 })
+}
+
+/// How many replicas must have a publication before it is acknowledged, and how long that is waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Replicas {
+    wanted: usize,
+    timeout_ms: u64,
+}
+
+impl Replicas {
+    /// Of `broker.wait_replicas`; `None`: nothing is waited for.
+    pub(super) fn of(config: &BrokerConfig) -> Option<Self> {
+        (config.wait_replicas > 0).then_some(Replicas { wanted: config.wait_replicas, timeout_ms: config.wait_timeout_ms })
+    }
+
+    pub(super) fn timeout(&self) -> Duration {
+        Duration::from_millis(self.timeout_ms)
+    }
+
+    /// Behind publications, on the same connection; [`Replicas::confirmed`] reads the answer.
+    pub(super) fn wait(&self) -> redis::Cmd {
+        redis::cmd("WAIT").arg(self.wanted).arg(self.timeout_ms).take()
+    }
+
+    pub(super) fn confirmed(&self, answer: Value) -> Result<(), BrokerError> {
+        let replicas: usize = redis::from_redis_value(accepted(answer)?).map_err(|_| nonsense())?;
+        if replicas >= self.wanted {
+            return Ok(());
+        }
+        Err(BrokerError::Unconfirmed { replicas, wanted: self.wanted, waited: self.timeout() })
+    }
 }
 
 /// Reads what is kept; [`page`] reads the answer.

@@ -4,11 +4,12 @@ use std::fmt;
 use std::io::{self, Read};
 use std::sync::Arc;
 
-use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo, Parser, Pipeline, RedisError, Value};
+use redis::{ConnectionAddr, ConnectionInfo, Parser, Pipeline, RedisError, Value};
 use rustls::crypto::ring;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection};
 
+use super::address::Address;
 use crate::config::Secret;
 use crate::deadline::Deadline;
 use crate::trust;
@@ -31,7 +32,10 @@ impl fmt::Debug for Server {
 impl Server {
     /// Of `broker.url`; the error never repeats it.
     pub(super) fn parse(url: &Secret) -> Result<Self, String> {
-        let info = url.expose().into_connection_info().map_err(|error| error.to_string())?;
+        let info = match Address::parse(url.expose()).map_err(|error| error.to_string())? {
+            Address::Server(info) => *info,
+            Address::Sentinels(_) => return Err("a process without a hub reaches one server, and asks no sentinels".into()),
+        };
         match info.addr() {
             ConnectionAddr::Tcp(..) | ConnectionAddr::TcpTls { insecure: false, .. } | ConnectionAddr::Unix(_) => {}
             _ => return Err("a connection over TLS that trusts anybody is not supported".into()),

@@ -7,12 +7,13 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use redis::aio::{ConnectionLike, MultiplexedConnection, PubSubSink};
-use redis::{AsyncConnectionConfig, Client, Msg, Pipeline, RedisError, Value};
+use redis::{Msg, Pipeline, RedisError, Value};
 use tokio::sync::mpsc::UnboundedReceiver;
 
-use super::calls;
+use super::calls::{self, Replicas};
 use super::envelope;
 use super::scripts::{Script, accepted, server_error};
+use super::servers::Servers;
 use super::{Command, Deliver, LINGER, Listener, Range, Senders, Shared, State, Subscribed, Subscription};
 use crate::error::BrokerError;
 use crate::history::Page;
@@ -23,8 +24,8 @@ use crate::patience::Patience;
 const BATCH: usize = 256;
 /// Channels in one subscription.
 const SUBSCRIBE_BATCH: usize = 512;
-/// How long to wait for a connection.
-const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
+/// While a connection is being made requests wait for so long; later ones fail at once.
+const GRACE: Duration = Duration::from_millis(500);
 /// How long to wait for an answer: what is not answered by then may or may not have happened.
 const ANSWER_TIMEOUT: Duration = Duration::from_millis(900);
 /// Between attempts to connect: at most this, and at random, so that nodes do not come all at once.
@@ -45,13 +46,16 @@ const CHECK_LIMIT: usize = 512;
 /// See the module's documentation.
 pub(super) struct Link {
     pub(super) shared: Arc<Shared>,
-    pub(super) client: Client,
+    pub(super) servers: Servers,
     pub(super) senders: Senders,
     pub(super) deliver: Arc<dyn Deliver>,
 }
 
 /// Why a connection is made anew.
-type Lost = String;
+pub(super) type Lost = String;
+
+/// To a batch: to each command, and whether enough replicas have what it published.
+type Answers = (Vec<Value>, Result<(), BrokerError>);
 
 impl Link {
     pub(super) fn run(self, commands: UnboundedReceiver<Command>, subscriptions: UnboundedReceiver<Subscription>) {
@@ -72,8 +76,10 @@ impl Link {
 
     async fn serve_commands(&self, mut queue: UnboundedReceiver<Command>) {
         let mut pause = Pause::default();
+        let mut error = BrokerError::Unavailable { reason: "redis: no connection yet".into() };
         loop {
-            let reason = match self.connect().await {
+            let Some(connected) = self.connect_while_waiting(&mut queue, &error).await else { return };
+            let reason = match connected {
                 Ok((connection, scripts)) => {
                     pause.succeeded("redis");
                     match self.carry_out_all(connection, scripts, &mut queue).await {
@@ -83,7 +89,7 @@ impl Link {
                 }
                 Err(reason) => reason,
             };
-            let error = BrokerError::Unavailable { reason: format!("redis: {reason}") };
+            error = BrokerError::Unavailable { reason: format!("redis: {reason}") };
             let until = tokio::time::Instant::now() + pause.failed("redis", &reason);
             loop {
                 tokio::select! {
@@ -97,11 +103,26 @@ impl Link {
         }
     }
 
+    /// A connection. What is asked for meanwhile waits for it a moment, and then fails; `None`: nothing will come.
+    async fn connect_while_waiting(
+        &self,
+        queue: &mut UnboundedReceiver<Command>,
+        error: &BrokerError,
+    ) -> Option<Result<(MultiplexedConnection, Scripts), Lost>> {
+        let mut connecting = std::pin::pin!(self.connect());
+        if let Some(connected) = Patience::new(self.shared.patient(GRACE)).until(&mut connecting).await {
+            return Some(connected);
+        }
+        loop {
+            tokio::select! {
+                connected = &mut connecting => return Some(connected),
+                command = queue.recv() => self.fail(command?, error),
+            }
+        }
+    }
+
     async fn connect(&self) -> Result<(MultiplexedConnection, Scripts), Lost> {
-        // Its own deadlines would count time in which the process stands still.
-        let config = AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None);
-        let connecting = self.client.get_multiplexed_async_connection_with_config(&config);
-        let mut connection = in_time(self.shared.patient(CONNECT_TIMEOUT), connecting).await?;
+        let mut connection = self.servers.commands().await?;
         let scripts = self.load_scripts(&mut connection).await?;
         Ok((connection, scripts))
     }
@@ -128,8 +149,8 @@ impl Link {
             if queue.recv_many(&mut batch, BATCH).await == 0 {
                 return None;
             }
-            let mut answers = match self.send(&mut connection, &scripts, &batch).await {
-                Ok(answers) => answers,
+            let (mut answers, mut confirmed) = match self.send(&mut connection, &scripts, &batch).await {
+                Ok(answered) => answered,
                 Err(reason) => {
                     let error = BrokerError::Unavailable { reason: format!("redis: {reason}; it may or may not have been accepted") };
                     batch.drain(..).for_each(|command| self.fail(command, &error));
@@ -149,7 +170,10 @@ impl Link {
                 for (command, answer) in batch.iter().zip(&mut answers) {
                     if is_unknown_script(answer) {
                         match self.send(&mut connection, &scripts, std::slice::from_ref(command)).await {
-                            Ok(mut again) => *answer = again.pop().unwrap_or_default(),
+                            Ok((mut again, with)) => {
+                                *answer = again.pop().unwrap_or_default();
+                                confirmed = confirmed.and(with);
+                            }
                             Err(reason) => *answer = Value::SimpleString(reason),
                         }
                     }
@@ -157,7 +181,11 @@ impl Link {
             }
             let lost = answers.iter().find_map(wrong_server);
             for (command, answer) in batch.drain(..).zip(answers) {
-                self.settle(command, accepted(answer));
+                let answer = accepted(answer).and_then(|answer| match command.is_publication() {
+                    true => confirmed.clone().map(|()| answer),
+                    false => Ok(answer),
+                });
+                self.settle(command, answer);
             }
             if lost.is_some() {
                 return lost;
@@ -165,8 +193,9 @@ impl Link {
         }
     }
 
-    async fn send(&self, connection: &mut MultiplexedConnection, scripts: &Scripts, batch: &[Command]) -> Result<Vec<Value>, Lost> {
-        let mut pipeline = Pipeline::with_capacity(batch.len());
+    /// What the server says to each of a batch, and whether enough replicas have the publications in it.
+    async fn send(&self, connection: &mut MultiplexedConnection, scripts: &Scripts, batch: &[Command]) -> Result<Answers, Lost> {
+        let mut pipeline = Pipeline::with_capacity(batch.len() + 1);
         for command in batch {
             match command {
                 Command::Run(call, _) => {
@@ -178,7 +207,15 @@ impl Link {
                 }
             }
         }
-        in_time(self.shared.patient(ANSWER_TIMEOUT), connection.req_packed_commands(&pipeline, 0, batch.len())).await
+        let mut limit = self.shared.patient(ANSWER_TIMEOUT);
+        let replicas = Replicas::of(&self.shared.config).filter(|_| batch.iter().any(Command::is_publication));
+        if let Some(replicas) = &replicas {
+            pipeline.add_command(replicas.wait());
+            limit += replicas.timeout();
+        }
+        let mut answers = in_time(limit, connection.req_packed_commands(&pipeline, 0, pipeline.len())).await?;
+        let confirmed = replicas.map_or(Ok(()), |replicas| replicas.confirmed(answers.pop().unwrap_or_default()));
+        Ok((answers, confirmed))
     }
 
     fn fail(&self, command: Command, error: &BrokerError) {
@@ -197,7 +234,7 @@ impl Link {
     async fn serve_subscriptions(&self, mut queue: UnboundedReceiver<Subscription>) {
         let mut pause = Pause::default();
         loop {
-            let reason = match in_time(self.shared.patient(CONNECT_TIMEOUT), self.client.get_async_pubsub()).await {
+            let reason = match self.servers.subscriptions().await {
                 Ok(pubsub) => {
                     let (sink, stream) = pubsub.split();
                     let mut hearing = Hearing { link: self, sink, topics: HashMap::new(), silent: 0, ticks: 0, stop: None };
@@ -643,7 +680,7 @@ fn wrong_server(answer: &Value) -> Option<Lost> {
         .then(|| format!("{} {}", error.code(), error.details().unwrap_or_default()))
 }
 
-async fn in_time<T>(limit: Duration, work: impl Future<Output = Result<T, RedisError>>) -> Result<T, Lost> {
+pub(super) async fn in_time<T>(limit: Duration, work: impl Future<Output = Result<T, RedisError>>) -> Result<T, Lost> {
     match Patience::new(limit).until(work).await {
         Some(Ok(value)) => Ok(value),
         Some(Err(error)) => Err(error.to_string()),

@@ -7,6 +7,7 @@
 //! One thread does all this (`link`); what is asked of the broker is queued to it. While Redis cannot
 //! be reached everything fails at once, and local clients stay.
 
+mod address;
 pub(crate) mod calls;
 mod connection;
 mod envelope;
@@ -15,6 +16,7 @@ mod link;
 pub mod publisher;
 pub(crate) mod rules;
 pub(crate) mod scripts;
+mod servers;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -32,10 +34,12 @@ use crate::error::BrokerError;
 use crate::history::{Page, Range};
 use crate::message::{Channel, Position, Publish};
 use crate::patience::Patience;
+use address::Address;
 use envelope::Malformed;
 use keys::Keys;
 use rules::{Announcement, Rules};
-use scripts::Call;
+use scripts::{Call, Script};
+use servers::Servers;
 
 /// Requests that may wait for Redis; past it new ones fail. A full pipeline needs some hundreds.
 const MAX_WAITING: usize = 65_536;
@@ -47,7 +51,7 @@ const LINGER: Duration = Duration::from_secs(2);
 /// See the module's documentation.
 pub struct Redis {
     shared: Arc<Shared>,
-    client: redis::Client,
+    address: Address,
     /// What this hub goes by, if it is one.
     announcement: Option<Arc<Announcement>>,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -106,6 +110,12 @@ enum Command {
     },
 }
 
+impl Command {
+    fn is_publication(&self) -> bool {
+        matches!(self, Command::Run(Call { script: Script::Publish, .. }, _))
+    }
+}
+
 /// Takes what the server said, or why it was not asked.
 type Done = Box<dyn FnOnce(Result<Value, BrokerError>) + Send>;
 
@@ -135,11 +145,16 @@ enum Subscription {
     Stop,
 }
 
+/// Why a text is no `broker.url`; nothing of the text is repeated.
+pub(crate) fn check_url(url: &str) -> Result<(), String> {
+    Address::parse(url).map(drop).map_err(|error| error.to_string())
+}
+
 impl Redis {
-    /// A broker for the server that `config.url` names. Nothing is connected yet.
+    /// A broker for what `config.url` names. Nothing is connected yet.
     pub fn new(config: &BrokerConfig) -> Result<Self, BrokerError> {
         let unavailable = |error: &dyn std::fmt::Display| BrokerError::Unavailable { reason: error.to_string() };
-        let client = redis::Client::open(config.url.expose()).map_err(|error| unavailable(&format!("broker.url: {error}")))?;
+        let address = Address::parse(config.url.expose()).map_err(|error| unavailable(&format!("broker.url: {error}")))?;
         Ok(Redis {
             shared: Arc::new(Shared {
                 keys: Keys::new(&config.prefix),
@@ -150,7 +165,7 @@ impl Redis {
                 waiting: AtomicUsize::new(0),
                 malformed: AtomicU64::new(0),
             }),
-            client,
+            address,
             announcement: None,
             thread: Mutex::new(None),
             requests: Mutex::new(None),
@@ -234,7 +249,8 @@ impl Broker for Redis {
         let (commands, command_queue) = unbounded_channel();
         let (subscriptions, subscription_queue) = unbounded_channel();
         let senders = Senders { commands, subscriptions };
-        let link = link::Link { shared: self.shared.clone(), client: self.client.clone(), senders: senders.clone(), deliver };
+        let servers = Servers::new(self.address.clone(), self.shared.patience());
+        let link = link::Link { shared: self.shared.clone(), servers, senders: senders.clone(), deliver };
         let thread = std::thread::Builder::new().name("rt-broker".into()).spawn(move || link.run(command_queue, subscription_queue));
         *self.thread.lock() = Some(thread.map_err(|error| BrokerError::Unavailable { reason: error.to_string() })?);
         *self.requests.lock() = Some(senders);

@@ -191,6 +191,14 @@ struct Connected {
 struct Question {
     command: Cmd,
     repeatable: bool,
+    /// For what those before it have written.
+    waits: bool,
+}
+
+impl Question {
+    fn reading(command: Cmd) -> Self {
+        Question { command, repeatable: true, waits: false }
+    }
 }
 
 impl Publisher {
@@ -251,8 +259,13 @@ impl Publisher {
                     bytes += publish.borrow().payload.len();
                     questions.push(publisher.question(&rules, publish.borrow())?);
                 }
-                for answer in publisher.ask(questions, deadline)? {
-                    let published = accepted(answer).and_then(calls::published).map_err(|error| publisher.refused(error))?;
+                questions.extend(rules.replicas.map(|replicas| Question { command: replicas.wait(), repeatable: true, waits: true }));
+                let mut answers = publisher.ask(questions, deadline)?;
+                let confirmed = rules.replicas.map_or(Ok(()), |replicas| replicas.confirmed(answers.pop().unwrap_or_default()));
+                for answer in answers {
+                    let published = accepted(answer).and_then(calls::published);
+                    let published = published.and_then(|published| confirmed.clone().map(|()| published));
+                    let published = published.map_err(|error| publisher.refused(error))?;
                     receipt(Receipt { position: published.position, matched: published.matched });
                 }
                 Ok(())
@@ -276,7 +289,7 @@ impl Publisher {
             // As much as a hub with the usual limits gives.
             let call = calls::read(&publisher.keys, rules.fence, &scoped, &query.range(Limits::default().outbox_bytes / 8));
             let command = publisher.command(&call);
-            let answers = publisher.ask(vec![Question { command, repeatable: true }], deadline)?;
+            let answers = publisher.ask(vec![Question::reading(command)], deadline)?;
             let page = answers.into_iter().next().ok_or_else(super::scripts::nonsense).and_then(accepted).and_then(|answer| {
                 calls::page(&Channel::new(&scoped, channel_hash(&scoped)), answer, |error| {
                     tracing::warn!(%error, channel = %channel.escape_debug(), "redis holds something that is no publication");
@@ -311,7 +324,7 @@ impl Publisher {
             return Ok(connected.rules.clone());
         }
         let command = self.rules_command();
-        let answer = self.ask(vec![Question { command, repeatable: true }], deadline)?.pop().unwrap_or_default();
+        let answer = self.ask(vec![Question::reading(command)], deadline)?.pop().unwrap_or_default();
         let rules = self.read_rules(answer)?;
         if let Some(connected) = &mut self.connected {
             (connected.rules, connected.rules_at) = (rules.clone(), Instant::now());
@@ -396,7 +409,7 @@ impl Publisher {
         message.retention = rules.retention_of(channel, publish.event);
         message.check(rules.publication_bytes)?;
         let call = calls::publish(&self.keys, rules.fence, &message);
-        Ok(Question { command: self.command(&call), repeatable: publish.id.is_some() })
+        Ok(Question { repeatable: publish.id.is_some(), ..Question::reading(self.command(&call)) })
     }
 
     fn command(&self, call: &Call) -> Cmd {
@@ -416,12 +429,16 @@ impl Publisher {
             let load = |script: &Script| {
                 let mut command = cmd("SCRIPT");
                 command.arg("LOAD").arg(script.source());
-                Question { command, repeatable: true }
+                Question::reading(command)
             };
             let mut again: Vec<Question> = SCRIPTS.iter().map(load).collect();
-            again.extend(questions.into_iter().zip(&answers).filter(|(_, answer)| unknown(answer)).map(|(question, _)| question));
+            // Who has waited has not waited for these.
+            let is_asked_again: Vec<bool> =
+                questions.iter().zip(&answers).map(|(question, answer)| question.waits || unknown(answer)).collect();
+            again.extend(questions.into_iter().zip(&is_asked_again).filter(|(_, again)| **again).map(|(question, _)| question));
             let mut known = self.exchange(&again, deadline)?.into_iter().skip(SCRIPTS.len());
-            answers.iter_mut().filter(|answer| unknown(answer)).for_each(|answer| *answer = known.next().unwrap_or_default());
+            let unknown = answers.iter_mut().zip(is_asked_again).filter(|(_, again)| *again);
+            unknown.for_each(|(answer, _)| *answer = known.next().unwrap_or_default());
         }
         Ok(answers)
     }

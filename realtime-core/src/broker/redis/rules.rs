@@ -7,6 +7,7 @@ use parking_lot::Mutex;
 use redis::Value;
 use serde::{Deserialize, Serialize};
 
+use super::calls::Replicas;
 use super::keys::Keys;
 use super::scripts::{Call, Script, nonsense};
 use crate::apps::{DEFAULT_APP, UnknownApp};
@@ -24,6 +25,9 @@ pub(crate) struct Rules {
     version: u32,
     /// See `broker.fence`: two who disagree would begin an epoch with every publication.
     pub(super) fence: bool,
+    /// See `broker.wait_replicas`.
+    #[serde(default)]
+    pub(super) replicas: Option<Replicas>,
     /// See `limits.publication_bytes`.
     pub(super) publication_bytes: usize,
     /// Their names.
@@ -53,6 +57,7 @@ impl Rules {
         Rules {
             version: VERSION,
             fence: config.broker.fence,
+            replicas: Replicas::of(&config.broker),
             publication_bytes: config.limits.publication_bytes,
             apps: std::iter::once(DEFAULT_APP).chain(config.apps.iter().map(|app| app.name())).map(str::to_owned).collect(),
             caches: config.speaks_pusher(),

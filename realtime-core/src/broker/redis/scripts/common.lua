@@ -1,29 +1,33 @@
 -- Before both scripts. KEYS[1] is the channel's meta, KEYS[2] its log.
--- meta: e epoch, o newest offset, f floor, l newest offset that was kept and has no life of its own,
--- b bytes in the log, r replication id of the server that counted last.
+-- meta: e epoch, g epoch in which the counting began, o newest offset, f floor, l newest offset that
+-- was kept and has no life of its own, b bytes in the log, r replication id of the server that counted last.
 
 local function now_ms()
   local time = redis.call('TIME')
   return time[1] * 1000 + math.floor(time[2] / 1000)
 end
 
--- The channel's state. It begins anew where nothing is known, and, when fenced, on another server
--- than before: a replica that has taken over may have missed the newest offsets, and would give
--- them out again.
+-- The channel's state. It begins anew where nothing is known. When fenced, another server than before
+-- goes on with what it has in a new epoch: a replica that has taken over may have missed the newest
+-- offsets, and will give them out again.
 local function open(candidate, fenced)
-  local meta = redis.call('HMGET', KEYS[1], 'e', 'o', 'f', 'l', 'b', 'r')
+  local meta = redis.call('HMGET', KEYS[1], 'e', 'o', 'f', 'l', 'b', 'r', 'g')
   local server = ''
   if fenced == '1' then
     server = string.match(redis.call('INFO', 'replication'), 'master_replid:(%x+)') or ''
   end
   local offset = tonumber(meta[2] or '')
-  if not meta[1] or not offset or #meta[1] ~= 16 or (fenced == '1' and meta[6] ~= server) then
+  if not meta[1] or not offset or #meta[1] ~= 16 then
     redis.call('DEL', KEYS[1], KEYS[2])
-    redis.call('HSET', KEYS[1], 'e', candidate, 'o', 0, 'f', 0, 'l', 0, 'b', 0, 'r', server)
-    return { epoch = candidate, offset = 0, floor = 0, last = 0, bytes = 0 }
+    redis.call('HSET', KEYS[1], 'e', candidate, 'g', candidate, 'o', 0, 'f', 0, 'l', 0, 'b', 0, 'r', server)
+    return { epoch = candidate, born = candidate, offset = 0, floor = 0, last = 0, bytes = 0 }
+  end
+  if fenced == '1' and meta[6] ~= server then
+    meta[1] = candidate
+    redis.call('HSET', KEYS[1], 'e', candidate, 'r', server)
   end
   local state = {
-    epoch = meta[1], offset = offset, floor = tonumber(meta[3] or '') or offset, last = tonumber(meta[4] or '') or offset,
+    epoch = meta[1], born = meta[7] or '', offset = offset, floor = tonumber(meta[3] or '') or offset, last = tonumber(meta[4] or '') or offset,
     bytes = tonumber(meta[5] or '') or 0,
   }
   -- The log has expired, or was evicted.

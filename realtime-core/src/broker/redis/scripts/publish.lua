@@ -1,15 +1,19 @@
 -- ARGV: 1 channel to publish on, 2 envelope, 3 candidate for an epoch, 4 fenced, 5 life of the meta,
 -- 6 life of an idempotency key ('': there is none), 7 size ('': nothing is kept), 8 ttl, 9 bytes,
 -- 10 whether this one is kept, 11 its own ttl ('': none), 12 what it costs. KEYS[3]: the key's name.
+local state = open(ARGV[3], ARGV[4])
 if ARGV[6] ~= '' then
   local known = redis.call('GET', KEYS[3])
   if known then
     -- Only while the channel counts on: else the position would be one of nothing.
-    local epoch, offset = string.match(known, '^(%x+):(%d+)$')
-    if epoch and redis.call('HGET', KEYS[1], 'e') == epoch then return { epoch, offset, 1 } end
+    local born, offset = string.match(known, '^(%x+):(%d+)$')
+    if born and state.born == born then
+      -- Written again, so that who waits for replicas waits for those that have it.
+      redis.call('SET', KEYS[3], known, 'KEEPTTL')
+      return { state.epoch, offset, 1 }
+    end
   end
 end
-local state = open(ARGV[3], ARGV[4])
 local offset = redis.call('HINCRBY', KEYS[1], 'o', 1)
 redis.call('PEXPIRE', KEYS[1], ARGV[5])
 if ARGV[7] ~= '' then
@@ -44,7 +48,7 @@ else
   redis.call('HSET', KEYS[1], 'f', offset, 'l', offset)
 end
 if ARGV[6] ~= '' then
-  redis.call('SET', KEYS[3], state.epoch .. ':' .. offset, 'PX', ARGV[6])
+  redis.call('SET', KEYS[3], state.born .. ':' .. offset, 'PX', ARGV[6])
 end
 redis.call('PUBLISH', ARGV[1], state.epoch .. string.format('%016x', offset) .. ARGV[2])
 return { state.epoch, tostring(offset), 0 }
