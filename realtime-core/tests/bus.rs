@@ -151,7 +151,7 @@ fn an_answer_longer_than_a_frame_comes_in_parts() {
         }
     }
     for number in 0..9_000 {
-        hub.attach_sink(&format!("{:x>180}", number), Box::new(Nowhere)).unwrap();
+        hub.attach_sink(&[&format!("{:x>180}", number)], Box::new(Nowhere)).unwrap();
     }
     eventually("all are subscribed", || hub.stats().subscriptions == 9_000);
     let channels: Vec<Value> = place.client().query(&BusQuery::Channels).unwrap();

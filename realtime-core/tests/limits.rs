@@ -218,7 +218,7 @@ fn an_outbox_ends_at_its_limit() {
     for (number, total) in [limit - 1, limit, limit + 1].into_iter().enumerate() {
         let channel = format!("channel {number}");
         let tap = Tap::default();
-        hub.attach_sink(&channel, Box::new(tap.clone())).unwrap();
+        hub.attach_sink(&[&channel], Box::new(tap.clone())).unwrap();
         let publish = |length| {
             assert_eq!(hub.publish(&Publish::new(&channel, "e", Payload::Text(&"x".repeat(length)))).unwrap().matched, 1);
             eventually("it is fanned out", || hub.stats().ingress_bytes == 0);

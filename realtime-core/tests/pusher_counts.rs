@@ -133,7 +133,7 @@ async fn a_crowd_that_comes_costs_few_messages_and_the_last_one_is_true() {
     let mut client = PusherClient::subscribed(&hub, "news").await;
     assert_eq!(count(&mut client, "news").await, 1);
     for _ in 0..CROWD {
-        hub.attach_sink("news", Box::new(Nowhere)).unwrap();
+        hub.attach_sink(&["news"], Box::new(Nowhere)).unwrap();
     }
     let told = until(&mut client, "news", CROWD + 1).await;
     assert!(told < 100, "{told} messages");

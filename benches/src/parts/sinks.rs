@@ -65,7 +65,7 @@ fn hub(options: &Options, subscribers: usize) -> Result<Hub> {
     config.limits.max_connections = usize::MAX;
     let hub = Hub::start(config)?;
     for _ in 0..subscribers {
-        hub.attach_sink("c", Box::new(Sink)).context("attaching a sink")?;
+        hub.attach_sink(&["c"], Box::new(Sink)).context("attaching a sink")?;
     }
     until(|| hub.stats().subscriptions == subscribers as u64);
     Ok(hub)
@@ -139,10 +139,10 @@ pub(crate) fn beside(options: &Options) -> Result<Part> {
     let hub = hub(options, 0)?;
     let arrivals = Arc::new(Mutex::new(Vec::new()));
     for _ in 0..CROWD {
-        hub.attach_sink("crowd", Box::new(Slow)).context("attaching a sink")?;
+        hub.attach_sink(&["crowd"], Box::new(Slow)).context("attaching a sink")?;
     }
     for _ in 0..FEW {
-        hub.attach_sink("few", Box::new(Notes(arrivals.clone()))).context("attaching a sink")?;
+        hub.attach_sink(&["few"], Box::new(Notes(arrivals.clone()))).context("attaching a sink")?;
     }
     until(|| hub.stats().subscriptions == (CROWD + FEW) as u64);
     let (mut p50, mut p99) = (Vec::new(), Vec::new());

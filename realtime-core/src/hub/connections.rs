@@ -216,7 +216,7 @@ impl Shard {
                 Ok(Some(Event::Ping(payload))) => {
                     // Section 5.5.3 allows to answer only the newest ping; a peer that does not
                     // read its pongs gets no more of them.
-                    if self.connection(key).is_some_and(|connection| connection.session.outbox.is_empty()) {
+                    if self.connection(key).is_some_and(|connection| !connection.session.outbox.is_blocked()) {
                         let mut frame = Vec::new();
                         format.framing.pong(payload, &mut frame);
                         self.write(key, &Bytes::from(frame));
@@ -357,6 +357,8 @@ impl Shard {
         self.node.shards[self.index].counters.count_close(reason);
         let Some(connection) = self.connections.get_mut(key.index as usize) else { return };
         if reason != CloseReason::Shutdown {
+            // What was gathered for it was published before. If the link is broken, the close frame finds that out.
+            let _ = connection.session.outbox.flush(&mut *connection.link, now_ms);
             connection.session.outbox.abandon();
         }
         let mut frame = Vec::new();

@@ -744,16 +744,14 @@ impl Hub {
         node.ask_one(to, |answer| Query::Thaw { frozen: Box::new(frozen), expected: channels, answer })
     }
 
-    /// Adds a connection that only receives, through a sink of the host's: raw native frames of
-    /// one channel. For measurements and for hosts with transports of their own.
-    pub fn attach_sink(&self, channel: &str, sink: Box<dyn FrameSink>) -> Result<(), QueryError> {
-        validate_channel(channel)?;
+    /// Adds a connection that only receives, through a sink of the host's: native frames of these
+    /// channels. For measurements and for hosts with transports of their own.
+    pub fn attach_sink(&self, channels: &[&str], sink: Box<dyn FrameSink>) -> Result<(), QueryError> {
+        channels.iter().try_for_each(|channel| validate_channel(channel))?;
         let node = &self.0.node;
         let Some(shard) = node.place() else { return Err(QueryError::Stopped) };
-        let opening = Opening {
-            commands: vec![Command::Subscribe { id: None, channel: channel.to_owned(), recover: None, credentials: None }],
-            ..Opening::default()
-        };
+        let subscribe = |channel: &&str| Command::Subscribe { id: None, channel: (*channel).to_owned(), recover: None, credentials: None };
+        let opening = Opening { commands: channels.iter().map(subscribe).collect(), ..Opening::default() };
         node.hand_over(shard, Box::new(SinkLink(sink)), 0, opening, Admission::Nobody, Bytes::new());
         Ok(())
     }

@@ -26,6 +26,7 @@ use super::manners::Manners;
 use super::query::Query;
 use super::recovery::{Cursor, CursorKey};
 use super::roster::Seat;
+use super::slices::Gathered;
 use super::stats::ShardCounters;
 use crate::apps::AppId;
 use crate::auth::{Admission, unix_ms};
@@ -147,6 +148,8 @@ pub(crate) struct Shard {
     pub(super) fresh: VecDeque<usize>,
     /// Channels in the middle of a batch.
     pub(super) under_way: VecDeque<usize>,
+    /// What waits to be written to who hears several channels.
+    pub(super) gathered: Gathered,
     /// Channels whose next batch waits for their subscribers.
     pub(super) held: Vec<usize>,
     /// Connections that broke while somebody else was being served.
@@ -197,6 +200,7 @@ impl Shard {
             openings: 0,
             fresh: VecDeque::new(),
             under_way: VecDeque::new(),
+            gathered: Gathered::default(),
             held: Vec::new(),
             doomed: Vec::new(),
             unread: Vec::new(),

@@ -1,5 +1,6 @@
 //! A shard's fan-out, slice by slice, and the channels that are held back for their subscribers.
 
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use super::connections::note_crowding;
@@ -15,6 +16,16 @@ const SLICE_WRITES: usize = 128;
 const SLICE_TIME: Duration = Duration::from_micros(250);
 /// Subscribers written to between looks at the clock.
 const CLOCK_WRITES: usize = 32;
+/// Frames gathered, for which a slice has no clock of its own, that count as one write.
+const GATHERED_PER_WRITE: usize = 8;
+/// Bytes gathered for one subscriber; past it they go out before the turn's other channels are looked at.
+const MAX_GATHERED_BYTES: usize = 16 << 10;
+/// Larger channels are written to directly: over the turns that they take little would come together.
+const MAX_GATHERED_SUBSCRIBERS: usize = 1_024;
+/// Connections sent to, after which it is looked whether gathering pays.
+const GATHERED_SAMPLE: u32 = 128;
+/// Turns without gathering after it did not.
+const UNGATHERED_TURNS: u32 = 64;
 /// How long a burst waits for subscribers that take less than it sends: at the default limits those
 /// who take less than 128 KiB a second are not waited for any longer.
 const HOLD_MS: u64 = 4_000;
@@ -25,7 +36,7 @@ const STALL_MS: u64 = 3_000;
 
 impl Shard {
     pub(super) fn has_fan_out(&self) -> bool {
-        !self.fresh.is_empty() || !self.under_way.is_empty()
+        !self.fresh.is_empty() || !self.under_way.is_empty() || !self.gathered.is_empty()
     }
 
     /// Whether a fan-out goes on in the next turn.
@@ -50,6 +61,7 @@ impl Shard {
     /// middle of one have a slice of each turn for themselves, so that they always get on.
     pub(super) fn fan_out(&mut self) {
         self.look_at_held();
+        self.gathered.begin_turn(self.fresh.len());
         let mut slice = Slice::new();
         while !slice.is_over()
             && let Some(index) = self.fresh.pop_front()
@@ -60,6 +72,7 @@ impl Shard {
                 Progress::Idle => self.close_channel_if_unused(index),
             }
         }
+        self.send_gathered();
         let mut slice = Slice::new();
         while !slice.is_over()
             && let Some(index) = self.under_way.pop_front()
@@ -77,9 +90,10 @@ impl Shard {
 
     /// Goes on with a channel's batch until it or the slice is over.
     fn run_slice(&mut self, index: usize, slice: &mut Slice) {
+        let gathers = self.gathered.gathers(self.channels[index].live());
         while !slice.is_over() {
-            let served = self.serve(index, slice.writes.min(CLOCK_WRITES));
-            slice.spend(served);
+            let served = self.serve(index, slice.writes.min(CLOCK_WRITES), gathers);
+            slice.spend(if gathers { served.div_ceil(GATHERED_PER_WRITE) } else { served });
             if served == 0 {
                 break;
             }
@@ -110,9 +124,28 @@ impl Shard {
         Progress::Idle
     }
 
-    /// Writes the batch to the next subscribers; says to how many.
-    fn serve(&mut self, index: usize, writes: usize) -> usize {
-        let Shard { channels, connections, node, scratch, doomed, crowded, now_ms, .. } = self;
+    /// Sends what was gathered, as much as a slice has room for.
+    fn send_gathered(&mut self) {
+        let mut slice = Slice::new();
+        let mut until_clock = CLOCK_WRITES;
+        while !slice.is_over()
+            && let Some(key) = self.gathered.pop()
+        {
+            let now_ms = self.now_ms;
+            let Some(connection) = self.connection(key) else { continue };
+            let written = connection.session.outbox.flush(&mut *connection.link, now_ms);
+            self.settle(key, written);
+            until_clock -= 1;
+            if until_clock == 0 {
+                slice.spend(CLOCK_WRITES);
+                until_clock = CLOCK_WRITES;
+            }
+        }
+    }
+
+    /// Writes the batch to the next subscribers, or gathers it for them; says for how many.
+    fn serve(&mut self, index: usize, writes: usize, gathers: bool) -> usize {
+        let Shard { channels, connections, node, scratch, doomed, crowded, now_ms, gathered, .. } = self;
         let limit = node.config.limits.outbox_bytes;
         let connections = std::cell::RefCell::new(connections);
         channels[index].run(
@@ -128,7 +161,21 @@ impl Shard {
                 let mut connections = connections.borrow_mut();
                 let Some(connection) = connections.get_mut(at as usize) else { return };
                 let key = ConnectionKey { index: at, generation: connection.generation };
-                match connection.session.outbox.write(&mut *connection.link, frame, *now_ms) {
+                let outbox = &mut connection.session.outbox;
+                let written = if gathers && !outbox.is_blocked() {
+                    if outbox.is_empty() {
+                        gathered.push(key);
+                    }
+                    gathered.frames += 1;
+                    outbox.queue(frame.clone(), *now_ms);
+                    if outbox.bytes() <= MAX_GATHERED_BYTES.min(limit / 8) {
+                        return;
+                    }
+                    outbox.flush(&mut *connection.link, *now_ms)
+                } else {
+                    outbox.write(&mut *connection.link, frame, *now_ms)
+                };
+                match written {
                     Written::All => {}
                     Written::Broken => doomed.push((key, CloseReason::Peer)),
                     Written::Part => {
@@ -208,6 +255,55 @@ impl Shard {
     }
 }
 
+/// What the channels of one turn have for the same subscribers, so that each is written to once. A dashboard of ten devices
+/// that all have something to say costs one system call, not ten.
+#[derive(Default)]
+pub(super) struct Gathered {
+    /// Whose outboxes have to be sent, in the order of their first frames.
+    connections: VecDeque<ConnectionKey>,
+    /// Whether this turn gathers.
+    is_on: bool,
+    /// Frames that were gathered in the current sample, and connections that they went to.
+    frames: u32,
+    sent: u32,
+    /// Turns left in which nothing is gathered, because subscribers were not the same.
+    off_turns: u32,
+}
+
+impl Gathered {
+    /// One channel alone has nothing to gather.
+    fn begin_turn(&mut self, channels: usize) {
+        self.is_on = channels > 1 && self.off_turns == 0;
+        if channels > 1 {
+            self.off_turns = self.off_turns.saturating_sub(1);
+        }
+    }
+
+    fn gathers(&self, subscribers: usize) -> bool {
+        self.is_on && subscribers <= MAX_GATHERED_SUBSCRIBERS
+    }
+
+    fn is_empty(&self) -> bool {
+        self.connections.is_empty()
+    }
+
+    fn push(&mut self, key: ConnectionKey) {
+        self.connections.push_back(key);
+    }
+
+    fn pop(&mut self) -> Option<ConnectionKey> {
+        let key = self.connections.pop_front()?;
+        self.sent += 1;
+        if self.sent >= GATHERED_SAMPLE && self.connections.is_empty() {
+            if self.frames < self.sent + self.sent / 4 {
+                self.off_turns = UNGATHERED_TURNS;
+            }
+            (self.frames, self.sent) = (0, 0);
+        }
+        Some(key)
+    }
+}
+
 /// How much of a turn has been spent on fan-out.
 struct Slice {
     writes: usize,
@@ -228,5 +324,44 @@ impl Slice {
         // A channel without subscribers left must not hold the turn for ever.
         self.writes = self.writes.saturating_sub(writes.max(1));
         self.out_of_time = Instant::now() >= self.end;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A turn in which two channels have so many frames for so many connections; whether they were gathered.
+    fn turn(gathered: &mut Gathered, frames: u32, connections: u32) -> bool {
+        gathered.begin_turn(2);
+        if !gathered.gathers(connections as usize) {
+            return false;
+        }
+        gathered.frames += frames;
+        (0..connections).for_each(|index| gathered.push(ConnectionKey { index, generation: 0 }));
+        while gathered.pop().is_some() {}
+        true
+    }
+
+    #[test]
+    fn one_channel_has_nothing_to_gather_and_a_large_one_is_not_gathered() {
+        let mut gathered = Gathered::default();
+        gathered.begin_turn(1);
+        assert!(!gathered.gathers(1));
+        gathered.begin_turn(2);
+        for (subscribers, gathers) in [(1_023, true), (1_024, true), (1_025, false)] {
+            assert_eq!(gathered.gathers(subscribers), gathers);
+        }
+    }
+
+    #[test]
+    fn what_does_not_pay_is_tried_again_later() {
+        let mut gathered = Gathered::default();
+        // A frame each: nobody hears both channels.
+        let turns: Vec<bool> = (0..UNGATHERED_TURNS + 2).map(|_| turn(&mut gathered, GATHERED_SAMPLE, GATHERED_SAMPLE)).collect();
+        assert!(turns[0] && turns[turns.len() - 1]);
+        assert!(!turns[1..turns.len() - 1].contains(&true));
+        let mut gathered = Gathered::default();
+        assert!((0..1_000).all(|_| turn(&mut gathered, 2 * GATHERED_SAMPLE, GATHERED_SAMPLE)));
     }
 }

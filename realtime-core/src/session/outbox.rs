@@ -49,6 +49,11 @@ impl Outbox {
         self.frames.is_empty()
     }
 
+    /// Whether the peer is behind: its socket was full, and has not said otherwise.
+    pub(crate) fn is_blocked(&self) -> bool {
+        self.blocked
+    }
+
     /// Milliseconds without progress while something waits.
     pub(crate) fn stalled_ms(&self, now_ms: u64) -> u64 {
         if self.is_empty() { 0 } else { now_ms.saturating_sub(self.progress_ms) }
@@ -96,7 +101,7 @@ impl Outbox {
         self.frames.push_back(frame);
     }
 
-    /// Writes what waits, many frames a call.
+    /// Writes what waits, many frames a call; nothing while the socket is full.
     pub(crate) fn flush(&mut self, sink: &mut (impl FrameSink + ?Sized), now_ms: u64) -> Written {
         while !self.frames.is_empty() {
             if self.blocked {
@@ -110,7 +115,12 @@ impl Outbox {
                 offered += frame.len();
                 count += 1;
             }
-            match send(|| sink.send_vectored(&slices[..count])) {
+            let written = match &slices[..count] {
+                // Costs the kernel less than a list of one.
+                [only] => send(|| sink.send(only)),
+                slices => send(|| sink.send_vectored(slices)),
+            };
+            match written {
                 Ok(written) => {
                     if written > 0 {
                         self.progress_ms = now_ms;
