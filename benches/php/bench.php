@@ -67,6 +67,13 @@ function burst(string $operation, int $calls, string $message, CurlHandle $http)
                 bench_handoff(CHANNEL, $message);
             }
             break;
+        case 'write':
+            bench_write(CHANNEL, $message) || throw new RuntimeException('nobody reads');
+            $start = hrtime(true);
+            for ($i = 0; $i < $calls; $i++) {
+                bench_write(CHANNEL, $message);
+            }
+            break;
         case 'broadcast':
             for ($i = 0; $i < $calls; $i++) {
                 broadcast(CHANNEL, $message);
@@ -110,6 +117,11 @@ function single(string $operation, int $calls, string $message, int $pauseUs, Cu
             case 'handoff':
                 $start = hrtime(true);
                 bench_handoff(CHANNEL, $message);
+                $times[] = hrtime(true) - $start;
+                break;
+            case 'write':
+                $start = hrtime(true);
+                bench_write(CHANNEL, $message);
                 $times[] = hrtime(true) - $start;
                 break;
             case 'broadcast':

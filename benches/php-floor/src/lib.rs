@@ -1,8 +1,13 @@
-//! What a call from PHP into an extension costs at least: an empty function, and a bare hand-off to another thread.
+//! What a call from PHP into an extension costs at least: an empty function, a bare hand-off to another thread, a bare
+//! write to another process.
 
 use ext_php_rs::prelude::*;
 use ext_php_rs::types::Zval;
 use std::collections::VecDeque;
+use std::io::{self, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::process::{Command, Stdio};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 
 /// What PHP has handed over and the consumer has not taken yet.
@@ -71,8 +76,26 @@ pub fn bench_handoff(channel: &Zval, message: &Zval) {
     queue().push(job);
 }
 
+/// A process that reads what is written to it, and sleeps until then. It ends with this one.
+fn reader() -> io::Result<&'static UnixStream> {
+    static READER: OnceLock<UnixStream> = OnceLock::new();
+    if let Some(stream) = READER.get() {
+        return Ok(stream);
+    }
+    let (own, other) = UnixStream::pair()?;
+    drop(Command::new("cat").stdin(OwnedFd::from(other)).stdout(Stdio::null()).spawn()?);
+    Ok(READER.get_or_init(|| own))
+}
+
+/// Writes the message to a process that waits for it in `read()`.
+#[php_function]
+pub fn bench_write(_channel: &Zval, message: &Zval) -> bool {
+    let Some(message) = message.zend_str() else { return false };
+    reader().and_then(|mut reader| reader.write_all(message.as_bytes())).is_ok()
+}
+
 /// Registers the functions.
 #[php_module]
 pub fn module(module: ModuleBuilder) -> ModuleBuilder {
-    module.function(wrap_function!(bench_noop)).function(wrap_function!(bench_handoff))
+    module.function(wrap_function!(bench_noop)).function(wrap_function!(bench_handoff)).function(wrap_function!(bench_write))
 }

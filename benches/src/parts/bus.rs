@@ -11,6 +11,7 @@ const SINGLE: &str = "1 ms apart";
 const BURST: &str = "burst";
 const BATCHED: &str = "in one batch";
 const RECEIPT: &str = "with a receipt";
+const WRITE: &str = "write() to a process";
 const NOBODY: &str = "broadcast(), 0 subscribers";
 const ONE: &str = "broadcast(), 1 subscriber";
 const PUBLISH: &str = "publish(), 0 subscribers";
@@ -47,9 +48,11 @@ pub(crate) fn run(options: &Options) -> Result<Part> {
     let mut one = over_bus(options, port)?;
     let mut subscriber = Load::start(&Contender::Hub.subscribers(one.port, 1, Envelope::Native))?;
     let mut lines = vec![
+        Line::single(SINGLE, WRITE, "write"),
         Line::single(SINGLE, NOBODY, "broadcast"),
         Line::single(SINGLE, ONE, "broadcast"),
         Line::single(SINGLE, HTTP, "http"),
+        Line::burst(BURST, WRITE, "write", 1000, 20),
         Line::burst(BURST, NOBODY, "broadcast", 1000, 20),
         Line::burst(BURST, ONE, "broadcast", 1000, 20),
         Line::burst(BURST, HTTP, "http", 200, 3),
@@ -92,7 +95,9 @@ pub(crate) fn run(options: &Options) -> Result<Part> {
     let us = |load: &str, name: &str| part.median(load, name, PER_CALL) / 1000.0;
     part.targets = vec![
         Target::at_most("bus: broadcast() one at a time, us", us(SINGLE, ONE), 2.5),
+        Target::at_most("bus: one at a time: broadcast() against a bare write()", part.ratio(SINGLE, PER_CALL, ONE, WRITE), NOISE),
         Target::at_most("bus: broadcast() in a burst, us", us(BURST, ONE), 1.3),
+        Target::at_most("bus: in a burst: broadcast() against a bare write()", part.ratio(BURST, PER_CALL, ONE, WRITE), NOISE),
         Target::at_most("bus: broadcast() in a batch, us a message", us(BATCHED, ONE), 0.2),
         Target::at_least("bus: HTTP POST against broadcast(), one at a time", part.ratio(SINGLE, PER_CALL, HTTP, ONE), 15.0),
         Target::at_most("bus: one at a time: a subscriber against none", part.ratio(SINGLE, PER_CALL, ONE, NOBODY), NOISE),
