@@ -412,6 +412,9 @@ pub struct BrokerConfig {
     /// `redis+sentinel://user:password@sentinel1:26379,sentinel2:26379/name/0`, `rediss+sentinel://…`.
     /// Default empty: the memory of this hub. Not shown, because it may hold a password.
     pub url: Secret,
+    /// The PEM file of the certificates that servers over TLS must have one of, or one signed by them. Default empty: the
+    /// system's certificates are trusted.
+    pub ca_file: String,
     /// Before all names in Redis. Default `realtime`; hubs that share it share their channels.
     pub prefix: String,
     /// Whether a channel begins a new epoch when another server counts than before. Default true:
@@ -433,7 +436,15 @@ pub struct BrokerConfig {
 
 impl Default for BrokerConfig {
     fn default() -> Self {
-        BrokerConfig { url: Secret::default(), prefix: "realtime".into(), fence: true, wait_replicas: 0, wait_timeout_ms: 500, patience: 1 }
+        BrokerConfig {
+            url: Secret::default(),
+            ca_file: String::new(),
+            prefix: "realtime".into(),
+            fence: true,
+            wait_replicas: 0,
+            wait_timeout_ms: 500,
+            patience: 1,
+        }
     }
 }
 

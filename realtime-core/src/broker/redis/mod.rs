@@ -52,6 +52,8 @@ const LINGER: Duration = Duration::from_secs(2);
 pub struct Redis {
     shared: Arc<Shared>,
     address: Address,
+    /// See `broker.ca_file`.
+    trusted: Option<Vec<u8>>,
     /// What this hub goes by, if it is one.
     announcement: Option<Arc<Announcement>>,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -155,6 +157,14 @@ impl Redis {
     pub fn new(config: &BrokerConfig) -> Result<Self, BrokerError> {
         let unavailable = |error: &dyn std::fmt::Display| BrokerError::Unavailable { reason: error.to_string() };
         let address = Address::parse(config.url.expose()).map_err(|error| unavailable(&format!("broker.url: {error}")))?;
+        let trusted = match config.ca_file.as_str() {
+            "" => None,
+            file => {
+                // What is no certificate is found out here and not with the first connection.
+                crate::trust::roots(file, "broker.ca_file").map_err(|error| unavailable(&format!("broker.ca_file: {error}")))?;
+                Some(std::fs::read(file).map_err(|error| unavailable(&format!("broker.ca_file: {error}")))?)
+            }
+        };
         Ok(Redis {
             shared: Arc::new(Shared {
                 keys: Keys::new(&config.prefix),
@@ -166,6 +176,7 @@ impl Redis {
                 malformed: AtomicU64::new(0),
             }),
             address,
+            trusted,
             announcement: None,
             thread: Mutex::new(None),
             requests: Mutex::new(None),
@@ -249,7 +260,7 @@ impl Broker for Redis {
         let (commands, command_queue) = unbounded_channel();
         let (subscriptions, subscription_queue) = unbounded_channel();
         let senders = Senders { commands, subscriptions };
-        let servers = Servers::new(self.address.clone(), self.shared.patience());
+        let servers = Servers::new(self.address.clone(), self.trusted.clone(), self.shared.patience());
         let link = link::Link { shared: self.shared.clone(), servers, senders: senders.clone(), deliver };
         let thread = std::thread::Builder::new().name("rt-broker".into()).spawn(move || link.run(command_queue, subscription_queue));
         *self.thread.lock() = Some(thread.map_err(|error| BrokerError::Unavailable { reason: error.to_string() })?);

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use redis::aio::{MultiplexedConnection, PubSub};
-use redis::{AsyncConnectionConfig, Client, ConnectionInfo, Value, cmd};
+use redis::{AsyncConnectionConfig, Client, ConnectionInfo, TlsCertificates, Value, cmd};
 
 use super::address::{Address, Sentinels};
 use super::link::{Lost, in_time};
@@ -15,6 +15,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 /// See the module's documentation.
 pub(super) struct Servers {
     address: Address,
+    /// Certificates to trust instead of the system's, in PEM.
+    trusted: Option<Vec<u8>>,
     /// The sentinel that is asked first: the one that answered last.
     first: AtomicUsize,
     /// How many times longer than usual a connection may take.
@@ -22,8 +24,8 @@ pub(super) struct Servers {
 }
 
 impl Servers {
-    pub(super) fn new(address: Address, patience: u32) -> Self {
-        Servers { address, first: AtomicUsize::new(0), patience }
+    pub(super) fn new(address: Address, trusted: Option<Vec<u8>>, patience: u32) -> Self {
+        Servers { address, trusted, first: AtomicUsize::new(0), patience }
     }
 
     /// A connection for commands.
@@ -40,7 +42,15 @@ impl Servers {
             Address::Server(server) => ConnectionInfo::clone(server),
             Address::Sentinels(sentinels) => self.master(sentinels).await?.0,
         };
-        in_time(self.limit(), client(&server)?.get_async_pubsub()).await
+        in_time(self.limit(), self.client(&server)?.get_async_pubsub()).await
+    }
+
+    fn client(&self, server: &ConnectionInfo) -> Result<Client, Lost> {
+        let client = match &self.trusted {
+            Some(pem) => Client::build_with_tls(server.clone(), TlsCertificates { client_tls: None, root_cert: Some(pem.clone()) }),
+            None => Client::open(server.clone()),
+        };
+        client.map_err(|error| error.to_string())
     }
 
     fn limit(&self) -> Duration {
@@ -50,7 +60,7 @@ impl Servers {
     async fn connect(&self, server: &ConnectionInfo) -> Result<MultiplexedConnection, Lost> {
         // Its own deadlines would count time in which the process stands still.
         let config = AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None);
-        in_time(self.limit(), client(server)?.get_multiplexed_async_connection_with_config(&config)).await
+        in_time(self.limit(), self.client(server)?.get_multiplexed_async_connection_with_config(&config)).await
     }
 
     /// The master, and a connection on which it has said that it is one: what a sentinel says may be old.
@@ -85,10 +95,6 @@ impl Servers {
             false => Err(format!("{place} is no master")),
         }
     }
-}
-
-fn client(server: &ConnectionInfo) -> Result<Client, Lost> {
-    Client::open(server.clone()).map_err(|error| error.to_string())
 }
 
 fn is_master(role: &Value) -> bool {
