@@ -32,6 +32,9 @@ pub struct Config {
     /// Address and port to listen on; port 0 takes a free one. Default `127.0.0.1:8080`. An address
     /// that others can reach needs `auth.mode` written out, be it `none`.
     pub listen: String,
+    /// Below which path everything is served: with `/realtime` it is `/realtime/ws`, `/realtime/app/…` and so on. Pusher's
+    /// clients call it `wsPath`. Default empty: everything at the root.
+    pub path: String,
     /// Where the bus is: the path of a Unix socket, `tcp://host:port` (needs `secret`), the same as
     /// `tls://host:port` (needs `socket_cert` and `socket_key` too), or a path and one of these, separated
     /// by a comma. Empty: no bus. Absent: none for who makes this structure, the usual path for who uses
@@ -80,6 +83,8 @@ pub struct Config {
     pub broker: BrokerConfig,
     /// What the application hears of connections and channels.
     pub hooks: HooksConfig,
+    /// Where the hub is watched.
+    pub monitoring: MonitoringConfig,
     /// Policies by channel name, the first match wins.
     pub channels: Vec<ChannelPolicy>,
     /// How long a hub that follows a process (`realtime serve --follow`) stays for its connections after that process has
@@ -92,6 +97,15 @@ pub struct Config {
     pub log_level: LogLevel,
     /// How the log is written. Default `text`.
     pub log_format: LogFormat,
+}
+
+/// Where the hub is watched.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct MonitoringConfig {
+    /// Address and port at which `/health`, `/ready` and `/metrics` answer to anybody who can reach it. Default empty: they are
+    /// where clients connect, and `/metrics` answers to this host alone.
+    pub listen: String,
 }
 
 /// The least important records that are logged.
@@ -550,6 +564,7 @@ impl Default for Config {
     fn default() -> Self {
         Config {
             listen: "127.0.0.1:8080".into(),
+            path: String::new(),
             socket: None,
             secret: Secret::default(),
             socket_mode: "0660".into(),
@@ -568,6 +583,7 @@ impl Default for Config {
             presence_grace_ms: 3_000,
             broker: BrokerConfig::default(),
             hooks: HooksConfig::default(),
+            monitoring: MonitoringConfig::default(),
             channels: Vec::new(),
             linger_ms: 30_000,
             log: None,
@@ -622,10 +638,23 @@ impl Config {
             .ok_or_else(|| invalid(format!("`{}` names no address", self.listen)))
     }
 
+    /// The address from `monitoring.listen`, resolved; `None`: there is no listener for it.
+    pub(crate) fn monitoring_address(&self) -> Result<Option<SocketAddr>, ConfigError> {
+        let listen = &self.monitoring.listen;
+        if listen.is_empty() {
+            return Ok(None);
+        }
+        let invalid = |reason: String| ConfigError::InvalidValue { key: "monitoring.listen".into(), reason };
+        let mut found = listen.to_socket_addrs().map_err(|error| invalid(format!("`{listen}` is not an address and port: {error}")))?;
+        found.next().map(Some).ok_or_else(|| invalid(format!("`{listen}` names no address")))
+    }
+
     /// Checks what the types cannot: ranges, and that nobody is let in by omission.
     pub fn validate(&self) -> Result<(), ConfigError> {
         let invalid = |key: &str, reason: String| Err(ConfigError::InvalidValue { key: key.into(), reason });
         let address = self.listen_address()?;
+        check_path(&self.path).map_err(|reason| ConfigError::InvalidValue { key: "path".into(), reason })?;
+        self.monitoring_address()?;
         if self.auth.mode.is_none() && !address.ip().is_loopback() {
             return Err(ConfigError::UnsafeListen { address });
         }
@@ -879,6 +908,29 @@ pub(crate) fn retention_where(
     // A cache channel remembers what the application has said.
     let is_from_client = || event.is_some_and(|event| event.starts_with("client-"));
     policy().or_else(|| (names::is_cache(channel) && caches && !is_from_client()).then_some(CACHE_CHANNEL))
+}
+
+/// Longest `path`, in bytes.
+const MAX_PATH_BYTES: usize = 200;
+
+/// Whether a text can stand before all paths: what no client and no proxy writes in two ways.
+fn check_path(path: &str) -> Result<(), String> {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
+    let Some(segments) = path.strip_prefix('/') else {
+        return if path.is_empty() { Ok(()) } else { Err(format!("`{path}` does not begin with `/`")) };
+    };
+    if path.len() > MAX_PATH_BYTES {
+        return Err(format!("has {} bytes, the limit is {MAX_PATH_BYTES}", path.len()));
+    }
+    for segment in segments.split('/') {
+        if segment.is_empty() {
+            return Err(format!("`{path}` has an empty part: write it without a `/` at its end, as in `/realtime`"));
+        }
+        if matches!(segment, "." | "..") || !segment.bytes().all(is_plain) {
+            return Err(format!("`{segment}` may only have letters, digits, `-`, `.`, `_` and `~`, and not be a `.` or `..`"));
+        }
+    }
+    Ok(())
 }
 
 /// Whether a secret is good enough for a bus; it may be absent where none is `needed`.
@@ -1408,6 +1460,23 @@ mod tests {
             .expect("valid");
         assert_eq!(effective.config.shards, 3);
         assert_eq!(effective.config.allowed_origins, ["https://a.test", "https://b.test"]);
+    }
+
+    #[test]
+    fn a_path_has_one_way_to_be_written() {
+        let build = |path: &str| ConfigBuilder::new().text(Source::Code, "path", path).and_then(ConfigBuilder::build);
+        for path in ["", "/realtime", "/a/b-c_d.e~f", "/1"] {
+            assert!(build(path).is_ok(), "{path}");
+        }
+        for path in ["/", "realtime", "/a/", "//a", "/a//b", "/a b", "/a?b", "/a%20b", "/../a", "/é", "/a#b", "/a\n"] {
+            let error = build(path).expect_err(path).to_string();
+            assert!(error.starts_with("setting `path`: "), "{error}");
+        }
+        for (length, ok) in [(199, true), (200, true), (201, false)] {
+            assert_eq!(build(&format!("/{}", "x".repeat(length - 1))).is_ok(), ok, "{length}");
+        }
+        let monitor = |listen: &str| ConfigBuilder::new().text(Source::Code, "monitoring.listen", listen).and_then(ConfigBuilder::build);
+        assert!(monitor("").is_ok() && monitor("127.0.0.1:0").is_ok() && monitor("0.0.0.0:9100").is_ok() && monitor("nonsense").is_err());
     }
 
     #[test]

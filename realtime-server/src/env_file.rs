@@ -9,12 +9,8 @@ use realtime_core::ConfigError;
 use serde_json::{Map, Value, json};
 
 /// Switches that would change what a hub does, and have no counterpart here. What stands beside one is its harmless value.
-const NOT_SUPPORTED: [(&str, &str); 4] = [
-    ("REVERB_SERVER_PATH", ""),
-    ("REVERB_SCALING_ENABLED", "false"),
-    ("REVERB_APP_RATE_LIMITING_ENABLED", "false"),
-    ("REVERB_MAX_REQUEST_SIZE", "10000"),
-];
+const NOT_SUPPORTED: [(&str, &str); 3] =
+    [("REVERB_SCALING_ENABLED", "false"), ("REVERB_APP_RATE_LIMITING_ENABLED", "false"), ("REVERB_MAX_REQUEST_SIZE", "10000")];
 
 /// What the Laravel package has under the hub's prefix, and the hub does not.
 const OF_THE_PACKAGE: [&str; 7] = [
@@ -52,6 +48,10 @@ pub(crate) fn read(variables: &Variables, origins_listed: bool) -> Result<Applic
     let mut settings = Map::new();
     if let Some(listen) = listen(&variable) {
         settings.insert("listen".into(), listen.into());
+    }
+    // Reverb takes it with slashes and without.
+    if let Some(path) = variable("REVERB_SERVER_PATH").map(|path| path.trim_matches('/')).filter(|path| !path.is_empty()) {
+        settings.insert("path".into(), format!("/{path}").into());
     }
     match (variable("ALLOWED_ORIGINS"), variable("APP_URL")) {
         (Some(list), _) => {
@@ -338,8 +338,18 @@ mod tests {
     }
 
     #[test]
+    fn a_path_is_reverbs_with_and_without_slashes() {
+        for text in ["ws", "/ws", "ws/", "/ws/"] {
+            assert_eq!(settings(&format!("REVERB_SERVER_PATH={text}")), json!({"path": "/ws"}), "{text}");
+        }
+        for text in ["", "/", "//"] {
+            assert_eq!(settings(&format!("REVERB_SERVER_PATH={text}")), json!({}), "{text}");
+        }
+    }
+
+    #[test]
     fn what_has_no_counterpart_is_said() {
-        let text = "REVERB_SERVER_PATH=/ws\nREVERB_SCALING_ENABLED=true\nREVERB_APP_RATE_LIMITING_ENABLED=false\nREVERB_APP_ACCEPT_CLIENT_EVENTS_FROM=all\n\
+        let text = "REVERB_MAX_REQUEST_SIZE=5\nREVERB_SCALING_ENABLED=true\nREVERB_APP_RATE_LIMITING_ENABLED=false\nREVERB_APP_ACCEPT_CLIENT_EVENTS_FROM=all\n\
                     REALTIME_SHARDS=2";
         let application = read(&parse(text).expect("valid"), false).expect("understood");
         assert_eq!(application.warnings.len(), 3, "{:?}", application.warnings);

@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 
 use crate::apps::AppId;
 use crate::hub::Node;
-use crate::transport::http::{Answer, full};
+use crate::transport::http::{Answer, Asked, full};
 pub(crate) use body::Bodies;
 
 /// Whether a path is one of the API's.
@@ -62,16 +62,16 @@ enum Call<'a> {
 }
 
 /// Answers one request.
-pub(crate) async fn serve(node: Arc<Node>, peer: &str, request: Request<Incoming>) -> Answer {
-    let path = request.uri().path().to_owned();
+pub(crate) async fn serve(node: Arc<Node>, asked: Asked) -> Answer {
+    let Asked { client: peer, path, request } = asked;
     let mut answer = if *request.method() == Method::OPTIONS {
         preflight()
     } else {
-        match respond(&node, request).await {
+        match respond(&node, &path, request).await {
             Ok(value) => text(StatusCode::OK, "application/json", value.to_string()),
             Err(Fault { status, message }) => {
                 node.refused.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-                tracing::info!(peer, path = %path.escape_debug(), status = status.as_u16(), reason = %message.escape_debug(), "request refused");
+                tracing::info!(%peer, path = %path.escape_debug(), status = status.as_u16(), reason = %message.escape_debug(), "request refused");
                 text(status, "text/plain; charset=utf-8", message + "\n")
             }
         }
@@ -102,9 +102,9 @@ fn text(status: StatusCode, kind: &'static str, body: String) -> Answer {
     answer
 }
 
-async fn respond(node: &Arc<Node>, request: Request<Incoming>) -> Result<Value, Fault> {
+/// `path` is the request's below the hub's own.
+async fn respond(node: &Arc<Node>, path: &str, request: Request<Incoming>) -> Result<Value, Fault> {
     let (head, body) = request.into_parts();
-    let path = head.uri.path();
     let segments = path.split('/').skip(1).map(|segment| percent_decode_str(segment).decode_utf8()).collect::<Result<Vec<_>, _>>();
     let segments = segments.map_err(|_| Fault::bad("the path is not UTF-8"))?;
     let segments: Vec<&str> = segments.iter().map(|segment| &**segment).collect();
@@ -123,7 +123,9 @@ async fn respond(node: &Arc<Node>, request: Request<Incoming>) -> Result<Value, 
     query.check_claims(&config.key, signed::unix_seconds())?;
     let body = node.bodies.read(node, body).await?;
     query.check_body(&body)?;
-    query.check_signature(config.secret.expose(), head.method.as_str(), path)?;
+    let signed = |path: &str| query.check_signature(config.secret.expose(), head.method.as_str(), path);
+    // Pusher's SDKs sign the path that they ask for; one behind a proxy that adds the hub's does not know that.
+    signed(head.uri.path()).or_else(|fault| if path == head.uri.path() { Err(fault) } else { signed(path).map_err(|_| fault) })?;
     if config.disabled {
         return Err(Fault::new(StatusCode::FORBIDDEN, "this app is disabled"));
     }

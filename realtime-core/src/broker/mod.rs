@@ -52,6 +52,11 @@ pub trait Broker: Send + Sync + 'static {
     /// and its publications are all of the range that were kept then.
     fn read(&self, channel: &str, range: &Range) -> Reply<Page>;
 
+    /// Whether it can take publications and hands on what others publish.
+    fn is_ready(&self) -> bool {
+        true
+    }
+
     /// Bytes of this process' memory that histories take.
     fn history_bytes(&self) -> usize {
         0

@@ -118,6 +118,7 @@ impl Shard {
             return None;
         }
         self.by_socket.insert(session.socket_id, key.index);
+        self.node.shards[self.index].counters.count_format(session.format, true);
         entry.insert(Box::new(Connection {
             link,
             session,
@@ -395,6 +396,7 @@ impl Shard {
             self.node.user_leaves(connection.session.app, &user.shared_id(), self.index);
         }
         connection.link.deregister(self.poll.registry());
+        self.counters().count_format(connection.session.format, false);
         if connection.admitted {
             self.node.apps.of(connection.session.app).leave();
         }
@@ -402,6 +404,7 @@ impl Shard {
         self.counters().connections.fetch_sub(1, Relaxed);
         self.node.connections.fetch_sub(1, Relaxed);
         if self.connections.is_empty() {
+            self.note_deliveries();
             // Gives back what a crowd needed.
             self.connections = Slab::new();
             self.by_socket = HashMap::new();
@@ -415,6 +418,7 @@ impl Shard {
         self.crowded -= usize::from(connection.crowded);
         self.by_socket.remove(&connection.session.socket_id);
         connection.link.deregister(self.poll.registry());
+        self.counters().count_format(connection.session.format, false);
         if connection.admitted {
             self.node.apps.of(connection.session.app).leave();
         }

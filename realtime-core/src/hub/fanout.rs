@@ -430,6 +430,11 @@ impl LocalChannel {
         }
     }
 
+    /// Publications in the batch under way.
+    pub(crate) fn batch_length(&self) -> usize {
+        self.batch.as_ref().map_or(0, |batch| batch.deliveries.len())
+    }
+
     /// Goes on with the batch for at most `writes` subscribers. `write` gets a connection's index
     /// and `key` tells its format.
     pub(crate) fn run(

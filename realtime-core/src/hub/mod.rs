@@ -106,6 +106,8 @@ pub(crate) struct Node {
     pub(crate) trusted_proxies: Vec<ipnet::IpNet>,
     /// Where it listens, with the port that was given for port 0.
     pub(crate) local_addr: SocketAddr,
+    /// Where it is watched, if not there.
+    pub(crate) monitoring_addr: Option<SocketAddr>,
     /// Where the bus listens over TCP.
     pub(crate) bus_addr: Option<SocketAddr>,
     pub(crate) formats: Vec<Format>,
@@ -363,6 +365,11 @@ impl HubBuilder {
             }
         };
         let local_addr = listener.local_addr()?;
+        let monitoring = match config.monitoring_address()? {
+            Some(address) => Some(http::bind(address).map_err(|source| StartError::Bind { address, source })?),
+            None => None,
+        };
+        let monitoring_addr = monitoring.as_ref().map(TcpListener::local_addr).transpose()?;
         let (path, tcp) = config.bus_addresses()?;
         let bus_socket = match (bus_socket, bus_listener, path) {
             (Some(socket), ..) => Some(socket),
@@ -391,7 +398,7 @@ impl HubBuilder {
             let poll = Poller::new()?;
             let inbox = Arc::new(Inbox::new(poll.registry(), shard::WAKE)?);
             pollers.push((poll, inbox.clone()));
-            shards.push(ShardHandle { inbox, counters: ShardCounters::default(), failed: AtomicBool::new(false) });
+            shards.push(ShardHandle { inbox, counters: ShardCounters::new(formats.len()), failed: AtomicBool::new(false) });
         }
         let (to_control, arriving) = mpsc_async::channel(ARRIVING);
         let hooks = Arc::new(Hooks::new(&config)?);
@@ -424,6 +431,7 @@ impl HubBuilder {
             stopping: AtomicBool::new(false),
             follow,
             local_addr,
+            monitoring_addr,
             bus_addr,
             apps: Apps::new(&config.apps),
             auth,
@@ -434,7 +442,7 @@ impl HubBuilder {
         });
         node.broker.start(node.routes.clone())?;
         node.attendance.presence.start(node.routes.clone())?;
-        match start_threads(&node, pollers, listener, arriving, bus_listeners) {
+        match start_threads(&node, pollers, http::Listeners { clients: listener, monitoring }, arriving, bus_listeners) {
             Ok(running) => Ok(Hub(Arc::new(HubInner { node, running: Mutex::new(Some(running)) }))),
             Err(error) => {
                 // Those that have started must not go on for a hub that is not there.
@@ -462,7 +470,7 @@ fn remote_broker(_: &Config) -> Result<Arc<dyn Broker>, StartError> {
 fn start_threads(
     node: &Arc<Node>,
     pollers: Vec<(Poller, Arc<Inbox<Job>>)>,
-    listener: TcpListener,
+    listeners: http::Listeners,
     arriving: mpsc_async::Receiver<TcpStream>,
     bus_listeners: Listeners,
 ) -> std::io::Result<Running> {
@@ -477,7 +485,7 @@ fn start_threads(
             }
         })?);
     }
-    let (control, control_stop) = http::Control::new(node.clone(), listener, arriving)?;
+    let (control, control_stop) = http::Control::new(node.clone(), listeners, arriving)?;
     threads.push(spawn("rt-control".into(), &ended, move || control.run())?);
     let bus = if bus_listeners.socket.is_none() && bus_listeners.tcp.is_none() {
         None
@@ -543,6 +551,11 @@ impl Hub {
         self.0.node.local_addr
     }
 
+    /// Where it is watched (`monitoring.listen`), if that is an address of its own, with the port that was given for port 0.
+    pub fn monitoring_addr(&self) -> Option<SocketAddr> {
+        self.0.node.monitoring_addr
+    }
+
     /// Where the bus listens over TCP, if it does, with the port that was given for port 0.
     pub fn bus_addr(&self) -> Option<SocketAddr> {
         self.0.node.bus_addr
@@ -550,7 +563,8 @@ impl Hub {
 
     /// Where native clients connect.
     pub fn url(&self) -> String {
-        format!("ws://{}/ws", self.0.node.local_addr)
+        let node = &self.0.node;
+        format!("ws://{}{}/ws", node.local_addr, node.config.path)
     }
 
     /// The configuration it was started with.
@@ -1071,13 +1085,18 @@ impl Node {
         }
     }
 
+    /// Whether publications can be taken and delivered.
+    pub(crate) fn has_broker(&self) -> bool {
+        self.broker.is_ready()
+    }
+
     pub(crate) fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::Relaxed)
     }
 
     fn begin_stop(self: &Arc<Self>, control_stop: &http::Stop, deadline: Instant) {
         self.stopping.store(true, Ordering::Relaxed);
-        control_stop.stop();
+        control_stop.stop(deadline);
         if let Some(windows) = &self.windows {
             self.flush_windows(windows, true);
         }

@@ -8,6 +8,7 @@ use std::collections::{HashMap, VecDeque};
 use std::io::{self, ErrorKind};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -136,6 +137,9 @@ pub(crate) enum Phase {
 pub(crate) struct Shard {
     pub(crate) index: usize,
     pub(crate) node: Arc<Node>,
+    /// Deliveries and their bytes, for the counters at the next sweep: fan-out itself touches nothing that others read.
+    pub(super) delivered: u64,
+    pub(super) sent_bytes: u64,
     pub(super) inbox: Arc<Inbox<Job>>,
     pub(super) poll: Poller,
     pub(crate) connections: Slab<Box<Connection>>,
@@ -215,6 +219,8 @@ impl Shard {
             tickets: 0,
             next_generation: 0,
             now_ms: 0,
+            delivered: 0,
+            sent_bytes: 0,
             sweep_due: now,
             sweep_phase: 0,
             last_turn: now,
@@ -362,12 +368,19 @@ impl Shard {
         Duration::from_millis((shortest / SWEEPS / SWEEP_PHASES as u64).max(5))
     }
 
+    /// Shows others what fan-out has counted.
+    pub(super) fn note_deliveries(&self) {
+        self.counters().delivered.store(self.delivered, Relaxed);
+        self.counters().sent_bytes.store(self.sent_bytes, Relaxed);
+    }
+
     /// Looks at one part of the connections: pings, close deadlines, outboxes that do not move.
     fn sweep(&mut self) {
         if self.connections.is_empty() || self.last_turn < self.sweep_due {
             return;
         }
         self.sweep_due = self.last_turn + self.sweep_interval();
+        self.note_deliveries();
         let node = self.node.clone();
         let (heartbeat, limits) = (&node.config.heartbeat, &node.config.limits);
         let phase = self.sweep_phase;

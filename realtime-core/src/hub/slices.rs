@@ -145,10 +145,11 @@ impl Shard {
 
     /// Writes the batch to the next subscribers, or gathers it for them; says for how many.
     fn serve(&mut self, index: usize, writes: usize, gathers: bool) -> usize {
-        let Shard { channels, connections, node, scratch, doomed, crowded, now_ms, gathered, .. } = self;
+        let Shard { channels, connections, node, scratch, doomed, crowded, now_ms, gathered, delivered, sent_bytes, .. } = self;
+        let in_batch = channels[index].batch_length();
         let limit = node.config.limits.outbox_bytes;
         let connections = std::cell::RefCell::new(connections);
-        channels[index].run(
+        let written = channels[index].run(
             writes,
             &node.formats,
             scratch,
@@ -161,6 +162,7 @@ impl Shard {
                 let mut connections = connections.borrow_mut();
                 let Some(connection) = connections.get_mut(at as usize) else { return };
                 let key = ConnectionKey { index: at, generation: connection.generation };
+                *sent_bytes += frame.len() as u64;
                 let outbox = &mut connection.session.outbox;
                 let written = if gathers && !outbox.is_blocked() {
                     if outbox.is_empty() {
@@ -186,7 +188,9 @@ impl Shard {
                     }
                 }
             },
-        )
+        );
+        *delivered += (written * in_batch) as u64;
+        written
     }
 
     fn end_slice(&mut self, index: usize) {

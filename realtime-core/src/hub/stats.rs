@@ -11,7 +11,12 @@ use crate::close::CloseReason;
 pub(crate) struct ShardCounters {
     /// Connections that are on the shard, or on their way to it.
     pub(crate) connections: AtomicUsize,
+    /// Of the connections on the shard, those of each format, by its number.
+    pub(crate) by_format: Box<[AtomicUsize]>,
     pub(crate) subscriptions: AtomicUsize,
+    /// As of the shard's last look at its connections.
+    pub(crate) delivered: AtomicU64,
+    pub(crate) sent_bytes: AtomicU64,
     pub(crate) received: AtomicU64,
     pub(crate) protocol_errors: AtomicU64,
     pub(crate) relays_refused: AtomicU64,
@@ -24,6 +29,20 @@ pub(crate) struct ShardCounters {
 }
 
 impl ShardCounters {
+    pub(crate) fn new(formats: usize) -> Self {
+        ShardCounters { by_format: (0..formats).map(|_| AtomicUsize::new(0)).collect(), ..ShardCounters::default() }
+    }
+
+    /// Counts a connection that is on the shard from now on, or no longer.
+    pub(crate) fn count_format(&self, format: u16, comes: bool) {
+        let Some(count) = self.by_format.get(usize::from(format)) else { return };
+        if comes {
+            count.fetch_add(1, Relaxed)
+        } else {
+            count.fetch_sub(1, Relaxed)
+        };
+    }
+
     pub(crate) fn count_close(&self, reason: CloseReason) {
         self.closed.fetch_add(1, Relaxed);
         match reason {
@@ -49,6 +68,11 @@ pub struct Stats {
     pub channels: u64,
     /// Publications accepted.
     pub published: u64,
+    /// Publications written to subscribers, or queued for them: one counts as often as it is delivered. Some
+    /// milliseconds behind.
+    pub delivered: u64,
+    /// Bytes of their frames, without what a compression or TLS makes of them.
+    pub delivered_bytes: u64,
     /// Publications refused because the ingress queue was full.
     pub queue_full: u64,
     /// Bytes accepted and not yet fanned out.
@@ -98,6 +122,8 @@ pub struct Stats {
 impl Stats {
     pub(crate) fn add(&mut self, counters: &ShardCounters) {
         self.subscriptions += counters.subscriptions.load(Relaxed) as u64;
+        self.delivered += counters.delivered.load(Relaxed);
+        self.delivered_bytes += counters.sent_bytes.load(Relaxed);
         self.received += counters.received.load(Relaxed);
         self.protocol_errors += counters.protocol_errors.load(Relaxed);
         self.relays_refused += counters.relays_refused.load(Relaxed);

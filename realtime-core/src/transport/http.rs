@@ -8,10 +8,10 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http_body_util::combinators::UnsyncBoxBody;
@@ -28,7 +28,7 @@ use tokio::sync::{Notify, Semaphore, mpsc};
 use tungstenite::handshake::derive_accept_key;
 
 use super::link::TcpLink;
-use super::origin;
+use super::{monitoring, origin};
 use crate::api;
 use crate::auth::Admission;
 use crate::auth::connect::{ConnectRequest, FromPage, chosen_subprotocol, client_address};
@@ -43,6 +43,10 @@ const BACKLOG: i32 = 4096;
 const BLOCKING_THREADS: usize = 4;
 /// How long accepting rests when descriptors or memory have run out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Between looks whether the clients of a hub that stops have gone.
+const DRAIN_POLL: Duration = Duration::from_millis(5);
+/// Connections of those who watch the hub; past it new ones are dropped.
+const MAX_WATCHING: usize = 64;
 
 /// Binds the listener, so that a port in use is an error of the start.
 pub(crate) fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
@@ -55,31 +59,36 @@ pub(crate) fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     Ok(socket.into())
 }
 
+/// What the control thread listens on.
+pub(crate) struct Listeners {
+    pub(crate) clients: std::net::TcpListener,
+    /// For those who watch the hub, if they have an address of their own.
+    pub(crate) monitoring: Option<std::net::TcpListener>,
+}
+
 /// The control thread's work.
 pub(crate) struct Control {
     node: Arc<Node>,
-    listener: std::net::TcpListener,
+    listeners: Listeners,
     /// Sockets that the host has accepted.
     arriving: mpsc::Receiver<std::net::TcpStream>,
     runtime: tokio::runtime::Runtime,
-    stop: Arc<Notify>,
+    stop: Arc<(Notify, OnceLock<Instant>)>,
 }
 
 /// Ends the control thread.
-pub(crate) struct Stop(Arc<Notify>);
+pub(crate) struct Stop(Arc<(Notify, OnceLock<Instant>)>);
 
 impl Stop {
-    pub(crate) fn stop(&self) {
-        self.0.notify_one();
+    /// Nothing is accepted from now on. Who watches the hub is answered until its clients have gone, or until the deadline.
+    pub(crate) fn stop(&self, deadline: Instant) {
+        self.0.1.get_or_init(|| deadline);
+        self.0.0.notify_one();
     }
 }
 
 impl Control {
-    pub(crate) fn new(
-        node: Arc<Node>,
-        listener: std::net::TcpListener,
-        arriving: mpsc::Receiver<std::net::TcpStream>,
-    ) -> io::Result<(Self, Stop)> {
+    pub(crate) fn new(node: Arc<Node>, listeners: Listeners, arriving: mpsc::Receiver<std::net::TcpStream>) -> io::Result<(Self, Stop)> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .max_blocking_threads(BLOCKING_THREADS)
@@ -87,15 +96,16 @@ impl Control {
             .build()?;
         // A hub has one control thread.
         drop(node.runtime.set(runtime.handle().clone()));
-        let stop = Arc::new(Notify::new());
-        descriptors::opened(listener.as_raw_fd());
-        Ok((Control { node, listener, arriving, runtime, stop: stop.clone() }, Stop(stop)))
+        let stop = Arc::new((Notify::new(), OnceLock::new()));
+        let Listeners { clients, monitoring } = &listeners;
+        [Some(clients), monitoring.as_ref()].into_iter().flatten().for_each(|listener| descriptors::opened(listener.as_raw_fd()));
+        Ok((Control { node, listeners, arriving, runtime, stop: stop.clone() }, Stop(stop)))
     }
 
     /// Accepts until stopped. Requests under way then are dropped.
     pub(crate) fn run(self) {
-        let Control { node, listener, arriving, runtime, stop } = self;
-        let fd = listener.as_raw_fd();
+        let Control { node, listeners: Listeners { clients, monitoring }, arriving, runtime, stop } = self;
+        let fd = clients.as_raw_fd();
         // A thread that is started once has set it once.
         drop(node.auth.runtime.set(runtime.handle().clone()));
         runtime.block_on(async {
@@ -109,9 +119,13 @@ impl Control {
                     }
                 }
             };
-            match TcpListener::from_std(listener) {
+            let watched = monitoring.map(|listener| {
+                let fd = listener.as_raw_fd();
+                (fd, tokio::spawn(monitor(node.clone(), listener)))
+            });
+            match TcpListener::from_std(clients) {
                 Ok(listener) => tokio::select! {
-                    () = stop.notified() => {}
+                    () = stop.0.notified() => {}
                     () = ticking => {}
                     () = node.keep_graces() => {}
                     () = node.keep_windows() => {}
@@ -123,6 +137,13 @@ impl Control {
                 Err(error) => tracing::error!(%error, "cannot listen"),
             }
             descriptors::closing(fd);
+            if let Some((fd, watched)) = watched {
+                while node.connections.load(Ordering::Relaxed) > 0 && stop.1.get().is_some_and(|deadline| Instant::now() < *deadline) {
+                    tokio::time::sleep(DRAIN_POLL).await;
+                }
+                watched.abort();
+                descriptors::closing(fd);
+            }
         });
         runtime.shutdown_timeout(Duration::ZERO);
     }
@@ -153,6 +174,39 @@ async fn accept(node: Arc<Node>, listener: TcpListener, mut arriving: mpsc::Rece
             }
             // The peer gave up between its connect and our accept.
             Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted) => {}
+            Err(error) => {
+                tracing::warn!(%error, "accept failed");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Answers those who watch the hub, where they have an address of their own.
+async fn monitor(node: Arc<Node>, listener: std::net::TcpListener) {
+    let listener = match TcpListener::from_std(listener) {
+        Ok(listener) => listener,
+        Err(error) => return tracing::error!(%error, "cannot listen for those who watch the hub"),
+    };
+    let places = Arc::new(Semaphore::new(MAX_WATCHING));
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let stream = Tracked::new(stream);
+                let Ok(place) = places.clone().try_acquire_owned() else { continue };
+                let node = node.clone();
+                tokio::spawn(async move {
+                    let service = service_fn(|request: Request<Incoming>| {
+                        let answer = monitoring::answer(&node, request.uri().path(), request.method())
+                            .unwrap_or_else(|| Err(refusal(404, "not_found", "nothing is served on this path")));
+                        std::future::ready(Ok::<_, Infallible>(answer.unwrap_or_else(|refusal| refused(&refusal))))
+                    });
+                    if let Err(error) = http1(&node).serve_connection(TokioIo::new(stream), service).await {
+                        tracing::debug!(%error, "a request of who watches the hub was not served");
+                    }
+                    drop(place);
+                });
+            }
             Err(error) => {
                 tracing::warn!(%error, "accept failed");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -218,6 +272,18 @@ impl AsyncWrite for Tracked {
 }
 
 async fn serve(node: Arc<Node>, stream: Tracked, peer: IpAddr) {
+    let service = service_fn(|request| {
+        let node = node.clone();
+        async move { Ok::<_, Infallible>(respond(&node, peer, request).await) }
+    });
+    if let Err(error) = http1(&node).serve_connection(TokioIo::new(stream), service).with_upgrades().await {
+        node.refused.fetch_add(1, Ordering::Relaxed);
+        tracing::info!(%peer, %error, "request refused");
+    }
+}
+
+/// HTTP/1.1 within the limits.
+fn http1(node: &Node) -> hyper::server::conn::http1::Builder {
     let limits = &node.config.limits;
     let mut builder = hyper::server::conn::http1::Builder::new();
     builder
@@ -225,14 +291,7 @@ async fn serve(node: Arc<Node>, stream: Tracked, peer: IpAddr) {
         .header_read_timeout(Duration::from_millis(limits.handshake_timeout_ms))
         .max_buf_size(limits.max_header_bytes)
         .max_headers(limits.max_headers);
-    let service = service_fn(|request| {
-        let node = node.clone();
-        async move { Ok::<_, Infallible>(respond(&node, peer, request).await) }
-    });
-    if let Err(error) = builder.serve_connection(TokioIo::new(stream), service).with_upgrades().await {
-        node.refused.fetch_add(1, Ordering::Relaxed);
-        tracing::info!(%peer, %error, "request refused");
-    }
+    builder
 }
 
 /// The answer to a plain request. Its body may go on for as long as the client listens.
@@ -243,22 +302,32 @@ type Handling = Pin<Box<dyn Future<Output = Result<Answer, Refusal>> + Send>>;
 /// Plain HTTP on some paths.
 struct Route {
     serves: fn(&str) -> bool,
-    /// Called with the client's address, on the control thread, which it must not block.
-    handle: fn(Arc<Node>, String, Request<Incoming>) -> Handling,
+    /// Called on the control thread, which it must not block.
+    handle: fn(Arc<Node>, Asked) -> Handling,
+}
+
+/// A request, who sent it, and its path below [`crate::Config::path`].
+pub(crate) struct Asked {
+    pub(crate) client: IpAddr,
+    pub(crate) path: String,
+    pub(crate) request: Request<Incoming>,
 }
 
 /// Asked in order, before the protocols.
 const ROUTES: [Route; 2] = [
-    Route { serves: |path| path == "/health", handle: |node, _, request| Box::pin(async move { health(&node, request.method()) }) },
-    Route { serves: api::serves, handle: |node, client, request| Box::pin(async move { Ok(api::serve(node, &client, request).await) }) },
+    Route { serves: monitoring::serves, handle: |node, asked| Box::pin(async move { monitoring::among_clients(&node, &asked) }) },
+    Route { serves: api::serves, handle: |node, asked| Box::pin(async move { Ok(api::serve(node, asked).await) }) },
 ];
 
 async fn respond(node: &Arc<Node>, peer: IpAddr, request: Request<Incoming>) -> Answer {
     let client = client_address(peer, request.headers(), &node.trusted_proxies);
     let target = request.uri().clone();
-    let answer = match ROUTES.iter().find(|route| (route.serves)(target.path())) {
-        Some(route) => (route.handle)(node.clone(), client.to_string(), request).await,
-        None => open(node, request, client).await,
+    let answer = match below(target.path(), &node.config.path) {
+        Some(path) => match ROUTES.iter().find(|route| (route.serves)(path)) {
+            Some(route) => (route.handle)(node.clone(), Asked { client, path: path.to_owned(), request }).await,
+            None => open(node, request, path, client).await,
+        },
+        None => Err(refusal(404, "not_found", format!("everything is served below {}", node.config.path))),
     };
     answer.unwrap_or_else(|refusal| {
         node.refused.fetch_add(1, Ordering::Relaxed);
@@ -270,33 +339,42 @@ async fn respond(node: &Arc<Node>, peer: IpAddr, request: Request<Incoming>) -> 
             reason = %refusal.message.escape_debug(),
             "request refused"
         );
-        let mut response = json(
-            StatusCode::from_u16(refusal.status).unwrap_or(StatusCode::BAD_REQUEST),
-            &serde_json::json!({"error": {"code": refusal.code, "message": refusal.message}}),
-        );
-        let headers = response.headers_mut();
-        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
-        match refusal.status {
-            // RFC 6455 section 4.4.
-            426 => {
-                headers.insert(header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
-                headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
-            }
-            405 => {
-                headers.insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
-            }
-            503 => {
-                headers.insert(header::RETRY_AFTER, HeaderValue::from_static("5"));
-            }
-            _ => {}
-        }
-        response
+        refused(&refusal)
     })
 }
 
+/// What is below a prefix; `None`: it is not.
+fn below<'a>(path: &'a str, prefix: &str) -> Option<&'a str> {
+    path.strip_prefix(prefix).filter(|rest| prefix.is_empty() || rest.starts_with('/'))
+}
+
+fn refused(refusal: &Refusal) -> Answer {
+    let mut response = json(
+        StatusCode::from_u16(refusal.status).unwrap_or(StatusCode::BAD_REQUEST),
+        &serde_json::json!({"error": {"code": refusal.code, "message": refusal.message}}),
+    );
+    let headers = response.headers_mut();
+    headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    match refusal.status {
+        // RFC 6455 section 4.4.
+        426 => {
+            headers.insert(header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
+            headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+        }
+        405 => {
+            headers.insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
+        }
+        503 => {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("5"));
+        }
+        _ => {}
+    }
+    response
+}
+
 /// Finds the protocol that a connection on this path speaks.
-async fn open(node: &Arc<Node>, request: Request<Incoming>, client: IpAddr) -> Result<Answer, Refusal> {
-    let open = OpenRequest { path: request.uri().path(), query: request.uri().query().unwrap_or_default(), apps: &node.apps };
+async fn open(node: &Arc<Node>, request: Request<Incoming>, path: &str, client: IpAddr) -> Result<Answer, Refusal> {
+    let open = OpenRequest { path, query: request.uri().query().unwrap_or_default(), apps: &node.apps };
     let opened = node.formats.iter().enumerate().find_map(|(index, format)| Some((index, format.protocol.open(&open)?)));
     match opened {
         Some((format, opening)) => upgrade(node, request, client, format, opening).await,
@@ -304,36 +382,19 @@ async fn open(node: &Arc<Node>, request: Request<Incoming>, client: IpAddr) -> R
     }
 }
 
-fn health(node: &Node, method: &Method) -> Result<Answer, Refusal> {
-    if !matches!(*method, Method::GET | Method::HEAD) {
-        return Err(refusal(405, "method_not_allowed", "use GET"));
-    }
-    let stats = node.stats();
-    let body = serde_json::json!({
-        "status": "ok",
-        "version": env!("CARGO_PKG_VERSION"),
-        "uptime_ms": stats.uptime_ms,
-        "connections": stats.connections,
-        "channels": stats.channels,
-    });
-    let mut response = json(StatusCode::OK, &body);
-    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    Ok(response)
-}
-
 /// A body that is there at once.
 pub(crate) fn full(bytes: impl Into<Bytes>) -> UnsyncBoxBody<Bytes, Infallible> {
     Full::new(bytes.into()).boxed_unsync()
 }
 
-fn json(status: StatusCode, body: &serde_json::Value) -> Answer {
+pub(super) fn json(status: StatusCode, body: &serde_json::Value) -> Answer {
     let mut response = Response::new(full(format!("{body}\n")));
     *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
 }
 
-fn refusal(status: u16, code: &'static str, message: impl Into<String>) -> Refusal {
+pub(super) fn refusal(status: u16, code: &'static str, message: impl Into<String>) -> Refusal {
     Refusal { status, code, message: message.into() }
 }
 

@@ -5,6 +5,7 @@
 
 pub(crate) mod http;
 pub(crate) mod link;
+mod monitoring;
 pub(crate) mod origin;
 pub mod websocket;
 

@@ -366,9 +366,10 @@ fn clients(config: &Config, status: Option<&Value>) -> Finding {
         Ok(address) => reachable(address),
         Err(error) => return Finding::broken("clients", error.to_string(), "set `listen` to an address and a port"),
     };
-    match health(address) {
+    let path = &config.path;
+    match health(address, path) {
         Ok(body) if body["status"] == "ok" => {
-            Finding::fine("clients", format!("ws://{listen}/ws, {} connections", body["connections"].as_u64().unwrap_or_default()))
+            Finding::fine("clients", format!("ws://{listen}{path}/ws, {} connections", body["connections"].as_u64().unwrap_or_default()))
         }
         Ok(_) => Finding::broken(
             "clients",
@@ -381,7 +382,7 @@ fn clients(config: &Config, status: Option<&Value>) -> Finding {
             } else {
                 "start the hub: systemctl start realtime, or realtime serve"
             };
-            Finding::broken("clients", format!("nothing answers at http://{listen}/health ({error})"), fix)
+            Finding::broken("clients", format!("nothing answers at http://{listen}{path}/health ({error})"), fix)
         }
     }
 }
@@ -395,11 +396,11 @@ fn reachable(address: SocketAddr) -> SocketAddr {
     }
 }
 
-fn health(address: SocketAddr) -> io::Result<Value> {
+fn health(address: SocketAddr, path: &str) -> io::Result<Value> {
     let mut stream = TcpStream::connect_timeout(&address, HTTP_TIMEOUT)?;
     stream.set_read_timeout(Some(HTTP_TIMEOUT))?;
     stream.set_write_timeout(Some(HTTP_TIMEOUT))?;
-    stream.write_all(format!("GET /health HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").as_bytes())?;
+    stream.write_all(format!("GET {path}/health HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").as_bytes())?;
     let mut answer = Vec::new();
     stream.take(HTTP_BYTES).read_to_end(&mut answer)?;
     let answer = String::from_utf8_lossy(&answer);

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
@@ -75,7 +76,7 @@ impl Link {
     // Commands
 
     async fn serve_commands(&self, mut queue: UnboundedReceiver<Command>) {
-        let mut pause = Pause::default();
+        let mut pause = Pause::of(&self.shared.connected[0]);
         let mut error = BrokerError::Unavailable { reason: "redis: no connection yet".into() };
         loop {
             let Some(connected) = self.connect_while_waiting(&mut queue, &error).await else { return };
@@ -232,7 +233,7 @@ impl Link {
     // Subscriptions
 
     async fn serve_subscriptions(&self, mut queue: UnboundedReceiver<Subscription>) {
-        let mut pause = Pause::default();
+        let mut pause = Pause::of(&self.shared.connected[1]);
         loop {
             let reason = match self.servers.subscriptions().await {
                 Ok(pubsub) => {
@@ -345,7 +346,7 @@ impl Hearing<'_> {
         &mut self,
         mut stream: redis::aio::PubSubStream,
         queue: &mut UnboundedReceiver<Subscription>,
-        pause: &mut Pause,
+        pause: &mut Pause<'_>,
     ) -> Option<Lost> {
         if let Err(reason) = self.resubscribe().await {
             return Some(reason);
@@ -689,19 +690,26 @@ pub(super) async fn in_time<T>(limit: Duration, work: impl Future<Output = Resul
 }
 
 /// How long to wait between attempts, and what the log is told.
-#[derive(Default)]
-struct Pause {
+struct Pause<'l> {
     failures: u32,
+    /// Told of either.
+    connected: &'l AtomicBool,
 }
 
-impl Pause {
+impl<'l> Pause<'l> {
+    fn of(connected: &'l AtomicBool) -> Self {
+        Pause { failures: 0, connected }
+    }
+
     fn succeeded(&mut self, what: &str) {
+        self.connected.store(true, Relaxed);
         if std::mem::take(&mut self.failures) > 0 {
             tracing::info!("{what}: connected again");
         }
     }
 
     fn failed(&mut self, what: &str, reason: &str) -> Duration {
+        self.connected.store(false, Relaxed);
         if self.failures == 0 {
             tracing::warn!(reason, "{what}: not connected");
         }

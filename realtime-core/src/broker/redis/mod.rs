@@ -20,7 +20,7 @@ mod servers;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -77,6 +77,8 @@ struct Shared {
     /// By topic.
     listeners: Mutex<HashMap<String, Arc<dyn Listener>>>,
     waiting: AtomicUsize,
+    /// Whether there is a connection for commands, and one for subscriptions.
+    connected: [AtomicBool; 2],
     /// Announcements and entries that were not publications.
     malformed: AtomicU64,
 }
@@ -173,6 +175,7 @@ impl Redis {
                 channels: Mutex::default(),
                 listeners: Mutex::default(),
                 waiting: AtomicUsize::new(0),
+                connected: Default::default(),
                 malformed: AtomicU64::new(0),
             }),
             address,
@@ -310,6 +313,10 @@ impl Broker for Redis {
         let call = calls::read(&self.shared.keys, self.shared.config.fence, channel, range);
         let (channel, shared) = (Channel::new(channel, crate::message::channel_hash(channel)), self.shared.clone());
         self.run(call, move |answer| shared.page(&channel, answer))
+    }
+
+    fn is_ready(&self) -> bool {
+        self.shared.connected.iter().all(|connected| connected.load(Ordering::Relaxed))
     }
 
     fn tick(&self) {
