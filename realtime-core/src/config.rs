@@ -441,6 +441,10 @@ pub struct BrokerConfig {
     pub wait_replicas: usize,
     /// How long replicas are waited for. Default 500; 1–10,000.
     pub wait_timeout_ms: u64,
+    /// How long users stay of a hub that has gone without a word, in milliseconds. Default 30,000; 1,000–600,000. Hubs say
+    /// three times as often that they are there, for each channel with presence; a shorter time costs more of that, and a
+    /// hub that stands still for longer has its users leave and come back.
+    pub presence_ttl_ms: u64,
     /// How many times longer than usual an answer of the server may take. For tests, which have to pass on a machine
     /// that is busy with others.
     #[doc(hidden)]
@@ -457,6 +461,7 @@ impl Default for BrokerConfig {
             fence: true,
             wait_replicas: 0,
             wait_timeout_ms: 500,
+            presence_ttl_ms: 30_000,
             patience: 1,
         }
     }
@@ -476,6 +481,9 @@ impl BrokerConfig {
         }
         if !(1..=MAX_REPLICAS_WAIT_MS).contains(&self.wait_timeout_ms) {
             return invalid("wait_timeout_ms", format!("{} is not within 1–{MAX_REPLICAS_WAIT_MS}", self.wait_timeout_ms));
+        }
+        if !(1_000..=600_000).contains(&self.presence_ttl_ms) {
+            return invalid("presence_ttl_ms", format!("{} is not within 1000–600000", self.presence_ttl_ms));
         }
         Ok(())
     }

@@ -103,7 +103,7 @@ fn user(id: &str) -> User {
 }
 
 fn enter(presence: &Arc<dyn Presence>, channel: &str, user: Option<&User>) -> Entered {
-    answer(presence.enter(&Entry { channel, user, max_members: 0, max_user_bytes: 1 << 20 }))
+    answer(presence.enter(&Entry { channel, user, max_members: 0, max_user_bytes: 1 << 20, grace: Duration::ZERO }))
 }
 
 fn ids(presence: &Arc<dyn Presence>, channel: &str) -> Vec<(String, usize)> {
@@ -171,16 +171,18 @@ pub fn a_watched_set_and_what_follows_it_make_the_next_set(presence: Arc<dyn Pre
             }
         })
     };
-    let mut watched = Vec::new();
+    let mut watched: Vec<Present> = Vec::new();
     while !churn.is_finished() {
-        watched.push(answer(presence.watch("c")));
+        let present = answer(presence.watch("c"));
+        if watched.last().is_none_or(|last| last.version != present.version) {
+            watched.push(present);
+        }
     }
     churn.join().unwrap();
     watched.push(answer(presence.watch("c")));
     let truth: BTreeSet<String> = ids(&presence, "c").into_iter().map(|(id, _)| id).collect();
-    for present in &watched {
-        assert_eq!(Heard::follow(present, &heard.on("c")), truth);
-    }
+    // The last change may have been made, and not told yet.
+    eventually("everything is told", || watched.iter().all(|present| Heard::follow(present, &heard.on("c")) == truth));
     presence.unwatch("c");
     presence.unwatch("never watched");
 }
@@ -206,9 +208,8 @@ pub fn joins_and_leaves_alternate_whoever_comes_at_the_same_moment(presence: Arc
     }
     eventually("everybody has gone", || {
         presence.expire(Instant::now());
-        answer(presence.count("c")) == 0
+        answer(presence.count("c")) == 0 && Heard::follow(&Present::default(), &heard.on("c")).is_empty()
     });
-    assert!(Heard::follow(&Present::default(), &heard.on("c")).is_empty());
 }
 
 /// See its name.
@@ -221,7 +222,13 @@ pub fn as_many_get_in_as_there_are_places(presence: Arc<dyn Presence>) {
                 let (presence, channel) = (presence.clone(), channel.clone());
                 thread::spawn(move || {
                     let user = (thread % 2 == 0).then(|| user(&format!("u{thread}")));
-                    answer(presence.enter(&Entry { channel: &channel, user: user.as_ref(), max_members: limit, max_user_bytes: 1 << 20 }))
+                    answer(presence.enter(&Entry {
+                        channel: &channel,
+                        user: user.as_ref(),
+                        max_members: limit,
+                        max_user_bytes: 1 << 20,
+                        grace: Duration::ZERO,
+                    }))
                 })
             })
             .collect();
@@ -238,7 +245,15 @@ pub fn the_users_of_a_channel_are_bounded_in_bytes(presence: Arc<dyn Presence>) 
     let bytes: usize = users.iter().map(user_bytes).sum();
     for (limit, fits) in [(bytes - 1, false), (bytes, true), (bytes + 1, true)] {
         let channel = format!("c{limit}");
-        let enter = |user| answer(presence.enter(&Entry { channel: &channel, user: Some(user), max_members: 0, max_user_bytes: limit }));
+        let enter = |user| {
+            answer(presence.enter(&Entry {
+                channel: &channel,
+                user: Some(user),
+                max_members: 0,
+                max_user_bytes: limit,
+                grace: Duration::ZERO,
+            }))
+        };
         assert!(matches!(enter(&users[0]), Entered::In { .. }));
         assert_eq!(matches!(enter(&users[1]), Entered::In { .. }), fits);
         assert!(matches!(enter(&users[0]), Entered::In { .. }), "who is there takes no more room");
@@ -308,9 +323,9 @@ impl Presence for Late {
     }
 
     fn enter(&self, entry: &Entry<'_>) -> Reply<Entered> {
-        let (channel, user, max_members, max_user_bytes) =
-            (entry.channel.to_owned(), entry.user.cloned(), entry.max_members, entry.max_user_bytes);
-        self.later(move |inner| inner.enter(&Entry { channel: &channel, user: user.as_ref(), max_members, max_user_bytes }))
+        let (channel, user) = (entry.channel.to_owned(), entry.user.cloned());
+        let Entry { max_members, max_user_bytes, grace, .. } = *entry;
+        self.later(move |inner| inner.enter(&Entry { channel: &channel, user: user.as_ref(), max_members, max_user_bytes, grace }))
     }
 
     fn leave(&self, channel: &str, user: Option<&User>, grace: Duration) -> Option<Instant> {

@@ -382,12 +382,15 @@ impl HubBuilder {
         let bus_tcp = tcp.map(|address| bus::bind(&address)).transpose()?;
         let bus_addr = bus_tcp.as_ref().map(std::net::TcpListener::local_addr).transpose()?;
         let bus_listeners = Listeners { socket: bus_socket, tcp: bus_tcp, tls: bus_tls };
-        let broker = match broker {
-            Some(broker) => broker,
-            None if !config.broker.url.is_empty() => remote_broker(&config)?,
-            None => Arc::new(Memory::new(config.limits.idle_channels, config.limits.idempotency_keys, config.limits.history_bytes)?),
+        let (broker, shared_presence): Shared = match broker {
+            Some(broker) => (broker, None),
+            None if !config.broker.url.is_empty() => remote(&config)?,
+            None => {
+                let limits = &config.limits;
+                (Arc::new(Memory::new(limits.idle_channels, limits.idempotency_keys, limits.history_bytes)?), None)
+            }
         };
-        let presence = presence.unwrap_or_else(|| Arc::new(presence::memory::Memory::default()));
+        let presence = presence.or(shared_presence).unwrap_or_else(|| Arc::new(presence::memory::Memory::default()));
         let count = match config.shards {
             0 => thread::available_parallelism().map_or(1, |cores| cores.get().min(64)),
             count => count,
@@ -456,13 +459,17 @@ impl HubBuilder {
     }
 }
 
+/// What a hub shares with others.
+type Shared = (Arc<dyn Broker>, Option<Arc<dyn Presence>>);
+
 #[cfg(feature = "redis")]
-fn remote_broker(config: &Config) -> Result<Arc<dyn Broker>, StartError> {
-    Ok(Arc::new(crate::broker::redis::Redis::of_hub(config)?))
+fn remote(config: &Config) -> Result<Shared, StartError> {
+    let broker = Arc::new(crate::broker::redis::Redis::of_hub(config)?);
+    Ok((broker.clone(), Some(Arc::new(presence::redis::Redis::new(broker)))))
 }
 
 #[cfg(not(feature = "redis"))]
-fn remote_broker(_: &Config) -> Result<Arc<dyn Broker>, StartError> {
+fn remote(_: &Config) -> Result<Shared, StartError> {
     let reason = "this hub was built without brokers of many nodes".to_owned();
     Err(ConfigError::InvalidValue { key: "broker.url".into(), reason }.into())
 }
@@ -1100,8 +1107,9 @@ impl Node {
         if let Some(windows) = &self.windows {
             self.flush_windows(windows, true);
         }
-        self.broker.stop();
+        // It may go through the broker.
         self.attendance.presence.stop();
+        self.broker.stop();
         if let Some(queue) = &self.hooks.queue {
             queue.stop();
         }

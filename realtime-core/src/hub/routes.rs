@@ -125,7 +125,9 @@ impl Routes {
 
 impl Notify for Routes {
     fn notify(&self, channel: &str, notice: Notice) {
-        self.hooks.noticed(channel, &notice);
+        if notice.here {
+            self.hooks.noticed(channel, &notice);
+        }
         let found = self.interest.with(ChannelRef::new(channel), |heard| {
             let delivery = Delivery::of_news(News::User(notice), heard, &self.ingress);
             (heard.shards, delivery)

@@ -61,6 +61,7 @@ impl Shard {
             user: request.user.as_ref(),
             max_members: request.rules.max_members,
             max_user_bytes: node.config.presence_bytes(),
+            grace: request.rules.grace,
         });
         let (channel, attendance) = (request.channel.clone(), node.attendance.clone());
         // A place that was given is a seat from here on, so that none is lost on the way.

@@ -83,7 +83,7 @@ impl Memory {
     fn tell(&self, channel: &str, change: Change, user: User) -> u64 {
         let version = self.version.fetch_add(1, Ordering::Relaxed) + 1;
         if let Some(notify) = self.notify.get().filter(|_| !self.stopped.load(Ordering::Relaxed)) {
-            notify.notify(channel, Notice { version, change, user });
+            notify.notify(channel, Notice { version, change, user, here: true });
         }
         version
     }

@@ -1,6 +1,8 @@
 //! Who is on which channel: the seam between one node and many.
 
 pub mod memory;
+#[cfg(feature = "redis")]
+pub mod redis;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -79,6 +81,8 @@ pub struct Entry<'a> {
     pub max_members: usize,
     /// Bytes that the channel's users may have together, see [`user_bytes`].
     pub max_user_bytes: usize,
+    /// How long its user stays when the node ends without a [`Presence::leave`] for each.
+    pub grace: Duration,
 }
 
 /// What became of it.
@@ -125,6 +129,8 @@ pub struct Notice {
     pub change: Change,
     /// Of whom.
     pub user: User,
+    /// Whether it happened through this node: of all nodes one says so, and its application is told.
+    pub here: bool,
 }
 
 /// See [`Notice`].

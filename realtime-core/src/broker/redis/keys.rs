@@ -47,6 +47,16 @@ impl Keys {
         format!("{}:rules", self.prefix)
     }
 
+    /// Who is on the channel: counts, users, seats, what ends when.
+    pub(crate) fn presence(&self, channel: &str) -> [String; 4] {
+        ["here", "users", "seats", "due"].map(|what| self.of(channel, what))
+    }
+
+    /// Where it is announced who comes and goes.
+    pub(crate) fn notices(&self, channel: &str) -> String {
+        self.of(channel, "who")
+    }
+
     /// Where a node speaks to itself.
     pub(crate) fn probe(&self, node: u64) -> String {
         format!("{}:probe:{node:016x}", self.prefix)

@@ -501,7 +501,7 @@ impl Hearing<'_> {
         };
         match envelope::split_position(message.get_payload_bytes()) {
             Ok((position, envelope)) => self.announce(&name, vec![(position, envelope.to_vec())]),
-            Err(error) => self.link.shared.count_malformed(&name, error),
+            Err(error) => self.link.shared.count_malformed(&name, &error),
         }
         false
     }
@@ -544,7 +544,7 @@ impl Hearing<'_> {
             match out {
                 Out::Announced(position, bytes) => match envelope::decode(&bytes) {
                     Ok(opened) => drop(deliver.deliver(&opened.publish(name), position)),
-                    Err(error) => self.link.shared.count_malformed(name, error),
+                    Err(error) => self.link.shared.count_malformed(name, &error),
                 },
                 Out::Kept(kept) => {
                     let publish = Publish::new(name, kept.event.as_str(), kept.body.as_payload());

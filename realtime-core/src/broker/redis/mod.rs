@@ -35,7 +35,6 @@ use crate::history::{Page, Range};
 use crate::message::{Channel, Position, Publish};
 use crate::patience::Patience;
 use address::Address;
-use envelope::Malformed;
 use keys::Keys;
 use rules::{Announcement, Rules};
 use scripts::{Call, Script};
@@ -121,7 +120,7 @@ impl Command {
 }
 
 /// Takes what the server said, or why it was not asked.
-type Done = Box<dyn FnOnce(Result<Value, BrokerError>) + Send>;
+pub(crate) type Done = Box<dyn FnOnce(Result<Value, BrokerError>) + Send>;
 
 /// Hears topics that are not a channel's publications, over the link of subscriptions. Called on its thread: never blocks.
 pub(crate) trait Listener: Send + Sync {
@@ -196,19 +195,16 @@ impl Redis {
         self.shared.malformed.load(Ordering::Relaxed)
     }
 
-    #[expect(dead_code, reason = "what hubs say to each other comes over this next")]
     /// Names of things in Redis.
     pub(crate) fn keys(&self) -> &Keys {
         &self.shared.keys
     }
 
-    #[expect(dead_code, reason = "what hubs say to each other comes over this next")]
     /// This broker among those of other hubs, for as long as it lives.
     pub(crate) fn node(&self) -> u64 {
         self.shared.node
     }
 
-    #[expect(dead_code, reason = "what hubs say to each other comes over this next")]
     pub(crate) fn config(&self) -> &BrokerConfig {
         &self.shared.config
     }
@@ -221,8 +217,8 @@ impl Redis {
     {
         let senders = self.requests.lock();
         let Some(senders) = &*senders else { return Reply::Now(Err(BrokerError::Stopped)) };
-        if self.shared.waiting.load(Ordering::Relaxed) >= MAX_WAITING {
-            return Reply::Now(Err(BrokerError::Unavailable { reason: format!("{MAX_WAITING} requests wait for redis already") }));
+        if let Err(error) = self.has_room() {
+            return Reply::Now(Err(error));
         }
         let (resolver, pending) = promise();
         match self.shared.run(senders, call, Box::new(move |answer| resolver.resolve(answer.and_then(read)))) {
@@ -231,15 +227,26 @@ impl Redis {
         }
     }
 
-    #[expect(dead_code, reason = "what hubs say to each other comes over this next")]
-    /// Says something to whoever hears a topic; lost where the server cannot be reached.
-    pub(crate) fn tell(&self, topic: String, payload: Vec<u8>) {
-        if let Some(senders) = &*self.requests.lock() {
-            drop(senders.commands.send(Command::Tell { topic, payload }));
-        }
+    /// The same where nobody waits: `done` is called once, on the link's thread, unless this fails.
+    pub(crate) fn post(&self, call: Call, done: Done) -> Result<(), BrokerError> {
+        let senders = self.requests.lock();
+        let senders = senders.as_ref().ok_or(BrokerError::Stopped)?;
+        self.has_room()?;
+        self.shared.run(senders, call, done)
     }
 
-    #[expect(dead_code, reason = "what hubs say to each other comes over this next")]
+    fn has_room(&self) -> Result<(), BrokerError> {
+        if self.shared.waiting.load(Ordering::Relaxed) < MAX_WAITING {
+            return Ok(());
+        }
+        Err(BrokerError::Unavailable { reason: format!("{MAX_WAITING} requests wait for redis already") })
+    }
+
+    /// Something in Redis is not what a hub would have written there.
+    pub(crate) fn count_malformed(&self, channel: &str, what: &str) {
+        self.shared.count_malformed(channel, &what);
+    }
+
     /// Hears a topic until [`Redis::unlisten`].
     pub(crate) fn listen(&self, topic: String, listener: Arc<dyn Listener>) {
         let senders = self.requests.lock();
@@ -248,7 +255,6 @@ impl Redis {
         drop(senders.subscriptions.send(Subscription::Listen(topic)));
     }
 
-    #[expect(dead_code, reason = "what hubs say to each other comes over this next")]
     pub(crate) fn unlisten(&self, topic: &str) {
         let senders = self.requests.lock();
         self.shared.listeners.lock().remove(topic);
@@ -369,13 +375,13 @@ impl Shared {
     }
 
     fn page(&self, channel: &Channel, answer: Value) -> Result<Page, BrokerError> {
-        calls::page(channel, answer, |error| self.count_malformed(channel.scoped(), error))
+        calls::page(channel, answer, |error| self.count_malformed(channel.scoped(), &error))
     }
 
-    fn count_malformed(&self, channel: &str, error: Malformed) {
+    fn count_malformed(&self, channel: &str, error: &dyn std::fmt::Display) {
         let count = self.malformed.fetch_add(1, Ordering::Relaxed);
         if count.is_multiple_of(1_000) {
-            tracing::warn!(%error, channel = %channel.escape_debug(), count, "redis holds something that is no publication");
+            tracing::warn!(%error, channel = %channel.escape_debug(), count, "redis holds something that no hub has written");
         }
     }
 }

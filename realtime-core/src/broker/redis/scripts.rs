@@ -10,17 +10,39 @@ pub(crate) enum Script {
     Publish,
     Read,
     Rules,
+    /// Connections of a user come and go.
+    Seat,
+    /// All that a node has on a channel.
+    Replace,
+    /// A node is there, and looks for others that are not.
+    Renew,
+    /// Who is on a channel.
+    Look,
+}
+
+macro_rules! presence {
+    ($name:literal) => {
+        concat!(
+            include_str!("../../presence/redis/scripts/common.lua"),
+            include_str!(concat!("../../presence/redis/scripts/", $name, ".lua"))
+        )
+    };
 }
 
 impl Script {
     /// All of them, each at the place of its number.
-    pub(super) const ALL: [Script; 3] = [Script::Publish, Script::Read, Script::Rules];
+    pub(super) const ALL: [Script; 7] =
+        [Script::Publish, Script::Read, Script::Rules, Script::Seat, Script::Replace, Script::Renew, Script::Look];
 
     pub(super) fn source(self) -> &'static str {
         match self {
             Script::Publish => concat!(include_str!("scripts/common.lua"), include_str!("scripts/publish.lua")),
             Script::Read => concat!(include_str!("scripts/common.lua"), include_str!("scripts/read.lua")),
             Script::Rules => include_str!("scripts/rules.lua"),
+            Script::Seat => presence!("seat"),
+            Script::Replace => presence!("replace"),
+            Script::Renew => presence!("renew"),
+            Script::Look => presence!("look"),
         }
     }
 }
