@@ -55,11 +55,14 @@ struct Inner {
     due: Mutex<Due>,
     alarm: Condvar,
     /// When graces end that began here.
-    graces: Mutex<BinaryHeap<Reverse<(Instant, Box<str>)>>>,
+    graces: Mutex<Graces>,
     stopped: AtomicBool,
     /// Changes that a stop waits for.
     leaving: AtomicUsize,
 }
+
+/// When, and on which channel; the soonest on top.
+type Graces = BinaryHeap<Reverse<(Instant, Box<str>)>>;
 
 #[derive(Default)]
 struct Due {
