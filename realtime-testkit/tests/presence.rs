@@ -1,5 +1,7 @@
 //! The suite of presence, on every implementation that is here.
 
+#![expect(clippy::unwrap_used, reason = "a test's helper fails by panicking")]
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
