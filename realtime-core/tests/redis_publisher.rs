@@ -14,7 +14,7 @@ use realtime_core::config::{AppConfig, ChannelPolicy, Secret};
 use realtime_core::history::{Keeping, Query};
 use realtime_core::{Config, Hub, Payload, PublishError, QueryError, Receipt};
 use realtime_testkit::hub::history;
-use realtime_testkit::{Client, RedisSentinels, RedisServer, config, eventually};
+use realtime_testkit::{Certified, Client, RedisSentinels, RedisServer, config, eventually, spare_port};
 use serde_json::json;
 
 /// A test's patience; those that are about a deadline set it themselves.
@@ -73,8 +73,82 @@ fn a_publisher_waits_for_replicas_as_the_hubs_do() {
     }
     redis.servers[1].freeze(false);
     eventually("the replica is there again", || publisher.publish(&text("h1", "4")).is_ok());
-    let error = Publisher::new(PublisherOptions::new(Secret::from(redis.url().as_str()))).unwrap_err();
-    assert!(error.to_string().contains("sentinels"), "{error}");
+}
+
+#[test]
+fn sentinels_say_which_server_counts_and_a_new_master_is_found() {
+    let mut redis = RedisSentinels::start(1, 500, &[]);
+    let url = redis.url();
+    let change = |config: &mut Config| config.broker.url = Secret::from(redis.url().as_str());
+    let (hub, mut publisher) = hub_and_publisher(&redis.servers[0], change);
+    let mut publisher_of_master = publisher_at(&redis.url());
+    assert_eq!(publisher.publish(&text("h", "1")).unwrap().position.offset, 1);
+    assert_eq!(publisher_of_master.publish(&text("h", "2")).unwrap().position.offset, 2);
+    let name = publisher_of_master.address();
+    publisher.publish(&text("h", "3")).unwrap();
+    redis.catch_up();
+    redis.fail_over();
+    let mut offset = 0;
+    eventually("it publishes to the new master", || {
+        let keyed = BusPublish { id: Some("k"), ..text("h", "4") };
+        match publisher_of_master.publish(&keyed) {
+            Ok(receipt) => offset = receipt.position.offset,
+            Err(error) => assert!(error.to_string().contains(&format!("redis at {name}")) || error.is_unsent(), "{error}"),
+        }
+        offset > 0
+    });
+    assert_eq!((offset, count(&mut publisher_of_master, "h")), (4, 4));
+    let other = publisher_at(&redis.url().replace("/0", "x/0")).publish(&text("h", "5")).unwrap_err();
+    assert!(other.to_string().contains("knows no master"), "{other}");
+    drop(hub);
+    // Those that are dead are left out, until there is none.
+    for sentinel in &mut redis.sentinels[..2] {
+        sentinel.kill();
+        eventually("another one is asked, which may have to hear of the new master", || {
+            publisher_at(&url).publish(&text("h", "5")).is_ok()
+        });
+    }
+    redis.sentinels[2].kill();
+    let error = publisher_at(&url).publish(&text("h", "5")).unwrap_err();
+    assert!(matches!(error, PublisherError::Connect { .. }) && error.to_string().contains("sentinel 127.0.0.1"), "{error}");
+}
+
+#[test]
+fn tls_is_spoken_with_whom_the_file_names_and_with_nobody_else() {
+    let own = Certified::new("IP:127.0.0.1");
+    let port = spare_port().to_string();
+    let (certificate, key) = (own.certificate(), own.key());
+    let server = RedisServer::with(&[
+        "--tls-port",
+        &port,
+        "--tls-auth-clients",
+        "no",
+        "--tls-cert-file",
+        certificate.to_str().unwrap(),
+        "--tls-key-file",
+        key.to_str().unwrap(),
+        "--tls-ca-cert-file",
+        certificate.to_str().unwrap(),
+    ]);
+    let (_hub, _) = hub_and_publisher(&server, |_| {});
+    let secure = |ca_file: &str| {
+        let url = Secret::from(format!("rediss://127.0.0.1:{port}/0").as_str());
+        let options =
+            PublisherOptions { ca_file: ca_file.into(), connect_timeout: PATIENCE, answer_timeout: PATIENCE, ..PublisherOptions::new(url) };
+        Publisher::new(options).unwrap()
+    };
+    let mut publisher = secure(certificate.to_str().unwrap());
+    for offset in 1..=3 {
+        assert_eq!(publisher.publish(&text("h", &"x".repeat(200_000))).unwrap().position.offset, offset);
+    }
+    assert_eq!(publisher.history("h", &Query::default()).unwrap().publications.len(), 1, "as much as a hub gives at once");
+    let foreign = Certified::new("IP:127.0.0.1");
+    for (ca_file, fault) in
+        [("", "certificate"), (foreign.certificate().to_str().unwrap(), "TLS: "), ("/nowhere", "cannot read `/nowhere`")]
+    {
+        let error = secure(ca_file).publish(&text("h", "x")).unwrap_err();
+        assert!(matches!(error, PublisherError::Connect { .. }) && error.to_string().contains(fault), "{ca_file}: {error}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -44,6 +44,7 @@ fn make() -> Result<Remote, Failure> {
     }
     let mut publisher = Publisher::new(PublisherOptions {
         prefix: settings.prefix,
+        ca_file: settings.ca_file,
         // A name is looked up on a thread, which must not take PHP's signals.
         resolve: |address, timeout| host::with_signals_blocked(|| resolve(address, timeout)),
         ..PublisherOptions::new(settings.url)

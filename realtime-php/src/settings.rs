@@ -29,7 +29,7 @@ const BINARY: Own = Own { ini: c"realtime.binary", variable: "REALTIME_BINARY" }
 const OWN: [Own; 7] = [MODE, ON_ERROR, CONFIG, APP, GLOBAL_FUNCTIONS, AUTOSPAWN, BINARY];
 
 /// INI settings that are passed on to `Config` when they are set.
-const PASSED_ON: [(&CStr, &str); 8] = [
+const PASSED_ON: [(&CStr, &str); 9] = [
     (c"realtime.listen", "listen"),
     (c"realtime.socket", "socket"),
     (c"realtime.secret", "secret"),
@@ -38,6 +38,7 @@ const PASSED_ON: [(&CStr, &str); 8] = [
     (c"realtime.linger_ms", "linger_ms"),
     (c"realtime.broker.url", "broker.url"),
     (c"realtime.broker.prefix", "broker.prefix"),
+    (c"realtime.broker.ca_file", "broker.ca_file"),
 ];
 
 struct Own {
@@ -45,7 +46,7 @@ struct Own {
     variable: &'static str,
 }
 
-static INI: IniEntryDefs<16> = IniEntryDefs::new([
+static INI: IniEntryDefs<17> = IniEntryDefs::new([
     IniEntryDef::new(MODE.ini, c"auto", IniEntryPermission::System),
     IniEntryDef::new(GLOBAL_FUNCTIONS.ini, c"1", IniEntryPermission::System),
     IniEntryDef::new(ON_ERROR.ini, c"log", IniEntryPermission::System),
@@ -59,6 +60,7 @@ static INI: IniEntryDefs<16> = IniEntryDefs::new([
     // May hold a password.
     hidden(unset(c"realtime.broker.url")),
     unset(c"realtime.broker.prefix"),
+    unset(c"realtime.broker.ca_file"),
     IniEntryDef::new(AUTOSPAWN.ini, c"0", IniEntryPermission::System),
     IniEntryDef::new(BINARY.ini, c"", IniEntryPermission::System),
     IniEntryDef::new(APP.ini, c"", IniEntryPermission::System),
@@ -229,6 +231,8 @@ pub(crate) struct BrokerSettings {
     /// Empty where there is none.
     pub(crate) url: Secret,
     pub(crate) prefix: String,
+    /// Whom to trust, over TLS; empty for whom the system trusts.
+    pub(crate) ca_file: String,
     /// Whose channels and users calls mean; empty where nothing is said.
     pub(crate) app: String,
 }
@@ -260,7 +264,8 @@ pub(crate) fn broker() -> Result<BrokerSettings, Failure> {
 fn broker_of(layers: &ConfigBuilder) -> BrokerSettings {
     let text = |key: &str| layers.value(key).and_then(Value::as_str);
     let prefix = text("broker.prefix").map_or_else(|| BrokerConfig::default().prefix, str::to_owned);
-    BrokerSettings { url: text("broker.url").unwrap_or_default().into(), prefix, app: own(&APP) }
+    let ca_file = text("broker.ca_file").unwrap_or_default().to_owned();
+    BrokerSettings { url: text("broker.url").unwrap_or_default().into(), prefix, ca_file, app: own(&APP) }
 }
 
 /// Whether a worker may spawn the hub that it does not find. Other processes than php-fpm's have nobody whose life the hub
@@ -313,7 +318,7 @@ pub(crate) struct Origin {
     socket: Option<String>,
     secret: Option<String>,
     ca_file: Option<String>,
-    broker: [Option<String>; 2],
+    broker: [Option<String>; 3],
     app: String,
     autospawn: bool,
 }
@@ -326,7 +331,7 @@ impl Origin {
             socket: zend::ini(c"realtime.socket"),
             secret: zend::ini(c"realtime.secret"),
             ca_file: zend::ini(c"realtime.socket_ca"),
-            broker: [zend::ini(c"realtime.broker.url"), zend::ini(c"realtime.broker.prefix")],
+            broker: [zend::ini(c"realtime.broker.url"), zend::ini(c"realtime.broker.prefix"), zend::ini(c"realtime.broker.ca_file")],
             app: own(&APP),
             autospawn: autospawn(),
         }

@@ -14,7 +14,7 @@ test('INI settings have their defaults and belong to the system', function () {
     $settings = ini_get_all('realtime');
     same(
         [
-            'realtime.app' => '', 'realtime.autospawn' => '0', 'realtime.binary' => '', 'realtime.broker.prefix' => null, 'realtime.broker.url' => null,
+            'realtime.app' => '', 'realtime.autospawn' => '0', 'realtime.binary' => '', 'realtime.broker.ca_file' => null, 'realtime.broker.prefix' => null, 'realtime.broker.url' => null,
             'realtime.config' => '', 'realtime.global_functions' => '1', 'realtime.linger_ms' => null, 'realtime.listen' => null, 'realtime.log' => null, 'realtime.mode' => 'auto', 'realtime.on_error' => 'log',
             'realtime.secret' => null, 'realtime.socket' => null, 'realtime.socket_ca' => null,
         ],

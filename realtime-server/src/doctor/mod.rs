@@ -184,11 +184,11 @@ fn sockets(named: Option<String>) -> Vec<BusAddress> {
 
 /// Whether the Redis that hubs share answers, and hubs use it; none where none is named.
 fn broker(config: &Config) -> Option<Finding> {
-    let BrokerConfig { url, prefix, .. } = &config.broker;
+    let BrokerConfig { url, prefix, ca_file, .. } = &config.broker;
     if url.is_empty() {
         return None;
     }
-    let options = PublisherOptions { prefix: prefix.clone(), ..PublisherOptions::new(url.clone()) };
+    let options = PublisherOptions { prefix: prefix.clone(), ca_file: ca_file.clone(), ..PublisherOptions::new(url.clone()) };
     let reached = Publisher::new(options).and_then(|mut publisher| publisher.reach().map(|()| publisher.address()));
     Some(match reached {
         Ok(address) => Finding::fine("broker", format!("redis at {address} answers, and hubs use it with the prefix {prefix}")),

@@ -3,66 +3,170 @@
 use std::fmt;
 use std::io::{self, Read};
 use std::sync::Arc;
+use std::time::Duration;
 
 use redis::{ConnectionAddr, ConnectionInfo, Parser, Pipeline, RedisError, Value};
 use rustls::crypto::ring;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection};
 
-use super::address::Address;
+use super::address::{Address, Sentinels};
+use super::servers::is_master;
 use crate::config::Secret;
 use crate::deadline::Deadline;
 use crate::trust;
 use crate::wire::{Outgoing, Resolve, Wire};
 
-/// Where a server is and who we are to it.
+/// Where the server is that counts, and whom to trust.
 #[derive(Clone)]
-pub(super) struct Server {
-    info: ConnectionInfo,
-    /// Whom to trust over TLS, made with the first connection.
+pub(super) struct Servers {
+    address: Address,
+    /// The sentinel that is asked first: the one that answered last.
+    first: usize,
+    /// The PEM file of whom to trust over TLS; empty for whom the system trusts.
+    ca_file: String,
+    /// Made of it with the first connection.
     trusted: Option<Arc<ClientConfig>>,
+    resolve: Resolve,
 }
 
-impl fmt::Debug for Server {
+impl fmt::Debug for Servers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Server({})", self.address())
+        write!(f, "Servers({})", self.address)
     }
 }
 
-impl Server {
-    /// Of `broker.url`; the error never repeats it.
-    pub(super) fn parse(url: &Secret) -> Result<Self, String> {
-        let info = match Address::parse(url.expose()).map_err(|error| error.to_string())? {
-            Address::Server(info) => *info,
-            Address::Sentinels(_) => return Err("a process without a hub reaches one server, and asks no sentinels".into()),
-        };
-        match info.addr() {
-            ConnectionAddr::Tcp(..) | ConnectionAddr::TcpTls { insecure: false, .. } | ConnectionAddr::Unix(_) => {}
-            _ => return Err("a connection over TLS that trusts anybody is not supported".into()),
+impl Servers {
+    /// Of `broker.url` and `broker.ca_file`; the error never repeats the first.
+    pub(super) fn parse(url: &Secret, ca_file: &str, resolve: Resolve) -> Result<Self, String> {
+        let address = Address::parse(url.expose()).map_err(|error| error.to_string())?;
+        if let Address::Server(server) = &address
+            && !matches!(server.addr(), ConnectionAddr::Tcp(..) | ConnectionAddr::TcpTls { insecure: false, .. } | ConnectionAddr::Unix(_))
+        {
+            return Err("a connection over TLS that trusts anybody is not supported".into());
         }
-        Ok(Server { info, trusted: None })
+        Ok(Servers { address, first: 0, ca_file: ca_file.to_owned(), trusted: None, resolve })
     }
 
-    /// Host and port, or the path.
+    /// Host and port, the path, or the name of a master.
     pub(super) fn address(&self) -> String {
-        self.info.addr().to_string()
+        self.address.to_string()
     }
 
-    fn connect(&mut self, resolve: Resolve, connecting: &mut Deadline, deadline: &mut Deadline) -> io::Result<Wire> {
+    /// A connection to the server that counts, made within `connecting`, and its answers to what `further` asks by the deadline.
+    pub(super) fn open(
+        &mut self,
+        further: &Pipeline,
+        connecting: Duration,
+        deadline: &mut Deadline,
+    ) -> io::Result<(Connection, Vec<Value>)> {
+        match self.address.clone() {
+            Address::Server(server) => self.introduce(&server, further, connecting, deadline),
+            Address::Sentinels(sentinels) => self.master(&sentinels, further, connecting, deadline),
+        }
+    }
+
+    /// Asks one sentinel after the other. What one says may be old: the server has to say itself that it is a master.
+    fn master(
+        &mut self,
+        sentinels: &Sentinels,
+        further: &Pipeline,
+        connecting: Duration,
+        deadline: &mut Deadline,
+    ) -> io::Result<(Connection, Vec<Value>)> {
+        let mut question = Pipeline::new();
+        question.cmd("SENTINEL").arg("GET-MASTER-ADDR-BY-NAME").arg(&sentinels.name);
+        let mut introduction = Pipeline::new();
+        introduction.cmd("ROLE");
+        for command in further.cmd_iter() {
+            introduction.add_command(command.clone());
+        }
+        let count = sentinels.sentinels.len();
+        let mut failure = io::ErrorKind::NotFound.into();
+        for step in 0..count {
+            let at = (self.first + step) % count;
+            // One that does not answer leaves time for the others.
+            let share = connecting.min(deadline.left() / (count - step + 1) as u32);
+            let sentinel = &sentinels.sentinels[at];
+            let mut ask = || {
+                let (_, mut answers) = self.introduce(sentinel, &question, share, &mut Deadline::new(share))?;
+                let named: Option<(String, String)> = redis::from_redis_value(answers.pop().unwrap_or_default()).map_err(unreadable)?;
+                let (host, port) = named.ok_or_else(|| io::Error::other(format!("knows no master `{}`", sentinels.name)))?;
+                let server = sentinels.server(&host, &port).ok_or_else(|| io::Error::other("names something that is no server"))?;
+                let (connection, mut answers) = self.introduce(&server, &introduction, share, deadline)?;
+                if !answers.first().is_some_and(is_master) {
+                    return Err(io::Error::other(format!("{} is no master", server.addr())));
+                }
+                answers.remove(0);
+                Ok((connection, answers))
+            };
+            match ask() {
+                Ok(opened) => {
+                    self.first = at;
+                    return Ok(opened);
+                }
+                Err(error) => failure = io::Error::new(error.kind(), format!("sentinel {}: {error}", sentinel.addr())),
+            }
+        }
+        Err(failure)
+    }
+
+    /// Connects, and says who we are.
+    fn introduce(
+        &mut self,
+        server: &ConnectionInfo,
+        further: &Pipeline,
+        connecting: Duration,
+        deadline: &mut Deadline,
+    ) -> io::Result<(Connection, Vec<Value>)> {
+        let wire = self.connect(server.addr(), &mut Deadline::new(connecting), deadline)?;
+        let mut connection = Connection { wire, parser: Parser::new(), received: Vec::new() };
+        let mut pipeline = Pipeline::new();
+        let settings = server.redis_settings();
+        if let Some(password) = settings.password() {
+            let auth = pipeline.cmd("AUTH");
+            if let Some(user) = settings.username() {
+                auth.arg(user);
+            }
+            auth.arg(password);
+        }
+        if settings.db() != 0 {
+            pipeline.cmd("SELECT").arg(settings.db());
+        }
+        let own = pipeline.len();
+        for command in further.cmd_iter() {
+            pipeline.add_command(command.clone());
+        }
+        let mut answers = connection.ask(&pipeline, deadline).map_err(|(_, Broke::Unsent(error) | Broke::Uncertain(error))| error)?;
+        let further = answers.split_off(own);
+        match answers.iter().find_map(super::scripts::server_error) {
+            Some(error) => {
+                let text = format!("{} {}", error.code(), error.details().unwrap_or_default());
+                Err(io::Error::new(io::ErrorKind::PermissionDenied, text))
+            }
+            None => Ok((connection, further)),
+        }
+    }
+
+    fn connect(&mut self, address: &ConnectionAddr, connecting: &mut Deadline, deadline: &mut Deadline) -> io::Result<Wire> {
+        let resolve = self.resolve;
         let tcp = |host: &str, port: u16, connecting: &mut Deadline| {
             let address = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
             Wire::tcp(&address, resolve, connecting)
         };
-        match self.info.addr().clone() {
-            ConnectionAddr::Unix(path) => Wire::unix(&path, connecting.left_or_timeout()?),
-            ConnectionAddr::Tcp(host, port) => tcp(&host, port, connecting),
+        match address {
+            ConnectionAddr::Unix(path) => Wire::unix(path, connecting.left_or_timeout()?),
+            ConnectionAddr::Tcp(host, port) => tcp(host, *port, connecting),
             ConnectionAddr::TcpTls { host, port, .. } => {
-                let mut wire = tcp(&host, port, connecting)?;
+                let mut wire = tcp(host, *port, connecting)?;
                 let invalid = |error: &dyn fmt::Display| io::Error::new(io::ErrorKind::InvalidInput, error.to_string());
-                let name = ServerName::try_from(host).map_err(|error| invalid(&error))?;
+                let name = ServerName::try_from(host.clone()).map_err(|error| invalid(&error))?;
                 let session = ClientConnection::new(self.trusted()?, name).map_err(|error| invalid(&error))?;
                 let refusal = |error: rustls::Error| io::Error::new(io::ErrorKind::PermissionDenied, format!("TLS: {error}"));
-                wire.encrypt(session, refusal, deadline)?;
+                wire.encrypt(session, refusal, deadline).inspect_err(|_| {
+                    // Whom to trust may have changed: the next attempt reads it again.
+                    self.trusted = None;
+                })?;
                 Ok(wire)
             }
             _ => Err(io::ErrorKind::Unsupported.into()),
@@ -73,8 +177,7 @@ impl Server {
         if let Some(trusted) = &self.trusted {
             return Ok(trusted.clone());
         }
-        // What hubs trust too: the system's certificates.
-        let roots = trust::roots("", "SSL_CERT_FILE").map_err(io::Error::other)?;
+        let roots = trust::roots(&self.ca_file, "broker.ca_file").map_err(io::Error::other)?;
         let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider())).with_safe_default_protocol_versions();
         let config = config.map_err(io::Error::other)?.with_root_certificates(roots).with_no_client_auth();
         Ok(self.trusted.insert(Arc::new(config)).clone())
@@ -104,44 +207,6 @@ impl fmt::Debug for Connection {
 }
 
 impl Connection {
-    /// Connects within `connecting`, and introduces itself with whatever `further` asks by the deadline. Gives the answers to
-    /// that, or what the server refused it with.
-    pub(super) fn open(
-        server: &mut Server,
-        resolve: Resolve,
-        further: &Pipeline,
-        connecting: &mut Deadline,
-        deadline: &mut Deadline,
-    ) -> io::Result<(Self, Vec<Value>)> {
-        let mut connection =
-            Connection { wire: server.connect(resolve, connecting, deadline)?, parser: Parser::new(), received: Vec::new() };
-        let mut pipeline = Pipeline::new();
-        let settings = server.info.redis_settings();
-        if let Some(password) = settings.password() {
-            let auth = pipeline.cmd("AUTH");
-            if let Some(user) = settings.username() {
-                auth.arg(user);
-            }
-            auth.arg(password);
-        }
-        if settings.db() != 0 {
-            pipeline.cmd("SELECT").arg(settings.db());
-        }
-        let own = pipeline.len();
-        for command in further.cmd_iter() {
-            pipeline.add_command(command.clone());
-        }
-        let mut answers = connection.ask(&pipeline, deadline).map_err(|(_, Broke::Unsent(error) | Broke::Uncertain(error))| error)?;
-        let further = answers.split_off(own);
-        match answers.iter().find_map(super::scripts::server_error) {
-            Some(error) => {
-                let text = format!("{} {}", error.code(), error.details().unwrap_or_default());
-                Err(io::Error::new(io::ErrorKind::PermissionDenied, text))
-            }
-            None => Ok((connection, further)),
-        }
-    }
-
     /// Whether the server has ended it; what is asked now would be lost.
     pub(super) fn has_ended(&self) -> bool {
         self.wire.has_ended().unwrap_or(true)
@@ -171,8 +236,8 @@ impl Connection {
     }
 }
 
-fn unreadable(error: RedisError) -> io::Error {
-    if error.is_io_error() {
+fn unreadable(error: impl Into<RedisError>) -> io::Error {
+    if error.into().is_io_error() {
         return io::ErrorKind::UnexpectedEof.into();
     }
     io::Error::new(io::ErrorKind::InvalidData, "redis gave an answer that cannot be")

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use redis::{Cmd, Pipeline, Value, cmd};
 
 use super::calls;
-use super::connection::{Broke, Connection, Server};
+use super::connection::{Broke, Connection, Servers};
 use super::keys::Keys;
 use super::rules::Rules;
 use super::scripts::{Call, Script, accepted, server_error};
@@ -39,6 +39,8 @@ const SCRIPTS: [Script; 2] = [Script::Publish, Script::Read];
 pub struct PublisherOptions {
     /// See `broker.url`.
     pub url: Secret,
+    /// See `broker.ca_file`.
+    pub ca_file: String,
     /// See `broker.prefix`.
     pub prefix: String,
     /// How names of hosts are looked up. Default [`resolve`]; a host that must not have threads of
@@ -55,6 +57,7 @@ impl PublisherOptions {
     pub fn new(url: Secret) -> Self {
         PublisherOptions {
             url,
+            ca_file: String::new(),
             prefix: BrokerConfig::default().prefix,
             resolve,
             connect_timeout: Duration::from_millis(500),
@@ -167,7 +170,7 @@ impl From<NotNow> for PublisherError {
 #[derive(Debug)]
 pub struct Publisher {
     options: PublisherOptions,
-    server: Server,
+    servers: Servers,
     keys: Keys,
     connected: Option<Connected>,
     waiting: Waiting,
@@ -204,14 +207,14 @@ impl Question {
 impl Publisher {
     /// A publisher that connects with its first call.
     pub fn new(options: PublisherOptions) -> Result<Self, PublisherError> {
-        let server = Server::parse(&options.url).map_err(|reason| PublisherError::Url { reason })?;
+        let servers = Servers::parse(&options.url, &options.ca_file, options.resolve).map_err(|reason| PublisherError::Url { reason })?;
         let keys = Keys::new(&options.prefix);
-        Ok(Publisher { options, server, keys, connected: None, waiting: Waiting::default(), app: String::new() })
+        Ok(Publisher { options, servers, keys, connected: None, waiting: Waiting::default(), app: String::new() })
     }
 
-    /// Host and port of the server, or the path of its socket.
+    /// Host and port of the server, the path of its socket, or the master's name.
     pub fn address(&self) -> String {
-        self.server.address()
+        self.servers.address()
     }
 
     /// Whose channels and users the calls from now on mean; empty is the default app.
@@ -365,8 +368,8 @@ impl Publisher {
             further.cmd("SCRIPT").arg("LOAD").arg(script.source());
         }
         further.add_command(self.rules_command());
-        let mut connecting = Deadline::new(self.options.connect_timeout.min(deadline.left()));
-        let opened = Connection::open(&mut self.server, self.options.resolve, &further, &mut connecting, deadline);
+        let connecting = self.options.connect_timeout.min(deadline.left());
+        let opened = self.servers.open(&further, connecting, deadline);
         let (connection, mut answers) = opened.map_err(|source| {
             let is_late = is_timeout(&source);
             // What the system says of it is about a socket.

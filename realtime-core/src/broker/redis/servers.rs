@@ -97,7 +97,7 @@ impl Servers {
     }
 }
 
-fn is_master(role: &Value) -> bool {
+pub(super) fn is_master(role: &Value) -> bool {
     match role {
         Value::Array(parts) => matches!(parts.first(), Some(Value::BulkString(role)) if role == b"master"),
         _ => false,
