@@ -10,10 +10,10 @@ use std::time::Duration;
 
 use realtime_core::bus::address::BusAddress;
 use realtime_core::bus::client::{Client, ClientError, ClientOptions};
-use realtime_core::bus::frame::{BusPublish, BusQuery, Request, Response, frame_length};
+use realtime_core::bus::frame::{BusQuery, Request, Response, frame_length};
 use realtime_core::bus::seal::{Handshake, MIN_SECRET_BYTES, NONCE_BYTES, Role};
-use realtime_core::history::Keeping;
-use realtime_core::{Hub, Payload, StartError, User};
+use realtime_core::{Hub, StartError, User};
+use realtime_testkit::bus::{publication as publish, survives_restarts};
 use realtime_testkit::{Client as WebSocket, DEADLINE, config, eventually, fresh_directory, start};
 use serde_json::Value;
 
@@ -37,18 +37,6 @@ fn client_of(address: SocketAddr, secret: &str) -> Client {
 
 fn client(hub: &Hub) -> Client {
     client_of(hub.bus_addr().unwrap(), SECRET)
-}
-
-fn publish<'a>(channel: &'a str, text: &'a str) -> BusPublish<'a> {
-    BusPublish {
-        target: channel,
-        to_user: false,
-        event: "e",
-        payload: Payload::Text(text),
-        except: Vec::new(),
-        id: None,
-        keeping: Keeping::default(),
-    }
 }
 
 #[tokio::test]
@@ -299,20 +287,7 @@ fn a_call_survives_a_restart_of_the_hub() {
             config.secret = SECRET.into();
         })
     };
-    let mut client = client_of(address, SECRET);
-    // Nobody reads the welcome: what follows must be seen nevertheless.
-    client.publish(&publish("c", "1")).unwrap();
-    eventually("it has come", || first.stats().published == 1);
-    assert!(first.stop(Duration::from_secs(10)).complete);
-    assert!(matches!(client.publish(&publish("c", "2")), Err(ClientError::Connect { .. })));
-    let second = again();
-    client.publish(&publish("c", "3")).unwrap();
-    eventually("it has come", || second.stats().published == 1);
-    // And without a call between: the connection of before looks as good as ever, until it is looked at.
-    assert!(second.stop(Duration::from_secs(10)).complete);
-    let third = again();
-    client.publish(&publish("c", "4")).unwrap();
-    eventually("it has come", || third.stats().published == 1);
+    survives_restarts(client_of(address, SECRET), first, again);
 }
 
 #[test]

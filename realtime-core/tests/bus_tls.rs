@@ -9,10 +9,10 @@ use std::time::{Duration, SystemTime};
 
 use realtime_core::bus::address::BusAddress;
 use realtime_core::bus::client::{Client, ClientError, ClientOptions};
-use realtime_core::bus::frame::{BusPublish, BusQuery};
-use realtime_core::history::Keeping;
+use realtime_core::bus::frame::BusQuery;
 use realtime_core::hooks::Kind;
-use realtime_core::{Config, Hub, Payload};
+use realtime_core::{Config, Hub};
+use realtime_testkit::bus::{publication as publish, survives_restarts};
 use realtime_testkit::{Certified, Client as WebSocket, DEADLINE, config, eventually, start};
 use serde_json::Value;
 
@@ -49,18 +49,6 @@ fn client_of(address: &str, bound: SocketAddr, trusts: &Certified) -> Client {
 
 fn client(hub: &Hub, trusts: &Certified) -> Client {
     client_of("localhost", hub.bus_addr().unwrap(), trusts)
-}
-
-fn publish<'a>(channel: &'a str, text: &'a str) -> BusPublish<'a> {
-    BusPublish {
-        target: channel,
-        to_user: false,
-        event: "e",
-        payload: Payload::Text(text),
-        except: Vec::new(),
-        id: None,
-        keeping: Keeping::default(),
-    }
 }
 
 /// Why a hub was not spoken to.
@@ -282,20 +270,7 @@ fn a_call_survives_a_restart_of_the_hub() {
     let own = Certified::new("DNS:localhost");
     let first = hub_of(&own);
     let bound = first.bus_addr().unwrap();
-    let again = || start(certified(&own.certificate(), &own.key(), bound.port()));
-    let mut client = client(&first, &own);
-    // Nobody reads the welcome: what follows must be seen nevertheless.
-    client.publish(&publish("c", "1")).unwrap();
-    eventually("it has come", || first.stats().published == 1);
-    assert!(first.stop(Duration::from_secs(10)).complete);
-    assert!(matches!(client.publish(&publish("c", "2")), Err(ClientError::Connect { .. })));
-    let second = again();
-    client.publish(&publish("c", "3")).unwrap();
-    eventually("it has come", || second.stats().published == 1);
-    assert!(second.stop(Duration::from_secs(10)).complete);
-    let third = again();
-    client.publish(&publish("c", "4")).unwrap();
-    eventually("it has come", || third.stats().published == 1);
+    survives_restarts(client(&first, &own), first, || start(certified(&own.certificate(), &own.key(), bound.port())));
 }
 
 #[test]

@@ -24,6 +24,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test's helper fails by panicking")]
 
+pub mod bus;
 pub mod certified;
 pub mod chaos;
 pub mod client;

@@ -345,23 +345,27 @@ impl Client {
         serde_json::from_slice(&answer).map_err(invalid)
     }
 
-    /// Watches what is published to the channels that match, until `each` returns false. It gets a
-    /// line of JSON a publication, as `docs/protocol/bus.md` describes; `began` is called once the
-    /// hub has begun. Waits for as long as nothing is published, and ends with an error when the
-    /// hub does.
-    pub fn tail(&mut self, pattern: &str, began: impl FnOnce(), mut each: impl FnMut(&str) -> bool) -> Result<(), ClientError> {
-        let text =
-            serde_json::to_string(&BusQuery::Tail { pattern: pattern.into() }).map_err(|error| ClientError::Protocol(error.to_string()))?;
+    /// Asks for something that is answered in parts from then on; gives the number of the request once the hub has begun.
+    fn begin(&mut self, query: &BusQuery) -> Result<u32, ClientError> {
+        let text = serde_json::to_string(query).map_err(|error| ClientError::Protocol(error.to_string()))?;
         let request = self.next_request();
         let mut frame = Vec::new();
         Request::Query { request, query: &text }.write(&mut frame);
         self.call(|client| {
             client.send(&frame, &[])?;
             client.await_answer(request, |response| match response {
-                Response::Answer { more: true, .. } => Ok(Some(())),
-                _ => Err(ClientError::Protocol("expected the beginning of a tail".into())),
+                Response::Answer { more: true, .. } => Ok(Some(request)),
+                _ => Err(ClientError::Protocol("expected the beginning of an answer".into())),
             })
-        })?;
+        })
+    }
+
+    /// Watches what is published to the channels that match, until `each` returns false. It gets a
+    /// line of JSON a publication, as `docs/protocol/bus.md` describes; `began` is called once the
+    /// hub has begun. Waits for as long as nothing is published, and ends with an error when the
+    /// hub does.
+    pub fn tail(&mut self, pattern: &str, began: impl FnOnce(), mut each: impl FnMut(&str) -> bool) -> Result<(), ClientError> {
+        let request = self.begin(&BusQuery::Tail { pattern: pattern.into() })?;
         began();
         let mut partial = Vec::new();
         loop {
@@ -387,17 +391,7 @@ impl Client {
     /// `docs/protocol/bus.md` describes. The connection is this program's; when it ends, others get
     /// what it had, and what it decided is refused.
     pub fn handle(&mut self, hears: Vec<Kind>, decides: Vec<Kind>) -> Result<(), ClientError> {
-        let text = serde_json::to_string(&BusQuery::Handle { hears, decides }).map_err(|error| ClientError::Protocol(error.to_string()))?;
-        let request = self.next_request();
-        let mut frame = Vec::new();
-        Request::Query { request, query: &text }.write(&mut frame);
-        self.call(|client| {
-            client.send(&frame, &[])?;
-            client.await_answer(request, |response| match response {
-                Response::Answer { more: true, .. } => Ok(Some(())),
-                _ => Err(ClientError::Protocol("expected the beginning of events".into())),
-            })
-        })?;
+        let request = self.begin(&BusQuery::Handle { hears, decides })?;
         if let Some(link) = &mut self.link {
             link.expect_anything();
         }
