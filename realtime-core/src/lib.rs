@@ -61,6 +61,7 @@ mod patience;
 pub mod presence;
 pub mod protocol;
 mod session;
+mod sync;
 pub mod transport;
 mod trust;
 mod wire;

@@ -200,3 +200,15 @@ fn a_publisher_that_waits_for_room_is_told_of_the_stop() {
     hub.stop(Duration::from_millis(100));
     assert!(matches!(receiver.recv_timeout(DEADLINE), Ok(PublishError::Stopped)));
 }
+
+#[test]
+fn a_client_that_ends_behind_its_last_word_is_gone_at_once() {
+    let hub = start(|_| {});
+    for _ in 0..20 {
+        let (mut client, _) = RawClient::connect(&hub, "/ws");
+        client.subscribe("c");
+        client.write_and_finish(&raw::frame(raw::TEXT, br#"{"action":"ping"}"#));
+        // Well before a ping could find out.
+        eventually("it is gone", || hub.stats().connections == 0);
+    }
+}

@@ -365,6 +365,13 @@ impl RawClient {
         RawClient { stream: self.stream.try_clone().unwrap(), buffer: Vec::new(), taken: 0 }
     }
 
+    /// Sends bytes and the end of the stream in one segment.
+    pub fn write_and_finish(&mut self, bytes: &[u8]) {
+        SockRef::from(&self.stream).set_tcp_cork(true).unwrap();
+        self.write(bytes);
+        self.finish();
+    }
+
     /// Says that nothing more comes from here.
     pub fn finish(&mut self) {
         self.stream.shutdown(Shutdown::Write).unwrap();

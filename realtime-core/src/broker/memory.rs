@@ -4,17 +4,17 @@
 //! for "next offset, queue to the interested shards" (`docs/adr` says what else was measured).
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use hashbrown::HashTable;
-use parking_lot::Mutex;
 
 use super::{Broker, Deliver, Published, Reply};
 use crate::error::BrokerError;
 use crate::history::{Log, Page, Range};
 use crate::message::{Channel, ChannelRef, Epoch, Position, Publication, Publish, channel_hash};
+use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 /// Locks that channels share; many more than threads that publish at once.
 const STRIPES: usize = 64;

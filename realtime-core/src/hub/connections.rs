@@ -134,7 +134,8 @@ impl Shard {
         Some(key)
     }
 
-    pub(super) fn read(&mut self, key: ConnectionKey) {
+    /// Reads what is there. `to_the_end`: the peer's end may be behind it, of which there will be no further event.
+    pub(super) fn read(&mut self, key: ConnectionKey, to_the_end: bool) {
         // What it sends while it waits for a decision waits in its socket.
         if self.connection(key).is_none_or(|connection| connection.held.is_some()) {
             return;
@@ -154,7 +155,8 @@ impl Shard {
                     if self.connection(key).is_some_and(|connection| connection.held.is_some()) {
                         break None;
                     }
-                    if received < READ_BYTES {
+                    // More would be an event of its own, but the end may have come with this one.
+                    if received < READ_BYTES && !to_the_end {
                         break None;
                     }
                     if turns == MAX_READS {

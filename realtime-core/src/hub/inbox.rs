@@ -5,10 +5,10 @@ use std::os::fd::{AsRawFd, OwnedFd};
 
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
-use parking_lot::Mutex;
 use rustix::event::{EventfdFlags, eventfd};
 
 use crate::descriptors;
+use crate::sync::Mutex;
 
 /// A shard's queue of jobs. The lock is held for a push or a swap, never for work.
 pub(crate) struct Inbox<T> {

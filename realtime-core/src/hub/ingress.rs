@@ -1,11 +1,10 @@
 //! The bound on what is accepted and not yet fanned out: publishers wait here, subscribers never.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
-
 use crate::patience::Patience;
+use crate::sync::atomic::{AtomicUsize, Ordering};
+use crate::sync::{Condvar, Mutex};
 
 /// Bytes in flight between publishers and shards.
 pub(crate) struct Ingress {

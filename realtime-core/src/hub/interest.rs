@@ -4,13 +4,13 @@
 //! subscriber of a channel; fan-out never touches it.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use hashbrown::HashTable;
-use parking_lot::Mutex;
 
 use super::ingress::ChannelLoad;
 use crate::message::{Channel, ChannelRef};
+use crate::sync::Mutex;
+use crate::sync::atomic::Ordering;
 
 const STRIPES: usize = 64;
 

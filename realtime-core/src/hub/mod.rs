@@ -14,6 +14,8 @@ pub(crate) mod hooks;
 mod inbox;
 mod ingress;
 mod interest;
+#[cfg(interleavings)]
+pub mod interleavings;
 mod lost_time;
 mod manners;
 pub(crate) mod query;
@@ -41,7 +43,6 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc as mpsc_async, watch};
 
 use crate::api;
@@ -70,6 +71,7 @@ use crate::presence::{self, Presence};
 use crate::protocol::native::Native;
 use crate::protocol::pusher::Pusher;
 use crate::protocol::{Command, Format, Opening, Protocol};
+use crate::sync::Mutex;
 use crate::transport::link::{Link, SinkLink};
 use crate::transport::websocket::WebSocket;
 use crate::transport::{FrameSink, Framing, http};
@@ -348,6 +350,22 @@ impl HubBuilder {
     /// Threads inherit the caller's signal mask: a host with signal handlers blocks all signals
     /// around this call.
     pub fn start(self) -> Result<Hub, StartError> {
+        let Assembled { node, pollers, listeners, arriving, bus_listeners } = self.assemble()?;
+        match start_threads(&node, pollers, listeners, arriving, bus_listeners) {
+            Ok(running) => Ok(Hub(Arc::new(HubInner { node, running: Mutex::new(Some(running)) }))),
+            Err(error) => {
+                // Those that have started must not go on for a hub that is not there.
+                node.stopping.store(true, Ordering::Relaxed);
+                for shard in &node.shards {
+                    shard.inbox.push(Job::Drain { deadline: Instant::now() });
+                }
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Everything but the threads.
+    fn assemble(self) -> Result<Assembled, StartError> {
         let HubBuilder { mut config, broker, presence, formats, listener, bus_listener, bus_socket, follow } = self;
         if let Some(listener) = &listener {
             config.listen = listener.local_addr()?.to_string();
@@ -445,22 +463,22 @@ impl HubBuilder {
         });
         node.broker.start(node.routes.clone())?;
         node.attendance.presence.start(node.routes.clone())?;
-        match start_threads(&node, pollers, http::Listeners { clients: listener, monitoring }, arriving, bus_listeners) {
-            Ok(running) => Ok(Hub(Arc::new(HubInner { node, running: Mutex::new(Some(running)) }))),
-            Err(error) => {
-                // Those that have started must not go on for a hub that is not there.
-                node.stopping.store(true, Ordering::Relaxed);
-                for shard in &node.shards {
-                    shard.inbox.push(Job::Drain { deadline: Instant::now() });
-                }
-                Err(error.into())
-            }
-        }
+        let listeners = http::Listeners { clients: listener, monitoring };
+        Ok(Assembled { node, pollers, listeners, arriving, bus_listeners })
     }
 }
 
 /// What a hub shares with others.
 type Shared = (Arc<dyn Broker>, Option<Arc<dyn Presence>>);
+
+/// A hub whose threads have yet to be started.
+struct Assembled {
+    node: Arc<Node>,
+    pollers: Vec<(Poller, Arc<Inbox<Job>>)>,
+    listeners: http::Listeners,
+    arriving: mpsc_async::Receiver<TcpStream>,
+    bus_listeners: Listeners,
+}
 
 #[cfg(feature = "redis")]
 fn remote(config: &Config) -> Result<Shared, StartError> {
@@ -1104,6 +1122,11 @@ impl Node {
     fn begin_stop(self: &Arc<Self>, control_stop: &http::Stop, deadline: Instant) {
         self.stopping.store(true, Ordering::Relaxed);
         control_stop.stop(deadline);
+        self.stop_publications(deadline);
+    }
+
+    /// What was accepted goes out, and then the shards end.
+    fn stop_publications(self: &Arc<Self>, deadline: Instant) {
         if let Some(windows) = &self.windows {
             self.flush_windows(windows, true);
         }

@@ -259,7 +259,7 @@ impl Shard {
                 }
             }
             for connection in std::mem::take(&mut self.unread) {
-                self.guard(connection, |shard| shard.read(connection));
+                self.guard(connection, |shard| shard.read(connection, true));
             }
             for query in std::mem::take(&mut self.postponed) {
                 self.answer(query);
@@ -324,7 +324,8 @@ impl Shard {
             self.guard(key, |shard| shard.on_writable(key));
         }
         if event.is_readable() || event.is_read_closed() || event.is_error() {
-            self.guard(key, |shard| shard.read(key));
+            let ends = event.is_read_closed() || event.is_error();
+            self.guard(key, |shard| shard.read(key, ends));
         }
     }
 
@@ -474,8 +475,21 @@ impl Poller {
         self.0.registry()
     }
 
+    #[cfg(not(interleavings))]
     fn poll(&mut self, events: &mut Events, timeout: Option<Duration>) -> io::Result<()> {
         self.0.poll(events, timeout)
+    }
+
+    /// Lets others run instead of sleeping. Time stands still: only they can end a sleep, if it is not a short one.
+    #[cfg(interleavings)]
+    fn poll(&mut self, events: &mut Events, timeout: Option<Duration>) -> io::Result<()> {
+        loop {
+            self.0.poll(events, Some(Duration::ZERO))?;
+            shuttle::thread::yield_now();
+            if !events.is_empty() || timeout.is_some_and(|timeout| timeout <= HELD_POLL * 4) {
+                return Ok(());
+            }
+        }
     }
 }
 
