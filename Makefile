@@ -107,6 +107,7 @@ test: ## Run every test; ONLY="rust php" runs some (fmt lint docs rust build php
 
 test-deep: ## Tests that take long or need a quiet machine: presence, floods and two hubs under fire at full size, whether the time of a signature's check tells anything
 	@REALTIME_TEST_FULL=1 cargo test $(locked) --release -p realtime-core --test presence --test callbacks --test chaos --test delivery --test storm --test redis
+	@REALTIME_TEST_FULL=1 cargo test $(locked) --release -p realtime-interleavings
 	@cargo run $(locked) --release --quiet -p realtime-testkit --example signature_timing
 
 test-laravel: ## Run the Laravel package's tests on Laravel 8, 10 and 13 (makes Debian roots on the first run)
