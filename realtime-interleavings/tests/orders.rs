@@ -1,6 +1,8 @@
 //! Publishers, subscribers, readers of histories, connections that end and a hub that stops, in many orders: the sources of
 //! the hub over a scheduler that decides at every lock and every counter who runs next, and the ledger's word on each run.
 
+#![expect(clippy::unwrap_used, reason = "a test's helper fails by panicking")]
+
 use std::collections::HashMap;
 use std::io::{ErrorKind, Read, Write};
 use std::net::Shutdown;
@@ -23,8 +25,7 @@ const CHANNEL: &str = "h";
 
 fn hub(change: impl FnOnce(&mut Config)) -> Arc<Explored> {
     let mut config = Config { listen: "127.0.0.1:0".into(), socket: Some(String::new()), shards: 2, ..Config::default() };
-    config.channels =
-        vec![ChannelPolicy { pattern: CHANNEL.into(), history: Some(HistoryPolicy::default()), ..ChannelPolicy::default() }];
+    config.channels = vec![ChannelPolicy { pattern: CHANNEL.into(), history: Some(HistoryPolicy::default()), ..ChannelPolicy::default() }];
     change(&mut config);
     Arc::new(Explored::start(config).unwrap())
 }
@@ -164,10 +165,11 @@ impl Client {
     /// Some steps of a client's life; a hub that stops ends it early.
     fn live(mut self) -> Client {
         rest();
-        let _lived = self.subscribed() && (0..thread_rng().gen_range(0..3)).all(|_| match thread_rng().gen_bool(0.7) {
-            true => self.leave_and_return(),
-            false => self.read_history(),
-        });
+        let _lived = self.subscribed()
+            && (0..thread_rng().gen_range(0..3)).all(|_| match thread_rng().gen_bool(0.7) {
+                true => self.leave_and_return(),
+                false => self.read_history(),
+            });
         self
     }
 
