@@ -9,7 +9,7 @@
 //! | I2 | between two breaks a client got a piece of the history without hole, repeat or swap |
 //! | I3 | a client that is still there has got everything up to the end |
 //! | I4 | what was refused is nowhere |
-//! | I5 | a position names one publication, whoever reports it |
+//! | I5 | a position names one publication, whoever reports it, and a publication has one position |
 //! | I6 | without a history: in order and once, and everything while the connection was unbroken |
 //! | I7 | nobody got what was not for them |
 //! | I8 | who is said to be there is there; joins and leaves alternate |
@@ -68,6 +68,10 @@ pub enum Seen {
     Message(Position, String),
     /// The subscription has ended, by whomever.
     Ended,
+    /// From here on it may not hear the channel: its credential has expired, or was taken away.
+    Forbidden,
+    /// From here on it may again.
+    Allowed,
 }
 
 /// One client's log.
@@ -127,10 +131,16 @@ pub fn check(ledger: &Ledger) -> Vec<Violation> {
     for (position, id) in ledger.history.iter().flatten() {
         name(position, id, "the history", &mut broken);
     }
+    let kept: HashSet<(u64, u64)> = ledger.history.iter().flatten().map(|(position, _)| (position.epoch.0, position.offset)).collect();
+    let epochs: HashSet<u64> = kept.iter().map(|(epoch, _)| *epoch).collect();
     for client in &ledger.clients {
         for seen in &client.seen {
             if let Seen::Message(position, id) = seen {
                 name(position, id, &client.name, &mut broken);
+                has_one_place(ledger, position, id, &client.name, &mut broken);
+                if epochs.contains(&position.epoch.0) && !kept.contains(&(position.epoch.0, position.offset)) && !ledger.may_lose {
+                    broken(2, format!("{} got `{id}` at {}, where the history has nothing", client.name, at(position)));
+                }
                 match ledger.published.get(id) {
                     Some(Outcome::Refused) => broken(4, format!("{} got `{id}`, which was refused", client.name)),
                     None => broken(1, format!("{} got `{id}`, which nobody published", client.name)),
@@ -151,6 +161,16 @@ pub fn check(ledger: &Ledger) -> Vec<Violation> {
     violations
 }
 
+/// A publication is where its publisher was told; a new epoch knows nothing of it.
+fn has_one_place(ledger: &Ledger, position: &Position, id: &str, who: &str, broken: &mut dyn FnMut(u8, String)) {
+    if let Some(Outcome::Acked(acked)) = ledger.published.get(id)
+        && acked.epoch == position.epoch
+        && acked.offset != position.offset
+    {
+        broken(5, format!("`{id}` was acknowledged at {} and is at {} for {who}", at(acked), at(position)));
+    }
+}
+
 fn check_history(ledger: &Ledger, history: &[(Position, String)], broken: &mut dyn FnMut(u8, String)) {
     let kept: HashSet<&str> = history.iter().map(|(_, id)| id.as_str()).collect();
     if kept.len() < history.len() {
@@ -165,7 +185,11 @@ fn check_history(ledger: &Ledger, history: &[(Position, String)], broken: &mut d
             _ => {}
         }
     }
+    if !history.is_sorted_by(|(one, _), (next, _)| one.epoch != next.epoch || one.offset < next.offset) {
+        broken(2, "the history is not in the order of its offsets".into());
+    }
     for (position, id) in history {
+        has_one_place(ledger, position, id, "the history", broken);
         if !ledger.published.contains_key(id) {
             broken(1, format!("`{id}` at {} was never published", at(position)));
         }
@@ -175,9 +199,14 @@ fn check_history(ledger: &Ledger, history: &[(Position, String)], broken: &mut d
 fn check_client(ledger: &Ledger, client: &ClientLog, broken: &mut dyn FnMut(u8, String)) {
     let who = &client.name;
     let mut last: Option<Position> = None;
-    let mut listening = false;
+    let (mut listening, mut forbidden) = (false, false);
     for seen in &client.seen {
+        if forbidden && matches!(seen, Seen::Subscribed(..) | Seen::Message(..)) {
+            broken(7, format!("{who} may no longer hear the channel, and sees {seen:?}"));
+        }
         match seen {
+            Seen::Forbidden => forbidden = true,
+            Seen::Allowed => forbidden = false,
             Seen::Subscribed(position, recovered) => {
                 if *recovered && last.is_some_and(|last| last != *position) {
                     broken(2, format!("{who} goes on at {} and had left off at {:?}", at(position), last.as_ref().map(at)));
@@ -262,6 +291,12 @@ pub fn check_resources(before: &[(&str, usize)], after: &[(&str, usize)]) -> Vec
     leaked
         .map(|(before, after)| Violation { invariant: 9, what: format!("{}: {} before, {} after", before.0, before.1, after.1) })
         .collect()
+}
+
+/// I9: what a process has of memory, before and after; what an allocator keeps for the next time is allowed for.
+pub fn check_memory(before: usize, after: usize, allowance: usize) -> Vec<Violation> {
+    let what = format!("{before} bytes before, {after} after, and {allowance} more would be fine");
+    if after <= before + allowance { Vec::new() } else { vec![Violation { invariant: 9, what }] }
 }
 
 /// I10: what the hub has counted, against what its publishers were answered.
