@@ -101,7 +101,9 @@ mutants! { a_hub_with_a_history_that:
     sends_what_it_refused breaks 4: |run| run.clients[0].seen.push(Seen::Message(position(1_001), "refused".into()));
     gives_an_offset_out_twice breaks 5: |run| run.clients[0].seen[500] = Seen::Message(position(500), "m501".into());
     forks_the_history breaks 5: |run| run.history.as_mut().unwrap()[499].1 = "unknown".into();
-    acknowledges_another_place breaks 5: |run| drop(run.published.insert("m5".into(), Outcome::Acked(position(1_005))));
+    acknowledges_another_place breaks 5: |run| {
+        run.published.insert("m5".into(), Outcome::Acked(position(1_005)));
+    };
     publishes_a_retry_again breaks 5: |run| run.clients[2].seen.push(Seen::Message(position(1_001), "m5".into()));
     goes_on_behind_an_unsubscription breaks 7: |run| run.clients[0].seen.insert(500, Seen::Ended);
     tells_a_stranger breaks 7: |run| run.clients[3].seen.push(message(5));
