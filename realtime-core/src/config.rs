@@ -423,7 +423,8 @@ pub struct ChannelPolicy {
 pub struct BrokerConfig {
     /// A Redis server, 7.0 or newer: `redis://user:password@host:6379/0`, `rediss://…` for TLS,
     /// `unix:///run/redis.sock`. Or sentinels that are asked which server is the master:
-    /// `redis+sentinel://user:password@sentinel1:26379,sentinel2:26379/name/0`, `rediss+sentinel://…`.
+    /// `redis+sentinel://user:password@sentinel1:26379,sentinel2:26379/name/0`, `rediss+sentinel://…`. Or nodes of a cluster:
+    /// `redis+cluster://user:password@node1:6379,node2:6379`, `rediss+cluster://…`.
     /// Default empty: the memory of this hub. Not shown, because it may hold a password.
     pub url: Secret,
     /// The PEM file of the certificates that servers over TLS must have one of, or one signed by them. Default empty: the

@@ -14,6 +14,7 @@
 //! | [`mutation`] | bytes that are almost right |
 //! | [`ledger`] | who was told what, and whether that can be true |
 //! | [`chaos`] | a proxy that breaks connections, the same way for the same seed |
+//! | [`redis_cluster`] | a small Redis Cluster |
 //! | [`redis_server`] | a real Redis for one test |
 //! | [`redis_sentinel`] | a master and replicas that sentinels watch |
 //! | [`certified`] | certificates for servers of a test's own |
@@ -41,6 +42,7 @@ pub mod ports;
 pub mod presence;
 pub mod pusher;
 pub mod raw;
+pub mod redis_cluster;
 pub mod redis_sentinel;
 pub mod redis_server;
 pub mod wait;
@@ -56,6 +58,7 @@ pub use place::fresh_directory;
 pub use ports::spare_port;
 pub use pusher::PusherClient;
 pub use raw::RawClient;
+pub use redis_cluster::RedisCluster;
 pub use redis_sentinel::RedisSentinels;
 pub use redis_server::RedisServer;
 pub use wait::{DEADLINE, eventually, on_time, sized};

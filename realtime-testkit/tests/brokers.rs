@@ -3,7 +3,8 @@
 #![expect(clippy::unwrap_used, reason = "a test's helper fails by panicking")]
 
 use std::any::Any;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use realtime_core::broker::memory::Memory;
@@ -12,12 +13,13 @@ use realtime_core::broker::{Broker, Deliver, Published, Reply};
 use realtime_core::config::{BrokerConfig, Secret};
 use realtime_core::history::{Page, Range};
 use realtime_core::{BrokerError, Position, Publish};
-use realtime_testkit::{DEADLINE, Delayed, RedisSentinels, RedisServer, broker_conformance, eventually};
+use realtime_testkit::{DEADLINE, Delayed, RedisCluster, RedisSentinels, RedisServer, broker_conformance, eventually};
 
 broker_conformance!(memory, || Arc::new(Memory::new(1_000, 1_000, 1 << 20).unwrap()), idempotency: true);
 broker_conformance!(delayed, || Arc::new(Delayed::new(Duration::from_millis(1))), idempotency: false);
 broker_conformance!(redis, OnRedis::start, idempotency: true);
 broker_conformance!(sentinel, OnRedis::behind_sentinels, idempotency: true);
+broker_conformance!(cluster, OnRedis::in_a_cluster, idempotency: true);
 // Without a delay the answers race with the calls.
 broker_conformance!(delayed_by_nothing, || Arc::new(Delayed::new(Duration::ZERO)), idempotency: false);
 
@@ -37,6 +39,22 @@ impl OnRedis {
     fn behind_sentinels() -> Arc<OnRedis> {
         let servers = RedisSentinels::start(1, 120_000, &[]);
         OnRedis::on(&servers.url(), servers, |config| (config.wait_replicas, config.wait_timeout_ms) = (1, 10_000))
+    }
+
+    fn in_a_cluster() -> Arc<OnRedis> {
+        // Who comes while another test has one shares it, under a prefix of its own.
+        static RUNNING: Mutex<Weak<RedisCluster>> = Mutex::new(Weak::new());
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let servers = {
+            let mut running = RUNNING.lock().unwrap();
+            running.upgrade().unwrap_or_else(|| {
+                let started = Arc::new(RedisCluster::start(3, false, 30_000));
+                *running = Arc::downgrade(&started);
+                started
+            })
+        };
+        let prefix = format!("test{}", COUNT.fetch_add(1, Ordering::Relaxed));
+        OnRedis::on(&servers.url(), servers, |config| config.prefix = prefix)
     }
 
     fn on(url: &str, servers: impl Any + Send + Sync, change: impl FnOnce(&mut BrokerConfig)) -> Arc<OnRedis> {

@@ -1,4 +1,4 @@
-//! What `broker.url` names: one server, or sentinels that know which one counts.
+//! What `broker.url` names: one server, sentinels that know which one counts, or nodes of a cluster.
 
 use std::fmt;
 
@@ -7,6 +7,8 @@ use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo, RedisConnectionI
 
 /// Where a sentinel listens, if its address does not say.
 const SENTINEL_PORT: u16 = 26_379;
+/// Where a node of a cluster does.
+const NODE_PORT: u16 = 6_379;
 /// Hosts that one address may name.
 const MAX_HOSTS: usize = 64;
 
@@ -15,6 +17,7 @@ const MAX_HOSTS: usize = 64;
 pub(super) enum Address {
     Server(Box<ConnectionInfo>),
     Sentinels(Sentinels),
+    Cluster(Cluster),
 }
 
 /// A master that has to be asked for.
@@ -31,15 +34,34 @@ pub(super) struct Sentinels {
 impl Sentinels {
     /// The server that a sentinel has named, if that can be one.
     pub(super) fn server(&self, name: &str, port: &str) -> Option<ConnectionInfo> {
-        let text = if name.contains(':') { format!("[{name}]:{port}") } else { format!("{name}:{port}") };
-        host(&text, 0).map(|(host, port)| server(host, port, self.tls, &self.login))
+        named(name, port, self.tls, &self.login)
     }
+}
+
+/// Servers that share the channels; some of them are known from the start.
+#[derive(Clone)]
+pub(super) struct Cluster {
+    pub(super) nodes: Vec<ConnectionInfo>,
+    tls: bool,
+    login: RedisConnectionInfo,
+}
+
+impl Cluster {
+    /// The node that another one has named, if that can be one.
+    pub(super) fn node(&self, name: &str, port: &str) -> Option<ConnectionInfo> {
+        named(name, port, self.tls, &self.login)
+    }
+}
+
+fn named(name: &str, port: &str, tls: bool, login: &RedisConnectionInfo) -> Option<ConnectionInfo> {
+    let text = if name.contains(':') { format!("[{name}]:{port}") } else { format!("{name}:{port}") };
+    host(&text, 0).map(|(host, port)| server(host, port, tls, login))
 }
 
 /// Why a text is no address. It repeats nothing of the text: a password that is not percent-encoded may be anywhere.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Malformed {
-    #[error("must begin with redis://, rediss://, unix://, redis+sentinel:// or rediss+sentinel://")]
+    #[error("must begin with redis://, rediss://, unix://, redis+sentinel://, redis+cluster:// or with rediss+ before the last two")]
     Scheme,
     #[error("{0}")]
     Server(String),
@@ -51,6 +73,8 @@ pub(super) enum Malformed {
     Name,
     #[error("what follows the name of the master is not the number of a database")]
     Database,
+    #[error("a cluster has no databases and no options: redis+cluster://HOST:PORT,HOST:PORT")]
+    Cluster,
     #[error("holds something that is not percent-encoded UTF-8")]
     Encoding,
     #[error("has an option other than sentinel_user and sentinel_password")]
@@ -62,6 +86,7 @@ impl Address {
         let Some((scheme, rest)) = url.split_once("://") else { return Err(Malformed::Scheme) };
         match scheme {
             "redis+sentinel" | "rediss+sentinel" => Ok(Address::Sentinels(sentinels(rest, scheme.starts_with("rediss"))?)),
+            "redis+cluster" | "rediss+cluster" => Ok(Address::Cluster(cluster(rest, scheme.starts_with("rediss"))?)),
             "redis" | "rediss" | "unix" | "redis+unix" => {
                 // What redis-rs says of a text does not repeat it.
                 let info = url.into_connection_info().map_err(|error| Malformed::Server(error.to_string()))?;
@@ -77,6 +102,7 @@ impl fmt::Display for Address {
         match self {
             Address::Server(server) => server.addr().fmt(f),
             Address::Sentinels(Sentinels { name, .. }) => write!(f, "the master of `{name}`"),
+            Address::Cluster(cluster) => write!(f, "the cluster of {}", cluster.nodes[0].addr()),
         }
     }
 }
@@ -103,6 +129,17 @@ fn sentinels(rest: &str, tls: bool) -> Result<Sentinels, Malformed> {
     let own = login(user, password);
     let sentinels = sentinels.into_iter().map(|(host, port)| server(host, port, tls, &own)).collect();
     Ok(Sentinels { sentinels, name, tls, login: user_login(user_info)?.set_db(database.into()) })
+}
+
+fn cluster(rest: &str, tls: bool) -> Result<Cluster, Malformed> {
+    let (user_info, hosts) = rest.rsplit_once('@').unwrap_or(("", rest));
+    let hosts = hosts.strip_suffix("/0").or(hosts.strip_suffix('/')).unwrap_or(hosts);
+    if hosts.contains(['/', '?']) {
+        return Err(Malformed::Cluster);
+    }
+    let login = user_login(user_info)?;
+    let nodes = hosts_of(hosts, NODE_PORT)?.into_iter().map(|(host, port)| server(host, port, tls, &login)).collect();
+    Ok(Cluster { nodes, tls, login })
 }
 
 /// `[USER[:PASSWORD]]`.
@@ -166,7 +203,7 @@ mod tests {
     fn parsed(url: &str) -> Result<Sentinels, Malformed> {
         match Address::parse(url)? {
             Address::Sentinels(sentinels) => Ok(sentinels),
-            Address::Server(_) => panic!("{url} is one server"),
+            _ => panic!("{url} names no sentinels"),
         }
     }
 
@@ -185,6 +222,23 @@ mod tests {
         assert!(matches!(server.addr(), ConnectionAddr::TcpTls { port: 6380, .. }));
         for (host, port) in [("", "6380"), ("a b", "6380"), ("a", "0"), ("a", "65536"), ("a", "x")] {
             assert!(read.server(host, port).is_none(), "{host} {port}");
+        }
+    }
+
+    #[test]
+    fn nodes_of_a_cluster_are_read() {
+        let Ok(Address::Cluster(read)) = Address::parse("rediss+cluster://app:p%40ss@a,[::1]:7/0") else { panic!("a cluster") };
+        let places: Vec<String> = read.nodes.iter().map(|info| info.addr().to_string()).collect();
+        assert_eq!(places, ["a:6379", "::1:7"]);
+        assert_eq!(read.nodes[1].redis_settings().password(), Some("p@ss"));
+        let further = read.node("10.0.0.1", "7001").expect("a node");
+        assert!(matches!(further.addr(), ConnectionAddr::TcpTls { port: 7001, .. }));
+        assert_eq!(further.redis_settings().username(), Some("app"));
+        for url in ["redis+cluster://a/1", "redis+cluster://a?b=c", "redis+cluster://:sec/ret@a/x"] {
+            assert_eq!(Address::parse(url).err(), Some(Malformed::Cluster), "{url}");
+        }
+        for url in ["redis+cluster://", "redis+cluster://a,,b", "redis+cluster://a:0"] {
+            assert!(matches!(Address::parse(url), Err(Malformed::Host(_))), "{url}");
         }
     }
 

@@ -40,6 +40,9 @@ impl Servers {
     /// Of `broker.url` and `broker.ca_file`; the error never repeats the first.
     pub(super) fn parse(url: &Secret, ca_file: &str, resolve: Resolve) -> Result<Self, String> {
         let address = Address::parse(url.expose()).map_err(|error| error.to_string())?;
+        if matches!(address, Address::Cluster(_)) {
+            return Err("a process without a hub reaches one server or asks sentinels; a cluster is for hubs".into());
+        }
         if let Address::Server(server) = &address
             && !matches!(server.addr(), ConnectionAddr::Tcp(..) | ConnectionAddr::TcpTls { insecure: false, .. } | ConnectionAddr::Unix(_))
         {
@@ -63,6 +66,8 @@ impl Servers {
         match self.address.clone() {
             Address::Server(server) => self.introduce(&server, further, connecting, deadline),
             Address::Sentinels(sentinels) => self.master(&sentinels, further, connecting, deadline),
+            // Refused from the start.
+            Address::Cluster(_) => Err(io::ErrorKind::Unsupported.into()),
         }
     }
 

@@ -12,6 +12,7 @@ use redis::{Msg, Pipeline, RedisError, Value};
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::calls::{self, Replicas};
+use super::cluster::{Node, Router};
 use super::envelope;
 use super::scripts::{Script, accepted, server_error};
 use super::servers::Servers;
@@ -66,7 +67,7 @@ impl Link {
         };
         runtime.block_on(async {
             tokio::select! {
-                () = self.serve_commands(commands) => {}
+                () = self.serve(commands) => {}
                 () = self.serve_subscriptions(subscriptions) => {}
             }
         });
@@ -75,23 +76,35 @@ impl Link {
 
     // Commands
 
-    async fn serve_commands(&self, mut queue: UnboundedReceiver<Command>) {
-        let mut pause = Pause::of(&self.shared.connected[0]);
+    async fn serve(&self, queue: UnboundedReceiver<Command>) {
+        match self.servers.cluster() {
+            Some(cluster) => Router::serve(self, cluster, queue).await,
+            None => self.serve_commands(queue, None).await,
+        }
+    }
+
+    /// Carries out what comes, on one server; `node`: which of a cluster.
+    pub(super) async fn serve_commands(&self, mut queue: UnboundedReceiver<Command>, node: Option<&Node>) {
+        let what = node.map_or_else(|| "redis".to_owned(), |node| format!("redis {}", node.server.addr()));
+        let mut pause = Pause::of(node.map_or(&self.shared.connected[0], |node| &node.connected));
         let mut error = BrokerError::Unavailable { reason: "redis: no connection yet".into() };
         loop {
-            let Some(connected) = self.connect_while_waiting(&mut queue, &error).await else { return };
+            let Some(connected) = self.connect_while_waiting(&mut queue, node, &error).await else { return };
             let reason = match connected {
                 Ok((connection, scripts)) => {
-                    pause.succeeded("redis");
-                    match self.carry_out_all(connection, scripts, &mut queue).await {
+                    pause.succeeded(&what);
+                    match self.carry_out_all(connection, scripts, &mut queue, node).await {
                         Some(reason) => reason,
                         None => return,
                     }
                 }
                 Err(reason) => reason,
             };
-            error = BrokerError::Unavailable { reason: format!("redis: {reason}") };
-            let until = tokio::time::Instant::now() + pause.failed("redis", &reason);
+            if let Some(node) = node {
+                node.trouble();
+            }
+            error = BrokerError::Unavailable { reason: format!("{what}: {reason}") };
+            let until = tokio::time::Instant::now() + pause.failed(&what, &reason);
             loop {
                 tokio::select! {
                     () = tokio::time::sleep_until(until) => break,
@@ -108,9 +121,10 @@ impl Link {
     async fn connect_while_waiting(
         &self,
         queue: &mut UnboundedReceiver<Command>,
+        node: Option<&Node>,
         error: &BrokerError,
     ) -> Option<Result<(MultiplexedConnection, Scripts), Lost>> {
-        let mut connecting = std::pin::pin!(self.connect());
+        let mut connecting = std::pin::pin!(self.connect(node));
         if let Some(connected) = Patience::new(self.shared.patient(GRACE)).until(&mut connecting).await {
             return Some(connected);
         }
@@ -122,8 +136,11 @@ impl Link {
         }
     }
 
-    async fn connect(&self) -> Result<(MultiplexedConnection, Scripts), Lost> {
-        let mut connection = self.servers.commands().await?;
+    async fn connect(&self, node: Option<&Node>) -> Result<(MultiplexedConnection, Scripts), Lost> {
+        let mut connection = match node {
+            Some(node) => self.servers.connect(&node.server).await?,
+            None => self.servers.commands().await?,
+        };
         let scripts = self.load_scripts(&mut connection).await?;
         Ok((connection, scripts))
     }
@@ -143,6 +160,7 @@ impl Link {
         mut connection: MultiplexedConnection,
         mut scripts: Scripts,
         queue: &mut UnboundedReceiver<Command>,
+        node: Option<&Node>,
     ) -> Option<Lost> {
         let mut batch = Vec::new();
         loop {
@@ -182,6 +200,11 @@ impl Link {
             }
             let lost = answers.iter().find_map(wrong_server);
             for (command, answer) in batch.drain(..).zip(answers) {
+                let command = match node {
+                    Some(node) => node.keep(command, &answer),
+                    None => Some(command),
+                };
+                let Some(command) = command else { continue };
                 let answer = accepted(answer).and_then(|answer| match command.is_publication() {
                     true => confirmed.clone().map(|()| answer),
                     false => Ok(answer),
@@ -199,12 +222,18 @@ impl Link {
         let mut pipeline = Pipeline::with_capacity(batch.len() + 1);
         for command in batch {
             match command {
-                Command::Run(call, _) => {
+                Command::Run(call, _, way) => {
+                    if way.asking {
+                        pipeline.cmd("ASKING");
+                    }
                     pipeline.cmd("EVALSHA").arg(scripts.digest(call.script)).arg(call.keys.len()).arg(&call.keys);
                     pipeline.arg(&call.arguments);
                 }
                 Command::Tell { topic, payload } => {
                     pipeline.cmd("PUBLISH").arg(topic).arg(payload);
+                }
+                Command::Farewell { topic } => {
+                    pipeline.cmd("PUBLISH").arg(topic).arg("1");
                 }
             }
         }
@@ -216,15 +245,28 @@ impl Link {
         }
         let mut answers = in_time(limit, connection.req_packed_commands(&pipeline, 0, pipeline.len())).await?;
         let confirmed = replicas.map_or(Ok(()), |replicas| replicas.confirmed(answers.pop().unwrap_or_default()));
+        if answers.len() > batch.len() {
+            let mut all = answers.into_iter();
+            // What follows ASKING is the answer.
+            answers = batch.iter().map(|command| all.nth(usize::from(command.is_asking())).unwrap_or_default()).collect();
+        }
         Ok((answers, confirmed))
     }
 
-    fn fail(&self, command: Command, error: &BrokerError) {
+    pub(super) fn note_connected(&self, connected: bool) {
+        self.shared.connected[0].store(connected, Relaxed);
+    }
+
+    pub(super) fn patience(&self) -> u32 {
+        self.shared.patience()
+    }
+
+    pub(super) fn fail(&self, command: Command, error: &BrokerError) {
         self.settle(command, Err(error.clone()));
     }
 
     fn settle(&self, command: Command, answer: Result<Value, BrokerError>) {
-        if let Command::Run(_, done) = command {
+        if let Command::Run(_, done, _) = command {
             self.shared.waiting.fetch_sub(1, Relaxed);
             done(answer);
         }
@@ -238,7 +280,7 @@ impl Link {
             let reason = match self.servers.subscriptions().await {
                 Ok(pubsub) => {
                     let (sink, stream) = pubsub.split();
-                    let mut hearing = Hearing { link: self, sink, topics: HashMap::new(), silent: 0, ticks: 0, stop: None };
+                    let mut hearing = Hearing { link: self, sink, topics: HashMap::new(), silent: 0, ticks: 0, stop: None, farewells: 0 };
                     match hearing.run(stream, &mut queue, &mut pause).await {
                         Some(reason) => reason,
                         None => return,
@@ -325,6 +367,8 @@ struct Hearing<'l> {
     ticks: usize,
     /// Ticks for which a stop still waits for the probe behind what was published.
     stop: Option<u32>,
+    /// Probes behind what was published that have come back.
+    farewells: usize,
 }
 
 /// Who hears a topic.
@@ -359,7 +403,7 @@ impl Hearing<'_> {
             let outcome = tokio::select! {
                 message = stream.next() => match message {
                     Some(message) => {
-                        if self.on_message(&message) && self.stop.is_some() {
+                        if self.on_message(&message) {
                             return None;
                         }
                         Ok(())
@@ -384,7 +428,8 @@ impl Hearing<'_> {
                             Subscription::Checked(name, result) => self.on_checked(&name, result),
                             Subscription::Stop => {
                                 self.stop = Some(STOP_TICKS * self.link.shared.patience());
-                                self.probe();
+                                let topic = self.link.shared.keys.probe(self.link.shared.node);
+                                drop(self.link.senders.commands.send(Command::Farewell { topic }));
                             }
                         }
                     }
@@ -399,6 +444,14 @@ impl Hearing<'_> {
                 return None;
             }
         }
+    }
+
+    /// A farewell says how many there are, one from each server.
+    fn on_probe(&mut self, message: &Msg) -> bool {
+        let count = std::str::from_utf8(message.get_payload_bytes()).ok().and_then(|count| count.parse::<usize>().ok());
+        let (Some(count), Some(_)) = (count, self.stop) else { return false };
+        self.farewells += 1;
+        self.farewells >= count
     }
 
     fn probe(&self) {
@@ -488,11 +541,11 @@ impl Hearing<'_> {
         Ok(())
     }
 
-    /// True: it was the probe.
+    /// True: what was published before the stop has been heard.
     fn on_message(&mut self, message: &Msg) -> bool {
         self.silent = 0;
         let name = match self.topics.get(message.get_channel_name()) {
-            None => return message.get_channel_name() == self.link.shared.keys.probe(self.link.shared.node),
+            None => return self.on_probe(message),
             Some(Topic::Listener(listener)) => {
                 listener.hear(message.get_channel_name(), message.get_payload_bytes());
                 return false;

@@ -9,6 +9,7 @@
 
 mod address;
 pub(crate) mod calls;
+mod cluster;
 mod connection;
 mod envelope;
 pub(crate) mod keys;
@@ -17,6 +18,7 @@ pub mod publisher;
 pub(crate) mod rules;
 pub(crate) mod scripts;
 mod servers;
+mod slots;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -105,17 +107,34 @@ enum State {
 
 /// For the link of commands.
 enum Command {
-    Run(Call, Done),
+    Run(Call, Done, Way),
     /// To whoever hears the topic, without an answer.
     Tell {
         topic: String,
         payload: Vec<u8>,
     },
+    /// Behind everything that was asked before, from every server that was asked: the topic is told how many those are.
+    Farewell {
+        topic: String,
+    },
+}
+
+/// How a command has come to the server of a cluster that is to carry it out.
+#[derive(Debug, Clone, Copy, Default)]
+struct Way {
+    /// The keys are on their way there.
+    asking: bool,
+    /// Servers that have sent it on.
+    hops: u8,
 }
 
 impl Command {
     fn is_publication(&self) -> bool {
-        matches!(self, Command::Run(Call { script: Script::Publish, .. }, _))
+        matches!(self, Command::Run(Call { script: Script::Publish, .. }, ..))
+    }
+
+    fn is_asking(&self) -> bool {
+        matches!(self, Command::Run(_, _, Way { asking: true, .. }))
     }
 }
 
@@ -368,7 +387,7 @@ impl Shared {
 
     fn run(&self, senders: &Senders, call: Call, done: Done) -> Result<(), BrokerError> {
         self.waiting.fetch_add(1, Ordering::Relaxed);
-        senders.commands.send(Command::Run(call, done)).map_err(|_| {
+        senders.commands.send(Command::Run(call, done, Way::default())).map_err(|_| {
             self.waiting.fetch_sub(1, Ordering::Relaxed);
             BrokerError::Stopped
         })

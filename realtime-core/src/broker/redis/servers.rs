@@ -1,13 +1,15 @@
-//! Connections to the server that counts, whichever that is just now.
+//! Connections to the servers that count, whichever those are just now.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use redis::aio::{MultiplexedConnection, PubSub};
-use redis::{AsyncConnectionConfig, Client, ConnectionInfo, TlsCertificates, Value, cmd};
+use redis::{AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, TlsCertificates, Value, cmd};
 
-use super::address::{Address, Sentinels};
+use super::address::{Address, Cluster, Sentinels};
 use super::link::{Lost, in_time};
+use super::slots::Slots;
 
 /// How long to wait for a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
@@ -19,13 +21,57 @@ pub(super) struct Servers {
     trusted: Option<Vec<u8>>,
     /// The sentinel that is asked first: the one that answered last.
     first: AtomicUsize,
+    /// See [`Servers::heard_at`].
+    heard_at: Mutex<Box<str>>,
+    /// Masters of a cluster, as far as they were heard of.
+    known: Mutex<Vec<ConnectionInfo>>,
     /// How many times longer than usual a connection may take.
     patience: u32,
 }
 
 impl Servers {
+    pub(super) fn cluster(&self) -> Option<&Cluster> {
+        if let Address::Cluster(cluster) = &self.address { Some(cluster) } else { None }
+    }
+
+    /// The node of a cluster on which subscriptions are.
+    pub(super) fn heard_at(&self) -> Box<str> {
+        self.heard_at.lock().clone()
+    }
+
+    /// Who has which slots, as one of the nodes knows it.
+    pub(super) async fn slots(&self, cluster: &Cluster) -> Result<Slots, Lost> {
+        let known: Vec<ConnectionInfo> = self.known.lock().clone();
+        let nodes: Vec<&ConnectionInfo> = known.iter().chain(&cluster.nodes).collect();
+        let first = self.first.fetch_add(1, Ordering::Relaxed);
+        let mut reason = Lost::new();
+        // Another one first each time: the one before may be cut off from the others.
+        for at in 0..nodes.len() {
+            let node = nodes[(first + at) % nodes.len()];
+            match self.ask_slots(cluster, node).await {
+                Ok(slots) => {
+                    *self.known.lock() = slots.masters().values().cloned().collect();
+                    return Ok(slots);
+                }
+                Err(why) => reason = format!("{}: {why}", node.addr()),
+            }
+        }
+        Err(reason)
+    }
+
+    async fn ask_slots(&self, cluster: &Cluster, node: &ConnectionInfo) -> Result<Slots, Lost> {
+        let mut connection = self.connect(node).await?;
+        let answer: Value = in_time(self.limit(), cmd("CLUSTER").arg("SLOTS").query_async(&mut connection)).await?;
+        let asked = match node.addr() {
+            ConnectionAddr::Tcp(host, _) | ConnectionAddr::TcpTls { host, .. } => host.as_str(),
+            _ => "",
+        };
+        Slots::parse(cluster, asked, answer).ok_or_else(|| "knows no slots".into())
+    }
+
     pub(super) fn new(address: Address, trusted: Option<Vec<u8>>, patience: u32) -> Self {
-        Servers { address, trusted, first: AtomicUsize::new(0), patience }
+        let (heard_at, known) = (Mutex::default(), Mutex::default());
+        Servers { address, trusted, first: AtomicUsize::new(0), heard_at, known, patience }
     }
 
     /// A connection for commands.
@@ -33,6 +79,7 @@ impl Servers {
         match &self.address {
             Address::Server(server) => self.connect(server).await,
             Address::Sentinels(sentinels) => self.master(sentinels).await.map(|(_, connection)| connection),
+            Address::Cluster(_) => Err("a cluster has no one server".into()),
         }
     }
 
@@ -41,6 +88,14 @@ impl Servers {
         let server = match &self.address {
             Address::Server(server) => ConnectionInfo::clone(server),
             Address::Sentinels(sentinels) => self.master(sentinels).await?.0,
+            // What is published on one node is heard on all.
+            Address::Cluster(cluster) => {
+                let masters = self.slots(cluster).await?;
+                let random = getrandom::u32().unwrap_or_default() as usize;
+                let (name, server) = masters.masters().iter().nth(random % masters.masters().len()).ok_or("no masters")?;
+                *self.heard_at.lock() = name.clone();
+                server.clone()
+            }
         };
         in_time(self.limit(), self.client(&server)?.get_async_pubsub()).await
     }
@@ -57,7 +112,7 @@ impl Servers {
         CONNECT_TIMEOUT * self.patience
     }
 
-    async fn connect(&self, server: &ConnectionInfo) -> Result<MultiplexedConnection, Lost> {
+    pub(super) async fn connect(&self, server: &ConnectionInfo) -> Result<MultiplexedConnection, Lost> {
         // Its own deadlines would count time in which the process stands still.
         let config = AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None);
         in_time(self.limit(), self.client(server)?.get_multiplexed_async_connection_with_config(&config)).await

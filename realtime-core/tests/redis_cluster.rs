@@ -1,0 +1,170 @@
+//! Hubs on a Redis Cluster: each channel is on one of the masters, and what happens to one concerns its channels only.
+
+#![expect(clippy::unwrap_used, reason = "a test's helper fails by panicking")]
+
+use std::collections::BTreeSet;
+
+use realtime_core::config::Secret;
+use realtime_core::history::Query;
+use realtime_core::{Config, Hub, Payload, Position, Publish, PublishError};
+use realtime_testkit::hub::{history, on_broker};
+use realtime_testkit::{Client, RedisCluster, config, eventually};
+use serde_json::json;
+
+/// How long a silent node is believed in, where one is to fail and where none is.
+const TIMEOUT_MS: u64 = 1_500;
+const NEVER_MS: u64 = 30_000;
+
+fn hub(redis: &RedisCluster, change: impl FnOnce(&mut Config)) -> Hub {
+    on_broker(&redis.url(), |config| {
+        config.channels = vec![history("h*", 10_000)];
+        change(config);
+    })
+}
+
+fn try_publish(hub: &Hub, channel: &str, text: &str) -> Result<Position, PublishError> {
+    let mut message = Publish::new(channel, "e", Payload::Text(text));
+    message.id = Some(text);
+    hub.publish(&message).map(|receipt| receipt.position)
+}
+
+/// What fails at first is the same publication when it is sent again.
+fn publish(hub: &Hub, channel: &str, text: &str) -> Position {
+    let mut position = None;
+    eventually("it is published", || {
+        position = try_publish(hub, channel, text).ok();
+        position.is_some()
+    });
+    position.unwrap()
+}
+
+/// A channel of each master.
+fn channels(redis: &RedisCluster, masters: usize) -> Vec<String> {
+    let on = |master| (0..).map(|number| format!("h{number}")).find(|channel| redis.owner(&key(channel)) == master).unwrap();
+    (0..masters).map(on).collect()
+}
+
+fn key(channel: &str) -> String {
+    format!("realtime:{{{channel}}}:meta")
+}
+
+async fn texts(client: &mut Client, count: usize) -> Vec<String> {
+    let mut texts = Vec::new();
+    for _ in 0..count {
+        texts.push(client.expect("message").await["data"].as_str().unwrap().to_owned());
+    }
+    texts
+}
+
+#[tokio::test]
+async fn hubs_have_one_order_on_every_master() {
+    // Case R07 on a cluster: all get the same, and who comes back gets what it has missed.
+    let redis = RedisCluster::start(3, false, NEVER_MS);
+    let hubs = [hub(&redis, |_| {}), hub(&redis, |_| {})];
+    for channel in channels(&redis, 3) {
+        let mut clients = [Client::subscribed(&hubs[0], &channel).await, Client::subscribed(&hubs[1], &channel).await];
+        std::thread::scope(|scope| {
+            for hub in &hubs {
+                let channel = &channel;
+                scope.spawn(move || (0..50).for_each(|number| drop(try_publish(hub, channel, &format!("{} {number}", hub.local_addr())))));
+            }
+        });
+        let first = texts(&mut clients[0], 100).await;
+        assert_eq!(first.iter().collect::<BTreeSet<_>>().len(), 100);
+        assert_eq!(texts(&mut clients[1], 100).await, first);
+        let page = hubs[0].history(&channel, &Query { limit: 1_000, ..Query::default() }).unwrap();
+        assert_eq!(page.publications.len(), 100);
+        let mut back = Client::connect(&hubs[1]).await;
+        let recover = json!({"epoch": page.position.epoch.to_string(), "offset": 40});
+        let answer = back.ask(json!({"action": "subscribe", "channel": channel, "recover": recover})).await;
+        assert_eq!(answer["recovered"], true);
+        assert_eq!(texts(&mut back, 60).await, first[40..]);
+    }
+    let keys: Vec<String> = redis.nodes.iter().map(|node| node.command(&["DBSIZE"])).collect();
+    assert!(keys.iter().all(|count| count != ":0"), "each master has some: {keys:?}");
+}
+
+#[tokio::test]
+async fn a_slot_that_moves_to_another_master_takes_its_channels_along() {
+    // I1, I2: without a fence nothing is missed and nobody has to begin anew; with it there is a new epoch.
+    let redis = RedisCluster::start(3, false, NEVER_MS);
+    let (open, fenced) = (hub(&redis, |config| config.broker.fence = false), hub(&redis, |config| config.broker.prefix = "fenced".into()));
+    let channel = channels(&redis, 3).swap_remove(0);
+    let mut clients = [Client::subscribed(&open, &channel).await, Client::subscribed(&fenced, &channel).await];
+    let before = publish(&fenced, &channel, "before");
+    assert_eq!(texts(&mut clients[1], 1).await, ["before"]);
+    let slot = redis.slot(&key(&channel));
+    let mut expected = Vec::new();
+    std::thread::scope(|scope| {
+        let moving = scope.spawn(|| redis.migrate(slot, 0, 1));
+        while !moving.is_finished() || expected.len() < 50 {
+            let text = format!("open {}", expected.len());
+            publish(&open, &channel, &text);
+            expected.push(text);
+        }
+        moving.join().unwrap();
+    });
+    for _ in 0..20 {
+        let text = format!("open {}", expected.len());
+        publish(&open, &channel, &text);
+        expected.push(text);
+    }
+    assert_eq!(texts(&mut clients[0], expected.len()).await, expected);
+    assert_eq!(open.stats().interrupted, 0);
+    let page = open.history(&channel, &Query { limit: 1_000, ..Query::default() }).unwrap();
+    assert_eq!(page.publications.len(), expected.len());
+
+    let after = publish(&fenced, &channel, "after");
+    assert_eq!((after.offset, after.epoch == before.epoch), (2, false));
+    assert_eq!(clients[1].expect("unsubscribed").await["code"], "interrupted");
+    assert_eq!(fenced.history(&channel, &Query::default()).unwrap().publications.len(), 2);
+}
+
+#[tokio::test]
+async fn a_master_that_fails_concerns_its_own_channels_only() {
+    // I2, I5: the other channels go on without an error; those of the failed master are back with its replica.
+    let mut redis = RedisCluster::start(3, true, TIMEOUT_MS);
+    let hub = hub(&redis, |config| config.broker.patience = 4);
+    let names = channels(&redis, 3);
+    let mut clients = Vec::new();
+    for name in &names {
+        clients.push(Client::subscribed(&hub, name).await);
+    }
+    let before: Vec<Position> = names.iter().map(|name| publish(&hub, name, "before")).collect();
+    redis.nodes[0].kill();
+    let mut others = 0;
+    eventually("the replica takes over", || {
+        for name in &names[1..] {
+            try_publish(&hub, name, &format!("meanwhile {others}")).unwrap();
+        }
+        others += 1;
+        try_publish(&hub, &names[0], "after").is_ok()
+    });
+    for client in &mut clients[1..] {
+        let mut expected = vec!["before".to_owned()];
+        expected.extend((0..others).map(|number| format!("meanwhile {number}")));
+        assert_eq!(texts(client, others + 1).await, expected);
+        client.expect_nothing().await;
+    }
+    let after = publish(&hub, &names[0], "after");
+    assert_ne!(after.epoch, before[0].epoch);
+    assert_eq!(texts(&mut clients[0], 1).await, ["before"]);
+    assert_eq!(clients[0].expect("unsubscribed").await["code"], "interrupted");
+    let recover = json!({"epoch": before[0].epoch.to_string(), "offset": before[0].offset});
+    let answer = clients[0].ask(json!({"action": "subscribe", "channel": names[0], "recover": recover})).await;
+    assert_eq!(answer["recovered"], false);
+}
+
+#[test]
+fn a_cluster_that_nobody_answers_for_is_an_error_of_the_call() {
+    let hub = Hub::start(config(|config| {
+        config.broker.url = Secret::from("redis+cluster://127.0.0.1:1,127.0.0.1:2");
+        config.broker.patience = 1;
+    }))
+    .unwrap();
+    eventually("publishing fails", || try_publish(&hub, "c", "x").is_err_and(|error| error.to_string().contains("127.0.0.1:")));
+    for nonsense in ["redis+cluster://secret,,b", "redis+cluster://:secret@a/1", "redis+cluster://"] {
+        let error = Hub::start(config(|config| config.broker.url = Secret::from(nonsense))).err().unwrap().to_string();
+        assert!(error.contains("broker.url") && !error.contains("secret"), "{error}");
+    }
+}
