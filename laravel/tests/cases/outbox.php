@@ -274,6 +274,25 @@ test('toOthers() and ShouldBroadcastNow keep their meaning', function () {
     });
 });
 
+test('a process that answers many requests carries nothing from one to the next', function () {
+    [$app, $sent] = application();
+    $excepted = fn () => array_column($app->make(Realtime\Laravel\Testing\RealtimeFake::class)->recorded(), 'except');
+    // Whom toOthers() spares is said by each request for itself.
+    foreach (['1.2', null, '3.4', null] as $socket) {
+        same(200, request($app, 'GET', '/helper', [], $socket === null ? [] : ['X-Socket-ID' => $socket])->getStatusCode());
+    }
+    same(['1.2', null, '3.4', null], $excepted());
+    // What a request did not get to say the next one does not say for it, and an exception leaves no batch open.
+    foreach (['/fail' => 500, '/gone' => 404, '/unavailable' => 503, '/batch' => 500] as $path => $status) {
+        $before = count($sent());
+        same($status, request($app, 'GET', $path)->getStatusCode(), $path);
+        same($before, count($sent()), $path);
+        check(Realtime\publish('after', ['order' => $path])->accepted, 'no batch is open');
+        same(200, request($app, 'GET', '/fire')->getStatusCode());
+        same([$path, 1], array_slice($sent(), $before));
+    }
+});
+
 test('an outage is reported, and the request succeeds all the same', function () {
     [$app] = application(['realtime.fake' => false]);
     Realtime\Testing\fake()->restore();

@@ -23,9 +23,9 @@ function thrown(string $call): string
 }
 
 /** Connections to the Redis, this one left out. */
-function connections(RedisProcess $redis): int
+function connections(string $url): int
 {
-    return substr_count($redis->command('CLIENT', 'LIST', 'TYPE', 'NORMAL'), 'id=') - 1;
+    return substr_count(RedisProcess::ask($url, 'CLIENT', 'LIST', 'TYPE', 'NORMAL'), ' addr=') - 1;
 }
 
 /** Waits for a child; its exit status, or 128 + signal. */
@@ -90,9 +90,11 @@ with_hub(function (HubProcess $hub) {
     test('a forked child makes a connection of its own, and neither hears what is the other\'s', function () use ($hub) {
         $client = Client::subscribed($hub->url, 'forked');
         Realtime\publish('forked', 'before');
+        $connections = connections(getenv('REALTIME_BROKER__URL'));
         $child = pcntl_fork();
         if ($child === 0) {
-            $last = 0;
+            $last = Realtime\publish('forked', 'child of its own')->offset;
+            connections(getenv('REALTIME_BROKER__URL')) === $connections + 1 || exit(2);
             for ($i = 0; $i < 300; $i++) {
                 $offset = Realtime\publish('forked', "child $i")->offset;
                 $offset > $last || exit(1);
@@ -107,13 +109,14 @@ with_hub(function (HubProcess $hub) {
             $last = $offset;
         }
         same(128 + SIGKILL, reap($child));
-        same(602, Realtime\publish('forked', 'end')->offset);
+        same(603, Realtime\publish('forked', 'end')->offset);
         $got = [];
-        for ($i = 0; $i < 602; $i++) {
+        for ($i = 0; $i < 603; $i++) {
             $data = $client->next()['data'];
             $got[strtok($data, ' ')][] = $data;
         }
         same(['before', 'child', 'parent', 'end'], array_values(array_intersect(['before', 'child', 'parent', 'end'], array_keys($got))));
+        same('child of its own', array_shift($got['child']));
         foreach (['child', 'parent'] as $who) {
             same(array_map(fn ($i) => "$who $i", range(0, 299)), $got[$who]);
         }
@@ -171,12 +174,12 @@ function world(): array
 test('a Redis that was started anew is reached within the next call; without one calls fail at once and say where they looked', function () {
     ini_set('error_log', $log = getenv('TEST_DIRECTORY') . '/php.log');
     [$redis, $hub] = world();
-    $connections = connections($redis);
+    $connections = connections($redis->url);
     for ($i = 0; $i < 100; $i++) {
         Realtime\publish('a', $i);
         broadcast('a', $i);
     }
-    same($connections, connections($redis), 'one connection is kept:');
+    same($connections, connections($redis->url), 'one connection is kept:');
     $client = Client::subscribed($hub->url, 'kept');
     $redis->kill();
     @unlink($log);

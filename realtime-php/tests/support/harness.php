@@ -263,7 +263,13 @@ final class RedisProcess
     /** The first bytes of the answer to a command, as the wire has them. */
     public function command(string ...$words): string
     {
-        $stream = @stream_socket_client("unix://$this->socket", timeout: DEADLINE_S);
+        return self::ask($this->url, ...$words);
+    }
+
+    /** The same of the server at an address. */
+    public static function ask(string $url, string ...$words): string
+    {
+        $stream = @stream_socket_client($url, timeout: DEADLINE_S);
         if (!$stream) {
             return '';
         }

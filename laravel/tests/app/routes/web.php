@@ -37,6 +37,12 @@ Route::get('/commit', function () {
 
     return 'ok';
 });
+Route::get('/batch', function () {
+    Realtime\batch(function () {
+        broadcastToUser(7, ['order' => 'lost']);
+        throw new RuntimeException('inside the batch');
+    });
+});
 Route::get('/rollback', function () {
     try {
         DB::transaction(function () {
