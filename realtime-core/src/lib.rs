@@ -48,6 +48,8 @@ pub mod auth;
 pub mod broker;
 pub mod bus;
 pub mod close;
+#[cfg(feature = "redis")]
+mod cluster;
 pub mod config;
 mod deadline;
 pub mod descriptors;

@@ -2,11 +2,14 @@
 
 #![expect(clippy::unwrap_used, reason = "a test's helper fails by panicking")]
 
+mod application;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use realtime_core::config::{ChannelPolicy, Secret};
-use realtime_core::{Config, Hub, User};
+use realtime_core::config::{AuthMode, AuthModes, ChannelPolicy, Secret};
+use realtime_core::{Config, Hub, Payload, QueryError, User};
+use realtime_testkit::pusher::{ApiRequest, PusherClient, app};
 use realtime_testkit::{Client, RedisServer, config, eventually, on_time, sized};
 use serde_json::{Value, json};
 
@@ -375,6 +378,132 @@ async fn under_churn_on_two_hubs_every_view_follows_the_truth() {
     for hub in &hubs {
         eventually("everybody has gone", || hub.count_users("room").unwrap() == 0);
     }
+}
+
+/// Two hubs that know of each other.
+fn two(server: &RedisServer, change: impl Fn(&mut Config)) -> [Hub; 2] {
+    let hubs = [hub(server, &change), hub(server, &change)];
+    for hub in &hubs {
+        eventually("the hubs know of each other", || hub.cluster().is_ok_and(|cluster| cluster["hubs"].as_array().unwrap().len() == 2));
+    }
+    hubs
+}
+
+#[tokio::test]
+async fn what_is_asked_of_one_hub_is_answered_for_all() {
+    let server = RedisServer::start();
+    let hubs = two(&server, |_| {});
+    let mut clients = Vec::new();
+    for (at, id) in [(0, "ada"), (1, "ada"), (1, "bob")] {
+        let mut client = somebody(&hubs[at], id).await;
+        client.subscribe("news").await;
+        clients.push(client);
+    }
+    for hub in &hubs {
+        assert_eq!(present(hub, "news"), counts(&[("ada", 2), ("bob", 1)]));
+        assert_eq!(hub.count_users("news").unwrap(), 2);
+        assert_eq!(hub.channel_user("news", "bob").unwrap().unwrap().user.info(), Some("{\"name\":\"bob\"}"));
+    }
+    // What is sent to a user reaches all of the user's connections, and can except one of them.
+    hubs[0].publish_to_user("ada", "e", Payload::Text("to both"), &[]).unwrap();
+    hubs[0].publish_to_user("ada", "e", Payload::Text("to one"), &[clients[1].socket_id()]).unwrap();
+    assert_eq!(clients[0].expect("message").await["data"], "to both");
+    assert_eq!(clients[1].expect("message").await["data"], "to both");
+    assert_eq!(clients[0].expect("message").await["data"], "to one");
+    clients[1].expect_nothing().await;
+
+    assert_eq!(hubs[0].disconnect_user("ada", 4009, "away").unwrap(), 2);
+    for client in &mut clients[..2] {
+        assert_eq!(client.closed().await, (4009, "away".to_owned()));
+    }
+    clients[2].expect_nothing().await;
+    assert_eq!(hubs[0].disconnect_user("nobody", 4009, "").unwrap(), 0);
+    assert!(matches!(hubs[0].disconnect_user("bob", 1001, ""), Err(QueryError::InvalidCloseCode { code: 1001 })));
+}
+
+#[tokio::test]
+async fn who_is_banned_is_kept_out_of_every_hub() {
+    let server = RedisServer::start();
+    let hubs = two(&server, |config| {
+        config.auth.mode = Some(AuthModes::One(AuthMode::Jwt));
+        config.auth.jwt.secret = application::SECRET.into();
+    });
+    let path = format!("/ws?token={}", application::token("ada"));
+    let mut ada = Client::connect_to(&hubs[1], &path).await;
+    assert_eq!(hubs[0].ban_user("ada", Duration::from_secs(3_600), 4009, "signed out").unwrap(), 1);
+    assert_eq!(ada.closed().await, (4009, "signed out".to_owned()));
+    for hub in &hubs {
+        let mut back = Client::open(hub, &path).await;
+        assert_eq!(back.closed().await, (4009, "the user is banned".to_owned()));
+    }
+}
+
+#[tokio::test]
+async fn the_http_api_of_any_hub_speaks_for_all() {
+    // Case R09 for clients of the Pusher protocol: the sender is excepted, whichever hub it and the request are on.
+    let server = RedisServer::start();
+    let hubs = two(&server, |config| config.apps = vec![app()]);
+    let mut sender = PusherClient::subscribed(&hubs[0], "news").await;
+    let mut other = PusherClient::subscribed(&hubs[1], "news").await;
+    for hub in &hubs {
+        let body = json!({"name": "e", "channel": "news", "data": "1", "socket_id": sender.socket_id.to_string()});
+        ApiRequest::post("events", &body).ask(hub);
+        ApiRequest::post("events", &json!({"name": "all", "channel": "news", "data": "2"})).ask(hub);
+        assert_eq!(other.expect("e").await["data"], 1);
+        assert_eq!((other.expect("all").await["data"].clone(), sender.expect("all").await["data"].clone()), (json!(2), json!(2)));
+    }
+    let mut members = Vec::new();
+    for (at, user) in [(0, "u1"), (1, "u1"), (1, "u2")] {
+        let mut client = PusherClient::connect(&hubs[at]).await;
+        let data = json!({"user_id": user}).to_string();
+        let auth = client.auth("presence-a", Some(&data));
+        client.send("pusher:subscribe", json!({"auth": auth, "channel_data": data, "channel": "presence-a"})).await;
+        client.expect("pusher_internal:subscription_succeeded").await;
+        members.push(client);
+    }
+    for hub in &hubs {
+        let get = |path: &str, params: &[(&str, &str)]| ApiRequest::get(path, params).ask(hub);
+        assert_eq!(get("channels", &[]), json!({"channels": {"presence-a": {}, "news": {}}}));
+        assert_eq!(get("channels", &[("info", "subscription_count")])["channels"]["news"]["subscription_count"], 2);
+        assert_eq!(
+            get("channels/presence-a", &[("info", "user_count,subscription_count")]),
+            json!({"occupied": true, "user_count": 2, "subscription_count": 3})
+        );
+        assert_eq!(get("channels/presence-a/users", &[]), json!({"users": [{"id": "u1"}, {"id": "u2"}]}));
+    }
+    let user = json!({"id": "u1"}).to_string();
+    let mut signed_in = PusherClient::connect(&hubs[1]).await;
+    signed_in.sign_in(&user).await;
+    ApiRequest::new("POST", "users/u1/terminate_connections", &[], "{}").ask(&hubs[0]);
+    assert_eq!(signed_in.client.closed().await.0, 4009);
+}
+
+#[tokio::test]
+async fn a_hub_that_does_not_answer_is_named_and_letters_that_are_none_are_dropped() {
+    let server = RedisServer::start();
+    let hubs = two(&server, |config| config.broker.patience = 4);
+    let _ada = {
+        let mut client = somebody(&hubs[1], "ada").await;
+        client.subscribe("news").await;
+        client
+    };
+    for hostile in ["", "x", "{}", "{\"from\":1,\"number\":1,\"ask\":{\"op\":\"format\"}}", &"[".repeat(100_000)] {
+        server.command(&["PUBLISH", "realtime:control", hostile]);
+    }
+    // An answer that nobody asked for, and a question whose asker is not there.
+    server.command(&["PUBLISH", "realtime:control", "{\"from\":1,\"number\":1,\"answer\":[]}"]);
+    server.command(&["PUBLISH", "realtime:control", "{\"from\":1,\"number\":1,\"ask\":{\"op\":\"status\"}}"]);
+    assert_eq!(present(&hubs[0], "news"), counts(&[("ada", 1)]));
+    // One that says that it is there, and is not; and something that is no hub.
+    server.command(&["ZADD", "realtime:hubs", "99999999999999", "00000000000000aa", "99999999999999", "nobody"]);
+    assert_eq!(present(&hubs[0], "news"), counts(&[("ada", 1)]), "those who answer are heard");
+    let cluster = hubs[0].cluster().unwrap();
+    assert_eq!((cluster["missing"].clone(), cluster["hubs"].as_array().unwrap().len()), (json!(["00000000000000aa"]), 2));
+    // Who stops is not waited for.
+    server.command(&["ZREM", "realtime:hubs", "00000000000000aa"]);
+    hubs[1].stop(Duration::from_secs(30));
+    let cluster = hubs[0].cluster().unwrap();
+    assert_eq!((cluster["missing"].clone(), cluster["hubs"].as_array().unwrap().len()), (json!([]), 1));
 }
 
 #[test]

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use crate::cli::{DisconnectArgs, HubArgs, PublishArgs, ReportArgs, SettingsArgs, UsersArgs};
+use crate::cli::{DisconnectArgs, HubArgs, PublishArgs, ReportArgs, SettingsArgs, StatusArgs, UsersArgs};
 use crate::failure::Failure;
 use crate::{output, settings};
 
@@ -52,7 +52,40 @@ fn named(args: &HubArgs) -> Result<(Vec<BusAddress>, Config), Failure> {
     Ok((addresses, settings.effective.config))
 }
 
-pub(crate) fn status(args: &ReportArgs) -> Result<(), Failure> {
+pub(crate) fn status(args: &StatusArgs) -> Result<(), Failure> {
+    if args.cluster { cluster_status(&args.report) } else { hub_status(&args.report) }
+}
+
+fn cluster_status(args: &ReportArgs) -> Result<(), Failure> {
+    let (mut client, _) = connect(&args.hub)?;
+    let cluster: Value = client.query(&BusQuery::Cluster)?;
+    if args.json {
+        return output::line(&cluster.to_string());
+    }
+    let items = |key: &str| cluster[key].as_array().cloned().unwrap_or_default();
+    let text = |value: &Value| output::printable(value.as_str().unwrap_or("unknown"));
+    let mut rows = vec![["HUB", "HOST", "ADDRESS", "PROCESS", "VERSION", "UP", "CONNECTIONS", "CHANNELS"].map(str::to_owned).to_vec()];
+    for hub in items("hubs") {
+        let number = |key: &str| hub[key].as_u64().unwrap_or_default();
+        rows.push(vec![
+            Some(text(&hub["id"])).filter(|id| !id.is_empty()).unwrap_or_else(|| "-".into()),
+            text(&hub["host"]),
+            text(&hub["listen"]),
+            number("pid").to_string(),
+            text(&hub["version"]),
+            output::duration(number("uptime_ms")),
+            number("connections").to_string(),
+            number("channels").to_string(),
+        ]);
+    }
+    output::write(output::table(&rows).as_bytes())?;
+    for missing in items("missing") {
+        output::line(&format!("{} did not answer in time", text(&missing)))?;
+    }
+    Ok(())
+}
+
+fn hub_status(args: &ReportArgs) -> Result<(), Failure> {
     let (mut client, socket) = connect(&args.hub)?;
     let mut status: Value = client.query(&BusQuery::Status)?;
     status["socket"] = socket.to_string().into();

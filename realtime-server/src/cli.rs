@@ -27,8 +27,8 @@ pub(crate) enum Command {
     #[command(after_help = SERVE_HELP)]
     Serve(ServeArgs),
     /// Show a running hub's connections, channels, memory, version and uptime
-    #[command(after_help = "Examples:\n  realtime status\n  realtime status --json | jq .connections")]
-    Status(ReportArgs),
+    #[command(after_help = "Examples:\n  realtime status\n  realtime status --json | jq .connections\n  realtime status --cluster")]
+    Status(StatusArgs),
     /// Publish a message and print its receipt
     #[command(after_help = PUBLISH_HELP)]
     Publish(PublishArgs),
@@ -182,6 +182,15 @@ pub(crate) struct ReportArgs {
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct StatusArgs {
+    #[command(flatten)]
+    pub(crate) report: ReportArgs,
+    /// Show all hubs that share a broker, and which of them did not answer
+    #[arg(long)]
+    pub(crate) cluster: bool,
 }
 
 #[derive(Args)]

@@ -45,12 +45,20 @@ impl Info {
 
 /// The attributes that a channel has, of those that are wanted.
 pub(super) async fn info_of(node: &Arc<Node>, app: AppId, channel: &str, wanted: Info) -> Result<Value, Fault> {
+    let count = if wanted.subscription_count { subscribers(node, app, channel).await? } else { 0 };
+    info_with(node, app, channel, wanted, count).await
+}
+
+/// The same where the number of subscriptions is known.
+async fn info_with(node: &Arc<Node>, app: AppId, channel: &str, wanted: Info, subscribers: usize) -> Result<Value, Fault> {
     let mut info = Map::new();
     if wanted.user_count && names::is_presence(channel) {
-        info.insert("user_count".into(), users(node, app, channel).await?.len().into());
+        let name = channel.to_owned();
+        let count = blocking(node, move |node| node.count_users(app, &name)).await?;
+        info.insert("user_count".into(), count.into());
     }
     if wanted.subscription_count {
-        info.insert("subscription_count".into(), node.subscribers(app, channel).into());
+        info.insert("subscription_count".into(), subscribers.into());
     }
     if wanted.cache && names::is_cache(channel) {
         info.insert("cache".into(), cached(node, app, channel).await?);
@@ -66,9 +74,9 @@ pub(super) async fn channels(node: &Arc<Node>, app: AppId, query: &Query) -> Res
         return Err(Fault::bad("`user_count` needs a `filter_by_prefix` that begins with `presence-`"));
     }
     let mut channels = Map::new();
-    for channel in node.channels(app) {
+    for channel in blocking(node, move |node| node.channels(app)).await? {
         if channel.name.starts_with(prefix) {
-            let info = info_of(node, app, &channel.name, wanted).await?;
+            let info = info_with(node, app, &channel.name, wanted, channel.subscribers).await?;
             channels.insert(channel.name, info);
         }
     }
@@ -85,10 +93,11 @@ pub(super) async fn channel(node: &Arc<Node>, app: AppId, channel: &str, query: 
     if wanted.cache && !names::is_cache(channel) {
         return Err(Fault::bad("only cache channels have a `cache`"));
     }
-    let occupied = node.subscribers(app, channel) > 0;
+    let subscribers = subscribers(node, app, channel).await?;
+    let occupied = subscribers > 0;
     // What is cached outlives the subscribers.
     let wanted = if occupied { wanted } else { Info { cache: wanted.cache, ..Info::default() } };
-    let mut answer = info_of(node, app, channel, wanted).await?;
+    let mut answer = info_with(node, app, channel, wanted, subscribers).await?;
     answer["occupied"] = occupied.into();
     Ok(answer)
 }
@@ -119,6 +128,11 @@ pub(super) async fn terminate_connections(node: &Arc<Node>, app: AppId, user: &s
     Ok(json!({}))
 }
 
+async fn subscribers(node: &Arc<Node>, app: AppId, channel: &str) -> Result<usize, Fault> {
+    let channel = channel.to_owned();
+    blocking(node, move |node| node.subscribers(app, &channel)).await
+}
+
 async fn users(node: &Arc<Node>, app: AppId, channel: &str) -> Result<Vec<String>, Fault> {
     let channel = channel.to_owned();
     let users = blocking(node, move |node| node.channel_users(app, &channel)).await?;
@@ -135,7 +149,9 @@ async fn blocking<T: Send + 'static>(
     let answer = answered.map_err(|error| Fault::new(StatusCode::INTERNAL_SERVER_ERROR, format!("the question failed: {error}")))?;
     answer.map_err(|error| {
         let status = match error {
-            QueryError::Timeout { .. } | QueryError::Stopped => StatusCode::SERVICE_UNAVAILABLE,
+            QueryError::Timeout { .. } | QueryError::Stopped | QueryError::Broker(_) | QueryError::Presence(_) => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             _ => StatusCode::BAD_REQUEST,
         };
         Fault::new(status, error.to_string())

@@ -162,6 +162,8 @@ pub enum BusQuery {
     Stats,
     /// Counters, and which hub it is.
     Status,
+    /// All hubs that share a broker: which they are, what they have, and which did not answer.
+    Cluster,
     /// Users on a channel by number, and whether one of them is there.
     Presence {
         /// Which.

@@ -786,7 +786,7 @@ impl Node {
                 }
             }
             BusQuery::Channels => self
-                .channels(app)
+                .channels_here(app)
                 .iter()
                 .map(|ChannelInfo { name, subscribers }| serde_json::json!({"name": name, "subscribers": subscribers}))
                 .collect(),
@@ -800,6 +800,7 @@ impl Node {
                 status["open_files"] = open_files();
                 status
             }
+            BusQuery::Cluster => self.cluster_status()?,
             BusQuery::Follow { pid } => self.follow.as_ref().is_some_and(|follow| follow(pid)).into(),
             BusQuery::Presence { channel, user } => {
                 let is_there = match user {

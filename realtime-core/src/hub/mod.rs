@@ -18,6 +18,7 @@ mod interest;
 pub mod interleavings;
 mod lost_time;
 mod manners;
+pub(crate) mod others;
 pub(crate) mod query;
 mod recovery;
 mod roster;
@@ -115,6 +116,9 @@ pub(crate) struct Node {
     pub(crate) formats: Vec<Format>,
     pub(crate) shards: Vec<ShardHandle>,
     broker: Arc<dyn Broker>,
+    /// The hubs that share the broker.
+    #[cfg(feature = "redis")]
+    cluster: Option<Arc<crate::cluster::Cluster>>,
     pub(crate) attendance: Arc<Attendance>,
     /// Which channels' subscribers are to be told how many they are.
     counts: counts::Counts,
@@ -400,15 +404,15 @@ impl HubBuilder {
         let bus_tcp = tcp.map(|address| bus::bind(&address)).transpose()?;
         let bus_addr = bus_tcp.as_ref().map(std::net::TcpListener::local_addr).transpose()?;
         let bus_listeners = Listeners { socket: bus_socket, tcp: bus_tcp, tls: bus_tls };
-        let (broker, shared_presence): Shared = match broker {
-            Some(broker) => (broker, None),
+        let shared = match broker {
+            Some(broker) => Shared::alone(broker),
             None if !config.broker.url.is_empty() => remote(&config)?,
             None => {
                 let limits = &config.limits;
-                (Arc::new(Memory::new(limits.idle_channels, limits.idempotency_keys, limits.history_bytes)?), None)
+                Shared::alone(Arc::new(Memory::new(limits.idle_channels, limits.idempotency_keys, limits.history_bytes)?))
             }
         };
-        let presence = presence.or(shared_presence).unwrap_or_else(|| Arc::new(presence::memory::Memory::default()));
+        let presence = presence.or(shared.presence).unwrap_or_else(|| Arc::new(presence::memory::Memory::default()));
         let count = match config.shards {
             0 => thread::available_parallelism().map_or(1, |cores| cores.get().min(64)),
             count => count,
@@ -434,7 +438,9 @@ impl HubBuilder {
             inner_bus_stop: watch::channel(false).0,
             formats,
             shards,
-            broker,
+            broker: shared.broker,
+            #[cfg(feature = "redis")]
+            cluster: shared.cluster,
             windows: config.channels.iter().any(|policy| policy.conflate_ms > 0).then(|| Windows::new(config.limits.ingress_bytes)),
             keeps_history: config.speaks_pusher() || config.channels.iter().any(|policy| policy.retention().is_some()),
             attendance: Arc::new(Attendance { presence, alarm: Notify::new() }),
@@ -463,13 +469,33 @@ impl HubBuilder {
         });
         node.broker.start(node.routes.clone())?;
         node.attendance.presence.start(node.routes.clone())?;
+        #[cfg(feature = "redis")]
+        if let Some(cluster) = &node.cluster {
+            cluster.start(&node);
+        }
         let listeners = http::Listeners { clients: listener, monitoring };
         Ok(Assembled { node, pollers, listeners, arriving, bus_listeners })
     }
 }
 
-/// What a hub shares with others.
-type Shared = (Arc<dyn Broker>, Option<Arc<dyn Presence>>);
+/// What a hub shares with others, or could.
+struct Shared {
+    broker: Arc<dyn Broker>,
+    presence: Option<Arc<dyn Presence>>,
+    #[cfg(feature = "redis")]
+    cluster: Option<Arc<crate::cluster::Cluster>>,
+}
+
+impl Shared {
+    fn alone(broker: Arc<dyn Broker>) -> Self {
+        Shared {
+            broker,
+            presence: None,
+            #[cfg(feature = "redis")]
+            cluster: None,
+        }
+    }
+}
 
 /// A hub whose threads have yet to be started.
 struct Assembled {
@@ -483,7 +509,11 @@ struct Assembled {
 #[cfg(feature = "redis")]
 fn remote(config: &Config) -> Result<Shared, StartError> {
     let broker = Arc::new(crate::broker::redis::Redis::of_hub(config)?);
-    Ok((broker.clone(), Some(Arc::new(presence::redis::Redis::new(broker)))))
+    Ok(Shared {
+        presence: Some(Arc::new(presence::redis::Redis::new(broker.clone()))),
+        cluster: Some(crate::cluster::Cluster::new(broker.clone())),
+        broker,
+    })
 }
 
 #[cfg(not(feature = "redis"))]
@@ -658,7 +688,7 @@ impl Hub {
     }
 
     /// Closes all connections of a user, and keeps the user out for so long whatever credential
-    /// comes; says how many were closed. The bans of one hub: others do not know of them.
+    /// comes; says how many were closed. A hub that starts later, or did not hear it, knows nothing of the ban.
     pub fn ban_user(&self, user_id: &str, duration: Duration, code: u16, reason: &str) -> Result<usize, QueryError> {
         self.default_app().ban_user(user_id, duration, code, reason)
     }
@@ -670,9 +700,15 @@ impl Hub {
         self.default_app().set_user(socket, user)
     }
 
-    /// The channels with subscribers, ordered by name.
+    /// The channels with subscribers on this hub, ordered by name.
     pub fn channels(&self) -> Vec<ChannelInfo> {
         self.default_app().channels()
+    }
+
+    /// The hubs that share a broker, this one first (`hubs`: `id`, `host`, `pid`, `listen`, `version`, `uptime_ms`,
+    /// `connections`, `channels`), and the ids of those that did not answer in time (`missing`). Waits at most a second.
+    pub fn cluster(&self) -> Result<serde_json::Value, QueryError> {
+        self.0.node.cluster_status()
     }
 
     /// What has been counted since the start.
@@ -899,7 +935,7 @@ impl App<'_> {
 
     /// See [`Hub::channels`].
     pub fn channels(&self) -> Vec<ChannelInfo> {
-        self.hub.0.node.channels(self.id)
+        self.hub.0.node.channels_here(self.id)
     }
 }
 
@@ -912,6 +948,18 @@ fn check_disconnect(user_id: &str, code: u16, reason: &str) -> Result<(), QueryE
         return Err(QueryError::ReasonTooLong { bytes: reason.len(), limit: MAX_REASON_BYTES });
     }
     Ok(())
+}
+
+/// A user who is found in several places has the connections of all, and the info of the first. Ordered by id.
+fn merged(found: impl Iterator<Item = ChannelUser>) -> Vec<ChannelUser> {
+    let mut users: HashMap<String, ChannelUser> = HashMap::new();
+    for found in found {
+        let known = users.entry(found.user.id().to_owned());
+        known.and_modify(|known| known.connections = known.connections.saturating_add(found.connections)).or_insert(found);
+    }
+    let mut users: Vec<_> = users.into_values().collect();
+    users.sort_by(|a, b| a.user.id().cmp(b.user.id()));
+    users
 }
 
 fn receive<T>(receiver: &Receiver<T>, patience: &mut Patience) -> Result<T, QueryError> {
@@ -930,16 +978,20 @@ impl Node {
         if self.shows(channel) {
             return self.presence_answer(self.attendance.presence.users(&self.apps.scope(app, channel)));
         }
-        let channel = self.apps.scope(app, channel);
-        let mut users: HashMap<String, ChannelUser> = HashMap::new();
-        for part in self.ask(|answer| Query::ChannelUsers { channel: channel.clone().into_owned(), answer })? {
-            for found in part {
-                users.entry(found.user.id().to_owned()).and_modify(|known| known.connections += found.connections).or_insert(found);
-            }
+        let asking = self.ask_others(|| others::Question::ChannelUsers { app: self.app_name(app), channel: channel.to_owned() })?;
+        let mut users = self.channel_users_here(app, channel)?;
+        let elsewhere = others::users_of(others::wait(asking));
+        if !elsewhere.is_empty() {
+            users = merged(users.into_iter().chain(elsewhere));
         }
-        let mut users: Vec<_> = users.into_values().collect();
-        users.sort_by(|a, b| a.user.id().cmp(b.user.id()));
         Ok(users)
+    }
+
+    /// Those who are on this hub, whatever the channel shows.
+    fn channel_users_here(&self, app: AppId, channel: &str) -> Result<Vec<ChannelUser>, QueryError> {
+        let channel = self.apps.scope(app, channel);
+        let parts = self.ask(|answer| Query::ChannelUsers { channel: channel.clone().into_owned(), answer })?;
+        Ok(merged(parts.into_iter().flatten()))
     }
 
     fn shows(&self, channel: &str) -> bool {
@@ -975,6 +1027,16 @@ impl Node {
     /// Closes all connections of a user with a code of the application's choice; says how many.
     pub(crate) fn disconnect_user(&self, app: AppId, user_id: &str, code: u16, reason: &str) -> Result<usize, QueryError> {
         check_disconnect(user_id, code, reason)?;
+        let question =
+            || others::Question::DisconnectUser { app: self.app_name(app), user: user_id.to_owned(), code, reason: reason.to_owned() };
+        let asking = self.ask_others(question);
+        // Also where the others cannot be asked.
+        let here = self.disconnect_here(app, user_id, code, reason)?;
+        Ok(here.saturating_add(others::sum_of(&others::wait(asking?))))
+    }
+
+    fn disconnect_here(&self, app: AppId, user_id: &str, code: u16, reason: &str) -> Result<usize, QueryError> {
+        check_disconnect(user_id, code, reason)?;
         if let Some(callback) = &self.auth.callback {
             callback.forget(self.apps.of(app).name(), user_id);
         }
@@ -985,9 +1047,23 @@ impl Node {
     /// See [`Hub::ban_user`].
     pub(crate) fn ban_user(&self, app: AppId, user_id: &str, duration: Duration, code: u16, reason: &str) -> Result<usize, QueryError> {
         check_disconnect(user_id, code, reason)?;
+        let question = || others::Question::BanUser {
+            app: self.app_name(app),
+            user: user_id.to_owned(),
+            ban_ms: u64::try_from(duration.as_millis()).unwrap_or(u64::MAX),
+            code,
+            reason: reason.to_owned(),
+        };
+        let asking = self.ask_others(question);
+        let here = self.ban_here(app, user_id, duration, code, reason)?;
+        Ok(here.saturating_add(others::sum_of(&others::wait(asking?))))
+    }
+
+    fn ban_here(&self, app: AppId, user_id: &str, duration: Duration, code: u16, reason: &str) -> Result<usize, QueryError> {
+        check_disconnect(user_id, code, reason)?;
         // First, so that whoever comes now is either banned or found.
         self.auth.bans.add(app, user_id, duration)?;
-        self.disconnect_user(app, user_id, code, reason)
+        self.disconnect_here(app, user_id, code, reason)
     }
 
     /// See [`Hub::set_user`].
@@ -997,13 +1073,13 @@ impl Node {
     }
 
     /// Subscriptions to a channel on this node.
-    pub(crate) fn subscribers(&self, app: AppId, channel: &str) -> usize {
+    fn subscribers_here(&self, app: AppId, channel: &str) -> usize {
         let channel = self.apps.scope(app, channel);
         self.routes.interest.with(self.channel_ref(&channel), |heard| heard.load.subscribers.load(Ordering::Relaxed)).unwrap_or(0)
     }
 
-    /// The channels with subscribers, ordered by name.
-    pub(crate) fn channels(&self, app: AppId) -> Vec<ChannelInfo> {
+    /// The channels with subscribers on this node, ordered by name.
+    pub(crate) fn channels_here(&self, app: AppId) -> Vec<ChannelInfo> {
         let mut channels = Vec::new();
         let app = if app == AppId::DEFAULT { "" } else { self.apps.of(app).name() };
         self.routes.interest.for_each(|channel, subscribers| {
@@ -1094,6 +1170,10 @@ impl Node {
 
     pub(crate) fn tick(&self) {
         self.broker.tick();
+        #[cfg(feature = "redis")]
+        if let Some(cluster) = &self.cluster {
+            cluster.tick();
+        }
         if let Some(windows) = &self.windows {
             windows.tick(Instant::now());
         }
@@ -1130,7 +1210,11 @@ impl Node {
         if let Some(windows) = &self.windows {
             self.flush_windows(windows, true);
         }
-        // It may go through the broker.
+        // They go through the broker.
+        #[cfg(feature = "redis")]
+        if let Some(cluster) = &self.cluster {
+            cluster.stop();
+        }
         self.attendance.presence.stop();
         self.broker.stop();
         if let Some(queue) = &self.hooks.queue {

@@ -57,6 +57,21 @@ impl Keys {
         self.of(channel, "who")
     }
 
+    /// Which hubs there are.
+    pub(crate) fn hubs(&self) -> String {
+        format!("{}:hubs", self.prefix)
+    }
+
+    /// Where all hubs are asked.
+    pub(crate) fn control(&self) -> String {
+        format!("{}:control", self.prefix)
+    }
+
+    /// Where one hub is answered.
+    pub(crate) fn control_of(&self, node: u64) -> String {
+        format!("{}:control:{node:016x}", self.prefix)
+    }
+
     /// Where a node speaks to itself.
     pub(crate) fn probe(&self, node: u64) -> String {
         format!("{}:probe:{node:016x}", self.prefix)

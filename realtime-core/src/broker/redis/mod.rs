@@ -266,6 +266,13 @@ impl Redis {
         self.shared.count_malformed(channel, &what);
     }
 
+    /// Says something to whoever hears a topic; lost where the server cannot be reached.
+    pub(crate) fn tell(&self, topic: String, payload: Vec<u8>) {
+        if let Some(senders) = &*self.requests.lock() {
+            drop(senders.commands.send(Command::Tell { topic, payload }));
+        }
+    }
+
     /// Hears a topic until [`Redis::unlisten`].
     pub(crate) fn listen(&self, topic: String, listener: Arc<dyn Listener>) {
         let senders = self.requests.lock();

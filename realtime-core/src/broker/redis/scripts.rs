@@ -10,6 +10,8 @@ pub(crate) enum Script {
     Publish,
     Read,
     Rules,
+    /// Which hubs there are.
+    Hubs,
     /// Connections of a user come and go.
     Seat,
     /// All that a node has on a channel.
@@ -31,14 +33,15 @@ macro_rules! presence {
 
 impl Script {
     /// All of them, each at the place of its number.
-    pub(super) const ALL: [Script; 7] =
-        [Script::Publish, Script::Read, Script::Rules, Script::Seat, Script::Replace, Script::Renew, Script::Look];
+    pub(super) const ALL: [Script; 8] =
+        [Script::Publish, Script::Read, Script::Rules, Script::Hubs, Script::Seat, Script::Replace, Script::Renew, Script::Look];
 
     pub(super) fn source(self) -> &'static str {
         match self {
             Script::Publish => concat!(include_str!("scripts/common.lua"), include_str!("scripts/publish.lua")),
             Script::Read => concat!(include_str!("scripts/common.lua"), include_str!("scripts/read.lua")),
             Script::Rules => include_str!("scripts/rules.lua"),
+            Script::Hubs => include_str!("scripts/hubs.lua"),
             Script::Seat => presence!("seat"),
             Script::Replace => presence!("replace"),
             Script::Renew => presence!("renew"),
