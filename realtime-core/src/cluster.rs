@@ -50,11 +50,14 @@ enum Content {
     Answer(Option<Value>),
 }
 
+/// Which hub has answered, and what; `None`: it could not.
+type Told = (u64, Option<Value>);
+
 /// See the module's documentation.
 pub(crate) struct Cluster {
     broker: Arc<Redis>,
     hub: OnceLock<Weak<Node>>,
-    asked: Mutex<HashMap<u64, Sender<(u64, Option<Value>)>>>,
+    asked: Mutex<HashMap<u64, Sender<Told>>>,
     number: AtomicU64,
     busy: AtomicUsize,
     stopped: AtomicBool,
@@ -65,7 +68,7 @@ pub(crate) struct Asking<'a> {
     cluster: &'a Cluster,
     number: u64,
     waits_for: HashSet<u64>,
-    answers: mpsc::Receiver<(u64, Option<Value>)>,
+    answers: mpsc::Receiver<Told>,
     until: Duration,
 }
 
