@@ -10,7 +10,7 @@ use std::time::Duration;
 use realtime_core::config::{AuthMode, AuthModes, ChannelPolicy, Secret};
 use realtime_core::{Config, Hub, Payload, QueryError, User};
 use realtime_testkit::pusher::{ApiRequest, PusherClient, app};
-use realtime_testkit::{Client, RedisServer, config, eventually, on_time, sized};
+use realtime_testkit::{Client, RawClient, RedisServer, config, eventually, on_time, sized};
 use serde_json::{Value, json};
 
 fn shown(pattern: &str) -> ChannelPolicy {
@@ -378,6 +378,58 @@ async fn under_churn_on_two_hubs_every_view_follows_the_truth() {
     for hub in &hubs {
         eventually("everybody has gone", || hub.count_users("room").unwrap() == 0);
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_that_have_vanished_without_a_word_leave_once_on_every_hub() {
+    // Case R33, invariants I8 and I9: they are read no more, and answer no ping.
+    let server = RedisServer::start();
+    let watched = hub(&server, |_| {});
+    let haunted = hub(&server, |config| {
+        config.heartbeat.ping_interval_ms = 200;
+        config.heartbeat.pong_timeout_ms = 2_000;
+    });
+    let mut watcher = View::new(&watched, "watcher", "room").await;
+    let ghosts: Vec<RawClient> = (0..sized(20, 100))
+        .map(|number| {
+            let (mut ghost, greeting) = RawClient::connect(&haunted, "/ws");
+            let socket = greeting["socket_id"].as_str().unwrap().parse().unwrap();
+            // Where the machine is slow it has been taken for gone already.
+            haunted.set_user(socket, Some(User::new(&format!("ghost{number}"), None).unwrap())).unwrap();
+            ghost.send_text(&json!({"action": "subscribe", "channel": "room"}).to_string());
+            ghost
+        })
+        .collect();
+    eventually("all have gone", || haunted.stats().connections == 0 && present(&watched, "room") == counts(&[("watcher", 1)]));
+    let last = View::new(&haunted, "last", "room").await;
+    watcher.until(&["watcher", "last"]).await;
+    last.leave().await;
+    watcher.until(&["watcher"]).await;
+    let mut told: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for change in &watcher.told {
+        told.entry(&change[1..]).or_default().push(&change[..1]);
+    }
+    assert!(told.len() > ghosts.len() / 2 && told.values().all(|changes| changes == &["+", "-"]), "{told:?}");
+    drop(ghosts);
+}
+
+#[tokio::test]
+async fn the_documented_rights_are_enough_for_all_that_hubs_share() {
+    let server = RedisServer::start();
+    let documentation = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/redis.md")).unwrap();
+    let rules = documentation.lines().find(|line| line.starts_with("`~realtime:*")).unwrap().split('`').nth(1).unwrap();
+    let user: Vec<&str> = ["ACL", "SETUSER", "app", "on", ">geheim"].into_iter().chain(rules.split(' ')).collect();
+    assert_eq!(server.command(&user), "+OK");
+    server.command(&["CONFIG", "SET", "requirepass", "nobody knows"]);
+    let url = format!("redis://app:geheim@127.0.0.1:{}/0", server.port());
+    let hubs = two(&server, |config| config.broker.url = Secret::from(url.as_str()));
+    let mut ada = View::new(&hubs[0], "ada", "room").await;
+    let bob = View::new(&hubs[1], "bob", "room").await;
+    ada.until(&["ada", "bob"]).await;
+    assert_eq!(present(&hubs[0], "room"), counts(&[("ada", 1), ("bob", 1)]));
+    assert_eq!(hubs[0].disconnect_user("bob", 4009, "").unwrap(), 1);
+    ada.until(&["ada"]).await;
+    drop(bob);
 }
 
 /// Two hubs that know of each other.
