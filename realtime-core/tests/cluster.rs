@@ -414,6 +414,22 @@ async fn connections_that_have_vanished_without_a_word_leave_once_on_every_hub()
 }
 
 #[tokio::test]
+async fn who_is_named_while_the_place_is_asked_for_is_shown() {
+    let server = RedisServer::start();
+    let hub = hub(&server, |_| {});
+    let mut clients = Vec::new();
+    for number in 0..20 {
+        // The subscription is on its way when the connection gets its user.
+        let (client, greeting) = RawClient::connect(&hub, "/ws/room");
+        let socket = greeting["socket_id"].as_str().unwrap().parse().unwrap();
+        assert!(hub.set_user(socket, Some(User::new(&format!("u{number}"), None).unwrap())).unwrap());
+        clients.push(client);
+    }
+    eventually("all are shown", || present(&hub, "room").len() == 20);
+    assert!(present(&hub, "room").values().all(|connections| *connections == 1));
+}
+
+#[tokio::test]
 async fn the_documented_rights_are_enough_for_all_that_hubs_share() {
     let server = RedisServer::start();
     let documentation = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/redis.md")).unwrap();

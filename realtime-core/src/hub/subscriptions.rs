@@ -94,6 +94,14 @@ impl Shard {
         let Some(&index) = self.by_channel.get(channel) else { return };
         let waits = |joining: &Joining| joining.connection == key && matches!(joining.place, Place::Awaited);
         match (self.channels[index].joining.iter().position(waits), seat) {
+            (Some(_), Ok(seat)) if self.was_given_away(key, &seat) => {
+                // To another user, while the answer was on its way: that one needs a place, on the same terms.
+                let user = self.connection(key).and_then(|connection| connection.session.user.as_deref().cloned());
+                if let Some(rules) = self.channels[index].roster.as_ref().map(|roster| RoomRules { max_members: 0, ..roster.rules }) {
+                    self.request_seat(key, SeatRequest { channel: channel.clone(), user, rules, follows: true });
+                }
+                seat.give_up();
+            }
             (Some(at), Ok(seat)) => {
                 self.channels[index].joining[at].place = Place::Taken(seat);
                 if self.channels[index].position.is_some() {
@@ -118,6 +126,11 @@ impl Shard {
             (None, Err(_)) => {}
         }
         self.close_channel_if_unused(index);
+    }
+
+    /// Whether the connection is another user's by now than the one for whom it has the place.
+    fn was_given_away(&mut self, key: ConnectionKey, seat: &Seat) -> bool {
+        seat.follows() && self.connection(key).is_some_and(|connection| connection.session.user.as_deref() != seat.user())
     }
 
     pub(crate) fn find_channel(&self, name: ChannelRef<'_>) -> Option<usize> {
