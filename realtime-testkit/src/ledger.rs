@@ -386,7 +386,7 @@ impl From<SocketAddr> for Entrance {
 
 /// Between two attempts to connect, at most: doubled with every one that failed.
 const PAUSE: Duration = Duration::from_millis(20);
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(4);
 
 /// A client that follows a channel through any number of connections, each time from where it left off, until it has got
 /// the publication with the id `end`. Between two connections it waits a random time, as clients do.
