@@ -222,8 +222,9 @@ async fn while_redis_stands_still_the_hub_does_not_and_nothing_is_published_twic
     // clients are answered meanwhile.
     let server = RedisServer::start();
     let hub = on(&server, |config| config.broker.patience = 1);
-    let entrance = Entrance { patience: DEADLINE, ..hub.local_addr().into() };
-    let follower = tokio::spawn(async move { follow(entrance, "h", "client".into(), "end").await });
+    // It comes again when nothing has come for a while: as long as Redis stands still nobody is let onto a channel.
+    let address = hub.local_addr();
+    let follower = tokio::spawn(async move { follow(address, "h", "client".into(), "end").await });
     let mut present = Client::connect(&hub).await;
     let (stop, failed) = (AtomicBool::new(false), AtomicUsize::new(0));
     let without_key = |name: usize| {
