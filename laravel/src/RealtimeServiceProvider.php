@@ -5,6 +5,7 @@ declare(strict_types=1);
 namespace Realtime\Laravel;
 
 use Illuminate\Broadcasting\BroadcastManager;
+use Illuminate\Container\Container as CurrentContainer;
 use Illuminate\Contracts\Container\Container;
 use Illuminate\Contracts\Events\Dispatcher;
 use Illuminate\Contracts\Http\Kernel;
@@ -156,18 +157,19 @@ class RealtimeServiceProvider extends ServiceProvider
 
     private function followWork(): void
     {
-        $app = $this->app;
-        $this->callAfterResolving('events', static function (Dispatcher $events) use ($app): void {
-            $events->listen(JobProcessing::class, static function ($event) use ($app): void {
-                $app->make(IdempotencyKeys::class)->begin($event->job->uuid());
-                $app->make(Outbox::class)->begin();
+        $this->callAfterResolving('events', static function (Dispatcher $events): void {
+            // In a worker that answers many requests each has an application of its own.
+            $make = static fn (string $class) => CurrentContainer::getInstance()->make($class);
+            $events->listen(JobProcessing::class, static function ($event) use ($make): void {
+                $make(IdempotencyKeys::class)->begin($event->job->uuid());
+                $make(Outbox::class)->begin();
             });
-            $end = static function ($event) use ($app): void {
+            $end = static function ($event) use ($make): void {
                 $failed = $event instanceof JobExceptionOccurred || $event->job->hasFailed();
-                $failed ? $app->make(Outbox::class)->rollBack() : $app->make(Outbox::class)->commit();
-                $app->make(IdempotencyKeys::class)->end();
+                $failed ? $make(Outbox::class)->rollBack() : $make(Outbox::class)->commit();
+                $make(IdempotencyKeys::class)->end();
             };
-            $events->listen(TransactionCommitted::class, static fn () => $app->make(Outbox::class)->committed());
+            $events->listen(TransactionCommitted::class, static fn () => $make(Outbox::class)->committed());
             $events->listen(JobProcessed::class, $end);
             $events->listen(JobExceptionOccurred::class, $end);
         });

@@ -127,7 +127,8 @@ impl Cluster {
     /// Asks all others; what they say comes with [`Asking::wait`]. Blocks for one round trip to Redis.
     pub(crate) fn ask(&self, question: Question) -> Result<Asking<'_>, QueryError> {
         let until = ANSWER_TIMEOUT * self.broker.config().patience.max(1);
-        let hubs = match self.beat(LEASE_MS) {
+        // One that stops is not to be waited for by others.
+        let hubs = match self.beat(if self.stopped.load(Relaxed) { 0 } else { LEASE_MS }) {
             Reply::Now(hubs) => hubs,
             Reply::Later(promise) => Promise::wait(promise, until).ok_or(QueryError::Timeout { waited: until })?,
         };
@@ -155,10 +156,8 @@ impl Cluster {
     }
 
     fn hear(self: &Arc<Self>, said: &[u8]) {
-        let letter = match serde_json::from_slice::<Letter>(said) {
-            Ok(letter) if said.len() <= MAX_BYTES => letter,
-            _ => return self.broker.count_malformed("control", "letter"),
-        };
+        let letter = if said.len() <= MAX_BYTES { serde_json::from_slice::<Letter>(said).ok() } else { None };
+        let Some(letter) = letter else { return self.broker.count_malformed("control", "letter") };
         let Letter { from: Epoch(from), number, content } = letter;
         match content {
             Content::Ask(_) if from == self.id() || self.stopped.load(Relaxed) => {}
@@ -174,18 +173,29 @@ impl Cluster {
     /// Answers on a thread that may wait for shards.
     fn answer(self: &Arc<Self>, from: u64, number: u64, question: Question) {
         let Some(hub) = self.hub.get().and_then(Weak::upgrade) else { return };
-        let Some(runtime) = hub.runtime.get().cloned() else { return };
+        let busy = Busy(self.clone());
         if self.busy.fetch_add(1, Relaxed) >= MAX_BUSY {
-            self.busy.fetch_sub(1, Relaxed);
             tracing::warn!(limit = MAX_BUSY, "another hub asks more than this one can answer");
             return;
         }
-        let cluster = self.clone();
-        runtime.spawn_blocking(move || {
+        // Not one of the threads on which this hub's own questions wait for others: two hubs would wait for each other.
+        let spawned = std::thread::Builder::new().name("rt-answer".into()).spawn(move || {
             let answer = hub.answer_hub(question);
+            let Busy(cluster) = &busy;
             cluster.say(cluster.broker.keys().control_of(from), number, Content::Answer(answer));
-            cluster.busy.fetch_sub(1, Relaxed);
         });
+        if let Err(error) = spawned {
+            tracing::warn!(%error, "another hub's question cannot be answered");
+        }
+    }
+}
+
+/// One of the answers that are being given.
+struct Busy(Arc<Cluster>);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.busy.fetch_sub(1, Relaxed);
     }
 }
 

@@ -77,7 +77,12 @@ pub(crate) fn is_away() -> Result<bool, Failure> {
 
 /// What calls of this web request have waited for the hub.
 pub(crate) fn waited() -> Duration {
-    GLOBALS.get().link.borrow().as_ref().map_or(Duration::ZERO, |link| link.client.waited())
+    let globals = GLOBALS.get();
+    // Otherwise it is what another request has waited.
+    if !globals.link_checked.get() {
+        return Duration::ZERO;
+    }
+    globals.link.borrow().as_ref().map_or(Duration::ZERO, |link| link.client.waited())
 }
 
 /// The largest body that the hub takes, as far as this process' settings tell.

@@ -204,7 +204,7 @@ impl From<PublisherError> for Failure {
         let kind = match error {
             PublisherError::Publish(error) => return error.into(),
             PublisherError::Query(error) => return error.into(),
-            PublisherError::Url { .. } | PublisherError::Rules { .. } => Kind::Config,
+            PublisherError::Url { .. } => Kind::Config,
             PublisherError::Conflated { .. } => Kind::InvalidChannel,
             PublisherError::Timeout { .. } => Kind::Timeout,
             _ => Kind::Unavailable,

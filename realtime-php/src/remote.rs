@@ -6,6 +6,7 @@
 use realtime_core::broker::redis::publisher::{Publisher, PublisherError, PublisherOptions};
 use realtime_core::bus::address::resolve;
 
+use crate::bus::Role;
 use crate::failure::Failure;
 use crate::globals::GLOBALS;
 use crate::settings::{self, Origin};
@@ -34,7 +35,13 @@ pub(crate) fn with_publisher<R>(run: impl FnOnce(&mut Publisher) -> Result<R, Pu
         let allowance = host::shares_requests_among_processes().then(|| bus::WAIT_OF_A_REQUEST.saturating_sub(bus::waited()));
         remote.publisher.allow_waiting(allowance);
     }
-    run(&mut remote.publisher).map_err(Failure::from)
+    run(&mut remote.publisher).map_err(|error| match error {
+        // In `auto` the call is right, and the hub is away.
+        PublisherError::Conflated { .. } if bus::role().is_ok_and(|role| role == Role::Client) => {
+            Failure::unavailable(format!("no hub answers on this host, and {error}"))
+        }
+        error => error.into(),
+    })
 }
 
 fn make() -> Result<Remote, Failure> {

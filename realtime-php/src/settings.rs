@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use ext_php_rs::flags::IniEntryPermission;
 use ext_php_rs::zend::{IniEntryDef, IniEntryDefs};
 use realtime_core::apps::DEFAULT_APP;
+use realtime_core::broker::redis::publisher::{Publisher, PublisherOptions};
 use realtime_core::bus::address::BusAddress;
 use realtime_core::bus::socket::default_addresses;
 use realtime_core::config::{BrokerConfig, Limits, Secret, check_secret};
@@ -252,7 +253,9 @@ pub(crate) fn bus() -> Result<BusSettings, Failure> {
     let ca_file = layers.value("socket_ca").and_then(Value::as_str).unwrap_or_default().to_owned();
     let limit = layers.value("limits.publication_bytes").and_then(Value::as_u64).and_then(|bytes| usize::try_from(bytes).ok());
     let publication_bytes = limit.unwrap_or(Limits::default().publication_bytes);
-    let or_broker = mode()? == Mode::Auto && !broker_of(&layers).url.is_empty();
+    // What only hubs can speak to, a cluster for instance, is no other way.
+    let url = broker_of(&layers).url;
+    let or_broker = mode()? == Mode::Auto && !url.is_empty() && Publisher::new(PublisherOptions::new(url)).is_ok();
     Ok(BusSettings { sockets, secret, ca_file, app: own(&APP), publication_bytes, or_broker })
 }
 

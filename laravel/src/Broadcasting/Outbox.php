@@ -50,7 +50,8 @@ class Outbox
     /** A request or a job begins. */
     public function begin(): void
     {
-        $this->responded();
+        // Of a request that was not terminated; a worker has emptied its application by now.
+        self::$unsent?->flush($this->app);
         $this->committed();
         $this->scopes[] = $this->next;
     }
@@ -78,7 +79,7 @@ class Outbox
         if ($this->scopes !== [] || $this->held === []) {
             return;
         }
-        self::$unsent?->responded();
+        self::$unsent?->flush($this->app);
         $this->due = true;
         self::$unsent = $this;
         // Not everybody's index.php terminates its kernel.
@@ -141,8 +142,9 @@ class Outbox
         }
     }
 
-    private function flush(): void
+    private function flush(?Application $app = null): void
     {
+        $app ??= $this->app;
         [$events, $this->held, $this->due] = [$this->held, [], false];
         if (self::$unsent === $this) {
             self::$unsent = null;
@@ -150,9 +152,9 @@ class Outbox
         ksort($events);
         foreach ($events as $event) {
             try {
-                $event->handle($this->app->make(Factory::class));
+                $event->handle($app->make(Factory::class));
             } catch (Throwable $e) {
-                $this->app->make(ExceptionHandler::class)->report($e);
+                $app->make(ExceptionHandler::class)->report($e);
             }
         }
     }

@@ -6,6 +6,7 @@ namespace Realtime\Laravel\Console;
 
 use Illuminate\Broadcasting\BroadcastManager;
 use Illuminate\Console\Command;
+use Realtime\Exception\ConfigError;
 use Realtime\Exception\InvalidChannel;
 use Realtime\Exception\RealtimeException;
 use Realtime\Laravel\Broadcasting\Manager;
@@ -51,23 +52,19 @@ class DoctorCommand extends Command
             : $this->bad('there is no route broadcasting/auth: private channels cannot be joined', 'call Broadcast::routes() in a service provider, or withBroadcasting() in bootstrap/app.php');
 
         try {
-            if (self::isRemote()) {
-                $this->checkBroker();
-            } else {
+            // Only the extension knows what its mode is: it does not read .env.
+            try {
                 \Realtime\stats();
                 $this->fine('the hub answers');
+            } catch (ConfigError $e) {
+                str_contains($e->getMessage(), 'realtime.mode is remote') || throw $e;
+                $this->checkBroker();
             }
         } catch (RealtimeException $e) {
             $this->bad($e->getMessage(), 'start a hub with php artisan realtime:serve, or set where it is');
         }
 
         return $this->broken === 0 ? 0 : 1;
-    }
-
-    /** Whether the extension publishes straight to the Redis that hubs on other hosts share. */
-    private static function isRemote(): bool
-    {
-        return extension_loaded('realtime') && (getenv('REALTIME_MODE') ?: ini_get('realtime.mode')) === 'remote';
     }
 
     private function checkBroker(): void

@@ -95,6 +95,20 @@ test('without a kernel that terminates, the next request or the process\' end se
     same(SIGUSR1, pcntl_wtermsig($status));
 });
 
+test('a worker\'s request that is never terminated costs the next one nothing, and is not forgotten', function () {
+    [$first] = application();
+    [$second, $sent] = application();
+    Illuminate\Container\Container::setInstance($first);
+    Illuminate\Support\Facades\Facade::clearResolvedInstances();
+    Illuminate\Support\Facades\Facade::setFacadeApplication($first);
+    same(200, $first->make(Illuminate\Contracts\Http\Kernel::class)->handle(Illuminate\Http\Request::create('/fire'))->getStatusCode());
+    same([], $sent());
+    // As Octane does behind each request.
+    $first->flush();
+    same(200, request($second, 'GET', '/fire')->getStatusCode());
+    same([1, 1], $sent());
+});
+
 test('while unit tests run it goes out with the response, so that they can look', function () {
     [$app, $sent] = application();
     $app['env'] = 'testing';

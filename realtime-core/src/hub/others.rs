@@ -135,9 +135,9 @@ impl Node {
         let answered = wait(asking);
         let mut others = answered.answers;
         others.sort_by_key(|(id, _)| *id);
-        hubs.extend(others.into_iter().map(|(id, mut status)| {
-            status["id"] = format!("{id:016x}").into();
-            status
+        hubs.extend(others.into_iter().filter_map(|(id, mut status)| {
+            status.as_object_mut()?.insert("id".into(), format!("{id:016x}").into());
+            Some(status)
         }));
         let missing: Vec<String> = answered.missing.iter().map(|id| format!("{id:016x}")).collect();
         Ok(serde_json::json!({"hubs": hubs, "missing": missing}))

@@ -115,6 +115,8 @@ impl Shard {
                 }
                 self.refuse(key, channel, joining.request, error);
             }
+            // And once more: the place of the newest user is asked for, or given already.
+            (None, Ok(seat)) if self.was_given_away(key, &seat) => seat.give_up(),
             // Of a subscriber whose user has changed. Who is refused keeps the seat of before.
             (None, Ok(seat)) => {
                 let subscribed = self.has_cursor(key, index)
@@ -320,6 +322,10 @@ impl Shard {
                         }
                     }
                 }
+            }
+            // It may have become another user's while it had its place and the channel no position yet.
+            if self.channels[index].roster.is_some() {
+                self.show_user(key);
             }
         }
         self.channels[index].pins -= 1;

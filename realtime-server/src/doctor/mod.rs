@@ -191,7 +191,10 @@ fn broker(config: &Config) -> Option<Finding> {
     let options = PublisherOptions { prefix: prefix.clone(), ca_file: ca_file.clone(), ..PublisherOptions::new(url.clone()) };
     let reached = Publisher::new(options).and_then(|mut publisher| publisher.reach().map(|()| publisher.address()));
     Some(match reached {
-        Ok(address) => Finding::fine("broker", format!("redis at {address} answers, and hubs use it with the prefix {prefix}")),
+        Ok(address) => Finding::fine("broker", format!("redis at {address} answers, and hubs have used it with the prefix {prefix}")),
+        Err(PublisherError::Url { .. }) if config.validate().is_ok() => {
+            Finding::fine("broker", "what `broker.url` names is for hubs; processes without a hub do not publish to it")
+        }
         Err(error @ PublisherError::NoHub { .. }) => Finding::broken("broker", error.to_string(), "the `broker` of the hubs, here too"),
         Err(error) => {
             let fix = "check `broker.url`, the server and what filters between; docs/redis.md lists the rights that a user needs";

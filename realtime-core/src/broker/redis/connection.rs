@@ -124,6 +124,7 @@ impl Servers {
         connecting: Duration,
         deadline: &mut Deadline,
     ) -> io::Result<(Connection, Vec<Value>)> {
+        let connecting = connecting.min(deadline.left());
         let wire = self.connect(server.addr(), &mut Deadline::new(connecting), deadline)?;
         let mut connection = Connection { wire, parser: Parser::new(), received: Vec::new() };
         let mut pipeline = Pipeline::new();
@@ -146,7 +147,9 @@ impl Servers {
         let further = answers.split_off(own);
         match answers.iter().find_map(super::scripts::server_error) {
             Some(error) => {
-                let text = format!("{} {}", error.code(), error.details().unwrap_or_default());
+                // A server that does not know AUTH repeats what it was told.
+                let details = error.details().filter(|text| settings.password().is_none_or(|password| !text.contains(password)));
+                let text = format!("{} {}", error.code(), details.unwrap_or("does not take the password"));
                 Err(io::Error::new(io::ErrorKind::PermissionDenied, text))
             }
             None => Ok((connection, further)),

@@ -24,6 +24,8 @@ use crate::patience::Patience;
 
 /// Commands in one round trip.
 const BATCH: usize = 256;
+/// Commands that wait, from which on one that is added takes its time.
+const LONG_QUEUE: usize = 8 * BATCH;
 /// Channels in one subscription.
 const SUBSCRIBE_BATCH: usize = 512;
 /// While a connection is being made requests wait for so long; later ones fail at once.
@@ -176,6 +178,7 @@ impl Link {
                     return Some(reason);
                 }
             };
+            let mut broken: Option<Lost> = None;
             // A server that was started anew, or told to forget scripts, has done nothing of those.
             if answers.iter().any(is_unknown_script) {
                 scripts = match self.load_scripts(&mut connection).await {
@@ -187,18 +190,22 @@ impl Link {
                     }
                 };
                 for (command, answer) in batch.iter().zip(&mut answers) {
-                    if is_unknown_script(answer) {
+                    // What a connection that is lost did not carry out stays refused.
+                    if is_unknown_script(answer) && broken.is_none() {
                         match self.send(&mut connection, &scripts, std::slice::from_ref(command)).await {
                             Ok((mut again, with)) => {
                                 *answer = again.pop().unwrap_or_default();
                                 confirmed = confirmed.and(with);
                             }
-                            Err(reason) => *answer = Value::SimpleString(reason),
+                            Err(reason) => {
+                                *answer = Value::SimpleString(reason.clone());
+                                broken = Some(reason);
+                            }
                         }
                     }
                 }
             }
-            let lost = answers.iter().find_map(wrong_server);
+            let lost = broken.or_else(|| answers.iter().find_map(wrong_server));
             for (command, answer) in batch.drain(..).zip(answers) {
                 let command = match node {
                     Some(node) => node.keep(command, &answer),
@@ -280,7 +287,16 @@ impl Link {
             let reason = match self.servers.subscriptions().await {
                 Ok(pubsub) => {
                     let (sink, stream) = pubsub.split();
-                    let mut hearing = Hearing { link: self, sink, topics: HashMap::new(), silent: 0, ticks: 0, stop: None, farewells: 0 };
+                    let mut hearing = Hearing {
+                        link: self,
+                        sink,
+                        topics: HashMap::new(),
+                        silent: 0,
+                        ticks: 0,
+                        stop: None,
+                        farewells: 0,
+                        refused: Vec::new(),
+                    };
                     match hearing.run(stream, &mut queue, &mut pause).await {
                         Some(reason) => reason,
                         None => return,
@@ -369,6 +385,8 @@ struct Hearing<'l> {
     stop: Option<u32>,
     /// Probes behind what was published that have come back.
     farewells: usize,
+    /// Channels whose subscription came to nothing; their topics go with the next tick.
+    refused: Vec<Box<str>>,
 }
 
 /// Who hears a topic.
@@ -526,6 +544,11 @@ impl Hearing<'_> {
 
     /// Hears further channels, then asks where they stand.
     async fn begin(&mut self, names: Vec<Box<str>>) -> Result<(), Lost> {
+        let names: Vec<Box<str>> = {
+            // Some may have been refused meanwhile.
+            let channels = self.link.shared.channels.lock();
+            names.into_iter().filter(|name| channels.contains_key(name)).collect()
+        };
         if names.is_empty() {
             return Ok(());
         }
@@ -614,12 +637,12 @@ impl Hearing<'_> {
         let Some(Subscribed { state: state @ State::Asked { .. }, .. }) = channels.get_mut(&name) else { return };
         let position = match &result {
             Ok(position) => *position,
-            // It is not heard any more; its topic goes with the next sweep.
             Err(_) => Position { epoch: Epoch(0), offset: 0 },
         };
         let State::Asked { waiting, early } = std::mem::replace(state, State::Live(position)) else { return };
         if result.is_err() {
             channels.remove(&name);
+            self.refused.push(name.clone());
         }
         drop(channels);
         waiting.into_iter().for_each(|resolver| resolver.resolve(result.clone()));
@@ -672,7 +695,8 @@ impl Hearing<'_> {
     }
 
     async fn tick(&mut self) -> Result<(), Lost> {
-        self.silent += 1;
+        // Behind a long queue the probe has not even been sent yet.
+        self.silent += u32::from(self.link.shared.waiting.load(Relaxed) < LONG_QUEUE);
         self.stop = self.stop.map(|left| left.saturating_sub(1));
         if self.silent > SILENT_TICKS * self.link.shared.patience() {
             return Err(format!("nothing was heard for {} s", (TICK * self.silent).as_secs()));
@@ -703,6 +727,7 @@ impl Hearing<'_> {
             }
             true
         });
+        unused.extend(std::mem::take(&mut self.refused).into_iter().filter(|name| !self.link.shared.channels.lock().contains_key(name)));
         questions.into_iter().for_each(|(name, channel, since)| self.link.ask(name, channel, Some(since)));
         let topics: Vec<String> = unused.iter().map(|name| self.link.shared.keys.topic(name)).collect();
         for part in topics.chunks(SUBSCRIBE_BATCH) {

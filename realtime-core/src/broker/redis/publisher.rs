@@ -464,6 +464,10 @@ impl Publisher {
             };
             answers.extend(some);
             self.connected = None;
+            // A wait covers what its own connection has written: all is asked again, or nothing.
+            if questions.iter().any(|question| question.waits) {
+                answers.clear();
+            }
             let (certain, source) = match broke {
                 Broke::Unsent(source) => (true, source),
                 Broke::Uncertain(source) => (false, source),
