@@ -225,6 +225,8 @@ async fn while_redis_stands_still_the_hub_does_not_and_nothing_is_published_twic
     // It comes again when nothing has come for a while: as long as Redis stands still nobody is let onto a channel.
     let address = hub.local_addr();
     let follower = tokio::spawn(async move { follow(address, "h", "client".into(), "end").await });
+    // Whoever comes for the first time behind the end waits for it in vain.
+    tokio::task::block_in_place(|| eventually("the follower is there", || hub.stats().subscriptions == 1));
     let mut present = Client::connect(&hub).await;
     let (stop, failed) = (AtomicBool::new(false), AtomicUsize::new(0));
     let without_key = |name: usize| {
