@@ -15,7 +15,7 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 
 /// Life of a lease, in these tests.
-const TTL_MS: u64 = 2_000;
+const TTL_MS: u64 = 4_000;
 
 /// A hub with its own bus, and the place where that is.
 fn hub(server: &RedisServer, more: &str) -> (Place, Server) {
