@@ -97,9 +97,9 @@ pub(crate) fn run(args: &DoctorArgs) -> Result<(), Failure> {
     let (found, config, named) = configuration(args);
     tell(found)?;
     let sockets = sockets(named);
-    let broker = broker(&config);
+    let (broker, has_broker) = broker(&config).unzip();
     // Processes without a hub publish over it.
-    let has_broker = broker.as_ref().is_some_and(|finding| finding.grade == Grade::Fine);
+    let has_broker = has_broker.unwrap_or_default();
     let without_hub = |finding: Finding| match has_broker {
         true => finding.softened(", so that processes here publish to the hubs of other hosts, over the broker"),
         false => finding,
@@ -182,15 +182,17 @@ fn sockets(named: Option<String>) -> Vec<BusAddress> {
     }
 }
 
-/// Whether the Redis that hubs share answers, and hubs use it; none where none is named.
-fn broker(config: &Config) -> Option<Finding> {
+/// Whether the Redis that hubs share answers, and hubs have used it, and whether a process without a hub can publish to it;
+/// none where none is named.
+fn broker(config: &Config) -> Option<(Finding, bool)> {
     let BrokerConfig { url, prefix, ca_file, .. } = &config.broker;
     if url.is_empty() {
         return None;
     }
     let options = PublisherOptions { prefix: prefix.clone(), ca_file: ca_file.clone(), ..PublisherOptions::new(url.clone()) };
     let reached = Publisher::new(options).and_then(|mut publisher| publisher.reach().map(|()| publisher.address()));
-    Some(match reached {
+    let is_reached = reached.is_ok();
+    let finding = match reached {
         Ok(address) => Finding::fine("broker", format!("redis at {address} answers, and hubs have used it with the prefix {prefix}")),
         Err(PublisherError::Url { .. }) if config.validate().is_ok() => {
             Finding::fine("broker", "what `broker.url` names is for hubs; processes without a hub do not publish to it")
@@ -200,7 +202,8 @@ fn broker(config: &Config) -> Option<Finding> {
             let fix = "check `broker.url`, the server and what filters between; docs/redis.md lists the rights that a user needs";
             Finding::broken("broker", error.to_string(), fix)
         }
-    })
+    };
+    Some((finding, is_reached))
 }
 
 /// Whether a hub answers over TCP, and knows the secret.
