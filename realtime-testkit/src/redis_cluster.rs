@@ -3,6 +3,8 @@
 use crate::ports::spare_port;
 use crate::redis_server::RedisServer;
 use crate::wait::eventually;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, Weak};
 
 const SLOTS: usize = 16_384;
 
@@ -15,6 +17,16 @@ pub struct RedisCluster {
 }
 
 impl RedisCluster {
+    /// Three masters that all tests of a process share while one of them has them, and a prefix of one's own there.
+    pub fn shared() -> (Arc<RedisCluster>, String) {
+        static RUNNING: Mutex<Weak<RedisCluster>> = Mutex::new(Weak::new());
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let mut running = RUNNING.lock().unwrap();
+        let servers = running.upgrade().unwrap_or_else(|| Arc::new(RedisCluster::start(3, false, 30_000)));
+        *running = Arc::downgrade(&servers);
+        (servers, format!("test{}", COUNT.fetch_add(1, Ordering::Relaxed)))
+    }
+
     /// So many masters, and as many replicas or none. All know each other, and all slots are served. A node that is silent for
     /// `timeout_ms` is believed to be dead.
     pub fn start(masters: usize, has_replicas: bool, timeout_ms: u64) -> RedisCluster {

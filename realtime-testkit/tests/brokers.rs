@@ -3,8 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test's helper fails by panicking")]
 
 use std::any::Any;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
 use realtime_core::broker::memory::Memory;
@@ -42,18 +41,7 @@ impl OnRedis {
     }
 
     fn in_a_cluster() -> Arc<OnRedis> {
-        // Who comes while another test has one shares it, under a prefix of its own.
-        static RUNNING: Mutex<Weak<RedisCluster>> = Mutex::new(Weak::new());
-        static COUNT: AtomicUsize = AtomicUsize::new(0);
-        let servers = {
-            let mut running = RUNNING.lock().unwrap();
-            running.upgrade().unwrap_or_else(|| {
-                let started = Arc::new(RedisCluster::start(3, false, 30_000));
-                *running = Arc::downgrade(&started);
-                started
-            })
-        };
-        let prefix = format!("test{}", COUNT.fetch_add(1, Ordering::Relaxed));
+        let (servers, prefix) = RedisCluster::shared();
         OnRedis::on(&servers.url(), servers, |config| config.prefix = prefix)
     }
 
