@@ -3,12 +3,15 @@
 #![expect(clippy::unwrap_used, reason = "a test's helper fails by panicking")]
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
-use realtime_core::config::Secret;
+use realtime_core::broker::redis::Redis;
+use realtime_core::broker::{Broker, Deliver, Published, Reply};
+use realtime_core::config::{BrokerConfig, Secret};
 use realtime_core::history::Query;
 use realtime_core::{Config, Hub, Payload, Position, Publish, PublishError};
 use realtime_testkit::hub::{history, on_broker};
-use realtime_testkit::{Client, RedisCluster, config, eventually};
+use realtime_testkit::{Client, DEADLINE, RedisCluster, RedisServer, config, eventually};
 use serde_json::json;
 
 /// How long a silent node is believed in, where one is to fail and where none is.
@@ -124,6 +127,42 @@ async fn a_slot_that_moves_to_another_master_takes_its_channels_along() {
     assert_eq!(fenced.history(&channel, &Query::default()).unwrap().publications.len(), 2);
 }
 
+struct Nobody;
+
+impl Deliver for Nobody {
+    fn deliver(&self, _publish: &Publish<'_>, _position: Position) -> usize {
+        0
+    }
+
+    fn interrupted(&self, _channel: &str, _position: Position) {}
+}
+
+/// Offsets of what is published without waiting for the one before.
+fn publish_at_once(broker: &Redis, channel: &str, count: usize) -> Vec<u64> {
+    let replies: Vec<_> = (0..count).map(|_| broker.publish(&Publish::new(channel, "e", Payload::Text("x")))).collect();
+    let offset = |reply: Reply<Published>| match reply {
+        Reply::Later(promise) => promise.wait(DEADLINE).unwrap().unwrap().position.offset,
+        Reply::Now(answer) => answer.unwrap().position.offset,
+    };
+    replies.into_iter().map(offset).collect()
+}
+
+#[test]
+fn what_one_publisher_sends_keeps_its_order_when_a_slot_changes_hands() {
+    let redis = RedisCluster::start(3, false, NEVER_MS);
+    let config = BrokerConfig { url: Secret::from(redis.url().as_str()), patience: 30, ..BrokerConfig::default() };
+    let broker = Redis::new(&config).unwrap();
+    broker.start(Arc::new(Nobody)).unwrap();
+    channels(&redis, 3).iter().for_each(|channel| assert_eq!(publish_at_once(&broker, channel, 1), [1]));
+    let at_first = (0..).map(|number| format!("moved {number}")).filter(|channel| redis.owner(&key(channel)) == 0);
+    for channel in at_first.take(10) {
+        // Nobody tells the broker: it sends to the one that had the slot, and later ones may know better.
+        redis.migrate(redis.slot(&key(&channel)), 0, 1);
+        assert_eq!(publish_at_once(&broker, &channel, 3_000), (1..=3_000).collect::<Vec<_>>());
+    }
+    broker.stop();
+}
+
 #[tokio::test]
 async fn a_master_that_fails_concerns_its_own_channels_only() {
     // I2, I5: the other channels go on without an error; those of the failed master are back with its replica.
@@ -157,6 +196,37 @@ async fn a_master_that_fails_concerns_its_own_channels_only() {
     let recover = json!({"epoch": before[0].epoch.to_string(), "offset": before[0].offset});
     let answer = clients[0].ask(json!({"action": "subscribe", "channel": names[0], "recover": recover})).await;
     assert_eq!(answer["recovered"], false);
+}
+
+/// The connection on which a hub hears the others, by its number, and the node that it is at.
+fn heard_at(redis: &RedisCluster) -> (usize, String) {
+    let line = |node: &RedisServer| {
+        let clients = node.command(&["CLIENT", "LIST", "TYPE", "pubsub"]);
+        clients.lines().find(|line| !line.contains(" sub=0 ")).map(|line| line.split(' ').next().unwrap().to_owned())
+    };
+    let mut heard = redis.nodes.iter().enumerate().filter_map(|(at, node)| Some((at, line(node)?)));
+    heard.next().unwrap()
+}
+
+fn calls(node: &RedisServer, command: &str) -> usize {
+    let stats = node.command(&["INFO", "commandstats"]);
+    let line = stats.lines().find(|line| line.starts_with(&format!("cmdstat_{command}:calls=")));
+    line.map_or(0, |line| line.split(['=', ',']).nth(1).unwrap().parse().unwrap())
+}
+
+#[test]
+fn a_dead_master_is_not_taken_for_silence() {
+    // The hub loses patience after six seconds in which it hears nothing of itself.
+    let mut redis = RedisCluster::start(3, false, NEVER_MS);
+    let _hub = hub(&redis, |config| config.broker.patience = 2);
+    let heard = heard_at(&redis);
+    let (dead, alive) = ((heard.0 + 1) % 3, (heard.0 + 2) % 3);
+    redis.nodes[dead].kill();
+    let before = calls(&redis.nodes[alive], "publish");
+    eventually("it has probed for longer than its patience", || calls(&redis.nodes[alive], "publish") >= before + 14);
+    redis.nodes.remove(dead);
+    let still = heard_at(&redis);
+    assert_eq!(still.1, heard.1);
 }
 
 #[test]

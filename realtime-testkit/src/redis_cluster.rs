@@ -61,6 +61,8 @@ impl RedisCluster {
             let id = cluster.nodes[at - masters].command(&["CLUSTER", "MYID"]);
             eventually("a replica knows its master", || cluster.nodes[at].command(&["CLUSTER", "REPLICATE", &id]) == "+OK");
         }
+        // Without full coverage a node is content before it has heard of all slots.
+        cluster.wait_for(&format!("cluster_slots_assigned:{SLOTS}"));
         cluster.wait_for("cluster_state:ok");
         for replica in &cluster.nodes[masters..] {
             eventually("a replica follows", || replica.command(&["INFO", "replication"]).contains("master_link_status:up"));

@@ -1,9 +1,14 @@
 //! Commands to a cluster: each goes to the node that has its keys, over a link of that node's own, so that a node that fails
 //! takes nobody else's commands with it.
+//!
+//! The commands of one slot keep their order when it changes hands: while some of them may still come back from the server
+//! that had it, later ones wait.
 
 use std::collections::HashMap;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -14,7 +19,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use super::address::Cluster;
 use super::link::{Link, Lost};
 use super::scripts::server_error;
-use super::slots::{Slots, slot_of};
+use super::slots::{SLOTS, Slots, slot_of};
 use super::{Command, Way};
 use crate::error::BrokerError;
 
@@ -30,20 +35,40 @@ const MAX_HOPS: u8 = 5;
 /// What a link to one node has to know of the cluster.
 pub(super) struct Node {
     pub(super) server: ConnectionInfo,
-    /// Whether it can be reached.
+    /// Whether it can be reached, as far as is known.
     pub(super) connected: AtomicBool,
     router: UnboundedSender<Sign>,
 }
 
 /// From a node's link.
 enum Sign {
-    /// Another server has this command's keys; `ask`: for this command only.
-    Elsewhere { command: Command, slot: usize, host: String, port: String, ask: bool },
+    /// Another server than `from` has this command's keys; `ask`: for this command only.
+    Elsewhere { command: Command, from: Box<str>, slot: usize, host: String, port: String, ask: bool },
+    /// What `from` was asked before of these slots has been answered, or has come back.
+    Passed { from: Box<str>, slots: Vec<usize> },
     /// The node cannot be reached, or says that the cluster is not well.
     Troubled,
 }
 
+/// Stands behind commands in the queue of a node's link. Whatever becomes of it there, the router is told.
+pub(super) struct Passing {
+    from: Box<str>,
+    slots: Vec<usize>,
+    router: UnboundedSender<Sign>,
+}
+
+impl Drop for Passing {
+    fn drop(&mut self) {
+        let (from, slots) = (std::mem::take(&mut self.from), std::mem::take(&mut self.slots));
+        drop(self.router.send(Sign::Passed { from, slots }));
+    }
+}
+
 impl Node {
+    fn name(&self) -> Box<str> {
+        self.server.addr().to_string().into()
+    }
+
     pub(super) fn trouble(&self) {
         drop(self.router.send(Sign::Troubled));
     }
@@ -68,18 +93,37 @@ impl Node {
             Some((slot.parse().ok()?, host.to_owned(), port.to_owned()))
         });
         let Some((slot, host, port)) = target.filter(|_| hops < MAX_HOPS) else { return Some(command) };
-        match self.router.send(Sign::Elsewhere { command, slot, host, port, ask }) {
+        match self.router.send(Sign::Elsewhere { command, from: self.name(), slot, host, port, ask }) {
             Ok(()) => None,
             Err(refused) => match refused.0 {
                 Sign::Elsewhere { command, .. } => Some(command),
-                Sign::Troubled => None,
+                Sign::Troubled | Sign::Passed { .. } => None,
             },
         }
     }
 }
 
+/// A server, and what it is called here.
+type Named = (Box<str>, ConnectionInfo);
 type Refresh<'l> = Pin<Box<dyn Future<Output = Result<Slots, Lost>> + 'l>>;
 type Worker<'l> = Pin<Box<dyn Future<Output = ()> + 'l>>;
+
+/// Commands of a slot that wait until it is known what has become of those before them.
+#[derive(Default)]
+struct Held {
+    /// Servers that may still send some on.
+    awaited: Vec<Box<str>>,
+    /// Sent on, in their order, and to whom if that is not the slot's owner.
+    back: Vec<(Command, Option<Named>)>,
+    /// Asked for since.
+    later: Vec<Command>,
+}
+
+/// The link of one node.
+struct Worked {
+    node: Arc<Node>,
+    queue: UnboundedSender<Command>,
+}
 
 /// See the module's documentation.
 pub(super) struct Router<'l> {
@@ -88,7 +132,13 @@ pub(super) struct Router<'l> {
     slots: Option<Slots>,
     /// Why there are none, or not the right ones.
     reason: Lost,
-    nodes: HashMap<Box<str>, UnboundedSender<Command>>,
+    nodes: HashMap<Box<str>, Worked>,
+    /// By slot.
+    held: HashMap<usize, Held>,
+    /// What has to stand behind everything, while some of it is held.
+    last: Vec<Command>,
+    /// Which node is probed next.
+    turn: usize,
     workers: FuturesUnordered<Worker<'l>>,
     signs: UnboundedSender<Sign>,
     refresh: Option<Refresh<'l>>,
@@ -105,6 +155,9 @@ impl<'l> Router<'l> {
             slots: None,
             reason: "no node of the cluster has answered yet".into(),
             nodes: HashMap::new(),
+            held: HashMap::new(),
+            last: Vec::new(),
+            turn: 0,
             workers: FuturesUnordered::new(),
             signs,
             refresh: None,
@@ -114,17 +167,18 @@ impl<'l> Router<'l> {
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let (mut ticks, mut ends) = (0_u32, false);
         loop {
-            if ends && router.workers.is_empty() {
-                return;
+            if ends {
+                // Also links that were made since, for what was sent on.
+                router.nodes.clear();
+                if router.workers.is_empty() {
+                    return;
+                }
             }
             let may_route = router.slots.is_some() || ticks > GRACE_TICKS * link.patience();
             tokio::select! {
                 command = queue.recv(), if may_route && !ends => match command {
                     Some(command) => router.route(command),
-                    None => {
-                        ends = true;
-                        router.nodes.clear();
-                    }
+                    None => ends = true,
                 },
                 Some(sign) = heard.recv() => router.on_sign(sign),
                 Some(()) = router.workers.next(), if !router.workers.is_empty() => {}
@@ -145,6 +199,7 @@ impl<'l> Router<'l> {
         self.link.note_connected(slots.is_ok());
         match slots {
             Ok(slots) => {
+                self.hold_changed(&slots);
                 // Links of servers that have no slots any more end with what they have under way.
                 self.nodes.retain(|name, _| slots.masters().contains_key(name));
                 self.slots = Some(slots);
@@ -157,42 +212,118 @@ impl<'l> Router<'l> {
     }
 
     fn on_sign(&mut self, sign: Sign) {
-        let (command, slot, host, port, ask) = match sign {
-            Sign::Troubled => return self.is_stale = true,
-            Sign::Elsewhere { command, slot, host, port, ask } => (command, slot, host, port, ask),
-        };
-        let name = match ask {
+        match sign {
+            Sign::Troubled => self.is_stale = true,
+            Sign::Elsewhere { command, from, slot, host, port, ask } => self.on_elsewhere(command, &from, slot, &host, &port, ask),
+            Sign::Passed { from, slots } => self.on_passed(&from, &slots),
+        }
+    }
+
+    fn on_elsewhere(&mut self, command: Command, from: &str, slot: usize, host: &str, port: &str, ask: bool) {
+        let target = match ask {
             // The slot is on its way: only this command is asked there.
-            true => self.cluster.node(&host, &port).map(|info| (info.addr().to_string().into_boxed_str(), info)),
+            true => self.cluster.node(host, port).map(|info| Some((info.addr().to_string().into_boxed_str(), info))),
             false => {
                 self.is_stale = true;
-                let slots = self.slots.as_mut();
-                let name = slots.and_then(|slots| slots.moved(self.cluster, slot, &host, &port));
-                name.and_then(|name| self.slots.as_ref()?.masters().get(&name).cloned().map(|info| (name, info)))
+                let before = self.slots.as_ref().and_then(|slots| slots.owner_of(slot)).map(Box::<str>::from);
+                let moved = self.slots.as_mut().and_then(|slots| slots.moved(self.cluster, slot, host, port));
+                if let Some(before) = before.filter(|before| **before != *from && moved.as_ref().is_some_and(|moved| moved != before)) {
+                    self.hold(&before, vec![slot]);
+                }
+                moved.map(|_| None)
             }
         };
-        match name {
+        let Some(target) = target else { return self.link.fail(command, &unavailable("a node names a server that cannot be")) };
+        self.hold(from, vec![slot]);
+        match self.held.get_mut(&slot) {
+            Some(held) => held.back.push((command, target)),
+            // Nobody has anything of the slot any more.
+            None => self.send_back(command, target),
+        }
+    }
+
+    /// Holds the slots that have another owner now than when commands were sent to the one before.
+    fn hold_changed(&mut self, new: &Slots) {
+        let Some(old) = &self.slots else { return };
+        let mut changed: HashMap<Box<str>, Vec<usize>> = HashMap::new();
+        for slot in 0..SLOTS {
+            if let Some(before) = old.owner_of(slot).filter(|before| new.owner_of(slot) != Some(before)) {
+                match changed.get_mut(before) {
+                    Some(slots) => slots.push(slot),
+                    None => drop(changed.insert(before.into(), vec![slot])),
+                }
+            }
+        }
+        changed.into_iter().for_each(|(before, slots)| self.hold(&before, slots));
+    }
+
+    /// Keeps what comes of these slots until a node has answered, or sent on, what it was asked before.
+    fn hold(&mut self, from: &str, slots: Vec<usize>) {
+        let Some(worked) = self.nodes.get(from) else { return };
+        let mut fresh = Vec::new();
+        for slot in slots {
+            let held = self.held.entry(slot).or_default();
+            if !held.awaited.iter().any(|awaited| **awaited == *from) {
+                held.awaited.push(from.into());
+                fresh.push(slot);
+            }
+        }
+        if !fresh.is_empty() {
+            let passing = Passing { from: from.into(), slots: fresh, router: self.signs.clone() };
+            // One that is refused here says so as it is dropped.
+            drop(worked.queue.send(Command::Passing(passing)));
+        }
+    }
+
+    fn on_passed(&mut self, from: &str, slots: &[usize]) {
+        for slot in slots {
+            let Some(held) = self.held.get_mut(slot) else { continue };
+            held.awaited.retain(|awaited| **awaited != *from);
+            if !held.awaited.is_empty() {
+                continue;
+            }
+            let Held { back, later, .. } = self.held.remove(slot).unwrap_or_default();
+            back.into_iter().for_each(|(command, target)| self.send_back(command, target));
+            later.into_iter().for_each(|command| self.route(command));
+        }
+        if self.held.is_empty() {
+            std::mem::take(&mut self.last).into_iter().for_each(|command| self.route(command));
+        }
+    }
+
+    fn send_back(&mut self, command: Command, target: Option<Named>) {
+        match target {
             Some((name, info)) => self.send(&name, info, command),
-            None => self.link.fail(command, &unavailable("a node names a server that cannot be")),
+            None => self.route(command),
         }
     }
 
     fn route(&mut self, command: Command) {
-        if let (Command::Farewell { topic }, false) = (&command, self.nodes.is_empty()) {
-            let payload = self.nodes.len().to_string().into_bytes();
-            let tell = |node: &UnboundedSender<Command>| node.send(Command::Tell { topic: topic.clone(), payload: payload.clone() });
-            return self.nodes.values().for_each(|node| drop(tell(node)));
+        if let Command::Farewell { topic } = &command {
+            if !self.held.is_empty() {
+                return self.last.push(command);
+            }
+            if !self.nodes.is_empty() {
+                let payload = self.nodes.len().to_string().into_bytes();
+                let tell = |worked: &Worked| worked.queue.send(Command::Tell { topic: topic.clone(), payload: payload.clone() });
+                return self.nodes.values().for_each(|worked| drop(tell(worked)));
+            }
         }
         let Some(slots) = &self.slots else { return self.link.fail(command, &unavailable(&self.reason)) };
         let name = match &command {
-            Command::Run(call, ..) => call.keys.first().and_then(|key| slots.owner(key)),
-            // Not where it is heard: between the two is what it is to tell of.
-            Command::Tell { topic, .. } | Command::Farewell { topic } => {
-                let heard_at = self.link.servers.heard_at();
-                let others = slots.masters().keys().filter(|name| **name != heard_at).count().max(1);
-                let mut names = slots.masters().keys().filter(|name| **name != heard_at);
-                names.nth(slot_of(topic) % others).or_else(|| slots.masters().keys().next()).map(|name| &**name)
+            Command::Run(call, ..) => {
+                let Some(key) = call.keys.first() else { return };
+                if let Some(held) = self.held.get_mut(&slot_of(key)) {
+                    return held.later.push(command);
+                }
+                slots.owner(key)
             }
+            Command::Tell { topic, .. } | Command::Farewell { topic } => self.speaker(slots, slot_of(topic)),
+            Command::Probe { .. } => {
+                self.turn = self.turn.wrapping_add(1);
+                self.speaker(slots, self.turn)
+            }
+            Command::Passing(_) => return,
         };
         match name.and_then(|name| Some((Box::<str>::from(name), slots.masters().get(name)?.clone()))) {
             Some((name, info)) => self.send(&name, info, command),
@@ -203,20 +334,31 @@ impl<'l> Router<'l> {
         }
     }
 
+    /// A node that can be reached, and where nothing is heard: what is said shall go from one node to another.
+    fn speaker<'s>(&self, slots: &'s Slots, turn: usize) -> Option<&'s str> {
+        let heard_at = self.link.servers.heard_at();
+        let is_well = |name: &str| self.nodes.get(name).is_none_or(|worked| worked.node.connected.load(Relaxed));
+        let mut names: Vec<&str> = slots.masters().keys().map(|name| &**name).collect();
+        names.sort_unstable();
+        let best: Vec<&str> = names.iter().copied().filter(|name| **name != *heard_at && is_well(name)).collect();
+        let of = if best.is_empty() { names } else { best };
+        of.get(turn % of.len().max(1)).copied()
+    }
+
     fn send(&mut self, name: &str, server: ConnectionInfo, command: Command) {
         let command = match self.nodes.get(name) {
-            Some(node) => match node.send(command) {
+            Some(worked) => match worked.queue.send(command) {
                 Ok(()) => return,
                 Err(refused) => refused.0,
             },
             None => command,
         };
-        let (sender, receiver) = unbounded_channel();
-        let node = Node { server, connected: AtomicBool::new(false), router: self.signs.clone() };
-        let link = self.link;
-        self.workers.push(Box::pin(async move { link.serve_commands(receiver, Some(&node)).await }));
-        drop(sender.send(command));
-        self.nodes.insert(name.into(), sender);
+        let (queue, receiver) = unbounded_channel();
+        let node = Arc::new(Node { server, connected: AtomicBool::new(true), router: self.signs.clone() });
+        let (link, served) = (self.link, node.clone());
+        self.workers.push(Box::pin(async move { link.serve_commands(receiver, Some(&served)).await }));
+        drop(queue.send(command));
+        self.nodes.insert(name.into(), Worked { node, queue });
     }
 }
 

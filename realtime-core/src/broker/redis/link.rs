@@ -239,8 +239,14 @@ impl Link {
                 Command::Tell { topic, payload } => {
                     pipeline.cmd("PUBLISH").arg(topic).arg(payload);
                 }
+                Command::Probe { topic } => {
+                    pipeline.cmd("PUBLISH").arg(topic).arg("");
+                }
                 Command::Farewell { topic } => {
                     pipeline.cmd("PUBLISH").arg(topic).arg("1");
+                }
+                Command::Passing(_) => {
+                    pipeline.cmd("PING");
                 }
             }
         }
@@ -273,9 +279,13 @@ impl Link {
     }
 
     fn settle(&self, command: Command, answer: Result<Value, BrokerError>) {
-        if let Command::Run(_, done, _) = command {
-            self.shared.waiting.fetch_sub(1, Relaxed);
-            done(answer);
+        match command {
+            Command::Run(_, done, _) => {
+                self.shared.waiting.fetch_sub(1, Relaxed);
+                done(answer);
+            }
+            Command::Passing(passing) => drop(passing),
+            Command::Tell { .. } | Command::Probe { .. } | Command::Farewell { .. } => {}
         }
     }
 
@@ -474,7 +484,7 @@ impl Hearing<'_> {
 
     fn probe(&self) {
         let topic = self.link.shared.keys.probe(self.link.shared.node);
-        drop(self.link.senders.commands.send(Command::Tell { topic, payload: Vec::new() }));
+        drop(self.link.senders.commands.send(Command::Probe { topic }));
     }
 
     async fn subscribe(&mut self, topics: &[String]) -> Result<(), Lost> {

@@ -113,10 +113,16 @@ enum Command {
         topic: String,
         payload: Vec<u8>,
     },
+    /// The link of subscriptions' own topic is told nothing: from another server each time, where there are several.
+    Probe {
+        topic: String,
+    },
     /// Behind everything that was asked before, from every server that was asked: the topic is told how many those are.
     Farewell {
         topic: String,
     },
+    /// Does nothing, and says when its turn has come.
+    Passing(cluster::Passing),
 }
 
 /// How a command has come to the server of a cluster that is to carry it out.

@@ -54,7 +54,11 @@ impl Slots {
 
     /// Who has a key.
     pub(super) fn owner(&self, key: &str) -> Option<&str> {
-        Some(&*self.owners[slot_of(key)]).filter(|name| !name.is_empty())
+        self.owner_of(slot_of(key))
+    }
+
+    pub(super) fn owner_of(&self, slot: usize) -> Option<&str> {
+        self.owners.get(slot).map(|name| &**name).filter(|name| !name.is_empty())
     }
 
     pub(super) fn masters(&self) -> &HashMap<Box<str>, ConnectionInfo> {
