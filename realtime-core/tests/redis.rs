@@ -32,14 +32,6 @@ fn recover(channel: &str, position: Position) -> Value {
     json!({"action": "subscribe", "channel": channel, "recover": {"epoch": position.epoch.to_string(), "offset": position.offset}})
 }
 
-async fn texts(client: &mut Client, count: usize) -> Vec<String> {
-    let mut texts = Vec::new();
-    for _ in 0..count {
-        texts.push(client.expect("message").await["data"].as_str().unwrap().to_owned());
-    }
-    texts
-}
-
 /// Publishes until it succeeds; what is on its way back fails meanwhile.
 fn publish_when_back(hub: &Hub, channel: &str, text: &str) -> Position {
     let mut position = None;
@@ -71,13 +63,13 @@ async fn two_hubs_have_one_order() {
                 });
             }
         });
-        let first = texts(&mut clients[0], publishers * each).await;
+        let first = clients[0].texts(publishers * each).await;
         for publisher in 0..publishers {
             let own = first.iter().filter_map(|text| text.strip_prefix(&format!("{publisher} ")));
             assert!(own.map(|number| number.parse::<usize>().unwrap()).eq(0..each));
         }
         for client in &mut clients[1..] {
-            assert_eq!(texts(client, publishers * each).await, first);
+            assert_eq!(client.texts(publishers * each).await, first);
             client.expect_nothing().await;
         }
     }
@@ -96,7 +88,7 @@ async fn a_sender_is_excepted_on_every_hub() {
     hubs[1].publish(&message).unwrap();
     publish(&hubs[0], "c", "to all");
     assert_eq!(other.expect("message").await["data"], json!([1]));
-    assert_eq!((texts(&mut other, 1).await, texts(&mut sender, 1).await), (vec!["to all".to_owned()], vec!["to all".to_owned()]));
+    assert_eq!((other.texts(1).await, sender.texts(1).await), (vec!["to all".to_owned()], vec!["to all".to_owned()]));
 }
 
 #[test]
@@ -134,7 +126,7 @@ async fn without_redis_publishing_fails_at_once_and_clients_stay() {
     let mut plain = Client::subscribed(&hub, "plain").await;
     let before = publish(&hub, "h", "before");
     publish(&hub, "plain", "before");
-    assert_eq!((texts(&mut client, 1).await, texts(&mut plain, 1).await), (vec!["before".to_owned()], vec!["before".to_owned()]));
+    assert_eq!((client.texts(1).await, plain.texts(1).await), (vec!["before".to_owned()], vec!["before".to_owned()]));
     server.kill();
     eventually(
         "publishing fails",
@@ -155,7 +147,7 @@ async fn without_redis_publishing_fails_at_once_and_clients_stay() {
     let answer = client.ask(recover("h", before)).await;
     assert_eq!(answer["recovered"], false);
     publish_when_back(&hub, "plain", "after");
-    assert_eq!(texts(&mut plain, 1).await, ["after"]);
+    assert_eq!(plain.texts(1).await, ["after"]);
     let mut back = Client::connect(&hub).await;
     assert_eq!(back.ask(recover("h", Position { offset: after.offset - 1, ..after })).await["recovered"], true);
 }
@@ -171,10 +163,10 @@ async fn a_server_that_keeps_everything_costs_no_client_its_recovery() {
         publish(&hub, "h", &number.to_string());
         acked.push(number.to_string());
     }
-    assert_eq!(texts(&mut client, 20).await, acked);
+    assert_eq!(client.texts(20).await, acked);
     server.restart();
     publish_when_back(&hub, "h", "after");
-    assert_eq!(texts(&mut client, 1).await, ["after"]);
+    assert_eq!(client.texts(1).await, ["after"]);
     let page = hub.history("h", &Query { limit: 1_000, ..Query::default() }).unwrap();
     assert_eq!(page.publications.len() as u64, page.position.offset);
     client.expect_nothing().await;
@@ -195,7 +187,7 @@ async fn what_was_missed_while_the_link_was_cut_is_handed_on() {
             expected.push(text);
         }
     }
-    assert_eq!(texts(&mut client, expected.len()).await, expected);
+    assert_eq!(client.texts(expected.len()).await, expected);
     assert_eq!(hub.stats().interrupted, 0);
 }
 
@@ -219,7 +211,7 @@ async fn what_goes_missing_in_redis_is_told() {
         assert_eq!(answer["recovered"], false, "{what}");
         client.expect_nothing().await;
         publish(&hub, &channel, "live");
-        assert_eq!(texts(&mut client, 1).await, ["live"]);
+        assert_eq!(client.texts(1).await, ["live"]);
     }
 }
 
@@ -334,7 +326,7 @@ async fn the_last_value_is_everybodys() {
     publish(&hubs[0], "price", "2");
     let mut client = Client::connect(&hubs[1]).await;
     assert_eq!(client.subscribe("price").await["offset"], 2);
-    assert_eq!(texts(&mut client, 1).await, ["2"]);
+    assert_eq!(client.texts(1).await, ["2"]);
     publish(&hubs[0], "price", "3");
-    assert_eq!(texts(&mut client, 1).await, ["3"]);
+    assert_eq!(client.texts(1).await, ["3"]);
 }

@@ -9,8 +9,9 @@ use realtime_core::broker::redis::Redis;
 use realtime_core::broker::{Broker, Deliver, Published, Reply};
 use realtime_core::config::{BrokerConfig, Secret};
 use realtime_core::history::Query;
-use realtime_core::{Config, Hub, Payload, Position, Publish, PublishError};
+use realtime_core::{Config, Hub, Payload, Position, Publish};
 use realtime_testkit::hub::{history, on_broker};
+use realtime_testkit::publishing::{publish, try_publish};
 use realtime_testkit::{Client, DEADLINE, RedisCluster, RedisServer, config, eventually};
 use serde_json::json;
 
@@ -25,22 +26,6 @@ fn hub(redis: &RedisCluster, change: impl FnOnce(&mut Config)) -> Hub {
     })
 }
 
-fn try_publish(hub: &Hub, channel: &str, text: &str) -> Result<Position, PublishError> {
-    let mut message = Publish::new(channel, "e", Payload::Text(text));
-    message.id = Some(text);
-    hub.publish(&message).map(|receipt| receipt.position)
-}
-
-/// What fails at first is the same publication when it is sent again.
-fn publish(hub: &Hub, channel: &str, text: &str) -> Position {
-    let mut position = None;
-    eventually("it is published", || {
-        position = try_publish(hub, channel, text).ok();
-        position.is_some()
-    });
-    position.unwrap()
-}
-
 /// A channel of each master.
 fn channels(redis: &RedisCluster, masters: usize) -> Vec<String> {
     let on = |master| (0..).map(|number| format!("h{number}")).find(|channel| redis.owner(&key(channel)) == master).unwrap();
@@ -49,14 +34,6 @@ fn channels(redis: &RedisCluster, masters: usize) -> Vec<String> {
 
 fn key(channel: &str) -> String {
     format!("realtime:{{{channel}}}:meta")
-}
-
-async fn texts(client: &mut Client, count: usize) -> Vec<String> {
-    let mut texts = Vec::new();
-    for _ in 0..count {
-        texts.push(client.expect("message").await["data"].as_str().unwrap().to_owned());
-    }
-    texts
 }
 
 #[tokio::test]
@@ -72,16 +49,16 @@ async fn hubs_have_one_order_on_every_master() {
                 scope.spawn(move || (0..50).for_each(|number| drop(try_publish(hub, channel, &format!("{} {number}", hub.local_addr())))));
             }
         });
-        let first = texts(&mut clients[0], 100).await;
+        let first = clients[0].texts(100).await;
         assert_eq!(first.iter().collect::<BTreeSet<_>>().len(), 100);
-        assert_eq!(texts(&mut clients[1], 100).await, first);
+        assert_eq!(clients[1].texts(100).await, first);
         let page = hubs[0].history(&channel, &Query { limit: 1_000, ..Query::default() }).unwrap();
         assert_eq!(page.publications.len(), 100);
         let mut back = Client::connect(&hubs[1]).await;
         let recover = json!({"epoch": page.position.epoch.to_string(), "offset": 40});
         let answer = back.ask(json!({"action": "subscribe", "channel": channel, "recover": recover})).await;
         assert_eq!(answer["recovered"], true);
-        assert_eq!(texts(&mut back, 60).await, first[40..]);
+        assert_eq!(back.texts(60).await, first[40..]);
     }
     let keys: Vec<String> = redis.nodes.iter().map(|node| node.command(&["DBSIZE"])).collect();
     assert!(keys.iter().all(|count| count != ":0"), "each master has some: {keys:?}");
@@ -95,7 +72,7 @@ async fn a_slot_that_moves_to_another_master_takes_its_channels_along() {
     let channel = channels(&redis, 3).swap_remove(0);
     let mut clients = [Client::subscribed(&open, &channel).await, Client::subscribed(&fenced, &channel).await];
     let before = publish(&fenced, &channel, "before");
-    assert_eq!(texts(&mut clients[1], 1).await, ["before"]);
+    assert_eq!(clients[1].texts(1).await, ["before"]);
     let slot = redis.slot(&key(&channel));
     let mut expected = Vec::new();
     std::thread::scope(|scope| {
@@ -115,7 +92,7 @@ async fn a_slot_that_moves_to_another_master_takes_its_channels_along() {
         try_publish(&open, &channel, &text).unwrap();
         expected.push(text);
     }
-    assert_eq!(texts(&mut clients[0], expected.len()).await, expected);
+    assert_eq!(clients[0].texts(expected.len()).await, expected);
     assert_eq!(open.stats().interrupted, 0);
     let page = open.history(&channel, &Query { limit: 1_000, ..Query::default() }).unwrap();
     assert_eq!(page.publications.len(), expected.len());
@@ -186,12 +163,12 @@ async fn a_master_that_fails_concerns_its_own_channels_only() {
     for client in &mut clients[1..] {
         let mut expected = vec!["before".to_owned()];
         expected.extend((0..others).map(|number| format!("meanwhile {number}")));
-        assert_eq!(texts(client, others + 1).await, expected);
+        assert_eq!(client.texts(others + 1).await, expected);
         client.expect_nothing().await;
     }
     let after = publish(&hub, &names[0], "after");
     assert_ne!(after.epoch, before[0].epoch);
-    assert_eq!(texts(&mut clients[0], 1).await, ["before"]);
+    assert_eq!(clients[0].texts(1).await, ["before"]);
     assert_eq!(clients[0].expect("unsubscribed").await["code"], "interrupted");
     let recover = json!({"epoch": before[0].epoch.to_string(), "offset": before[0].offset});
     let answer = clients[0].ask(json!({"action": "subscribe", "channel": names[0], "recover": recover})).await;

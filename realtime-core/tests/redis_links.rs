@@ -8,8 +8,9 @@ use std::sync::atomic::{AtomicU16, Ordering};
 
 use realtime_core::config::Secret;
 use realtime_core::history::Query;
-use realtime_core::{Config, Hub, Payload, Position, Publish, PublishError};
+use realtime_core::{Config, Hub};
 use realtime_testkit::hub::{history, on_broker};
+use realtime_testkit::publishing::{publish, try_publish};
 use realtime_testkit::{Certified, Client, RedisServer, config, eventually, sized, spare_port};
 use serde_json::json;
 
@@ -20,30 +21,6 @@ fn hub(url: &str, change: impl FnOnce(&mut Config)) -> Hub {
         config.channels = vec![history("h*", 10_000)];
         change(config);
     })
-}
-
-fn try_publish(hub: &Hub, channel: &str, text: &str) -> Result<Position, PublishError> {
-    let mut message = Publish::new(channel, "e", Payload::Text(text));
-    message.id = Some(text);
-    hub.publish(&message).map(|receipt| receipt.position)
-}
-
-/// What fails at first is the same publication when it is sent again.
-fn publish(hub: &Hub, channel: &str, text: &str) -> Position {
-    let mut position = None;
-    eventually("it is published", || {
-        position = try_publish(hub, channel, text).ok();
-        position.is_some()
-    });
-    position.unwrap()
-}
-
-async fn texts(client: &mut Client, count: usize) -> Vec<String> {
-    let mut texts = Vec::new();
-    for _ in 0..count {
-        texts.push(client.expect("message").await["data"].as_str().unwrap().to_owned());
-    }
-    texts
 }
 
 /// A way to one server or another, for connections that begin.
@@ -87,7 +64,7 @@ async fn a_hub_leaves_a_replica_that_was_detached() {
         expected.push(format!("through the replica {number}"));
         publish(&hub, "h", expected.last().unwrap());
     }
-    assert_eq!(texts(&mut client, 20).await, expected);
+    assert_eq!(client.texts(20).await, expected);
     assert!(!hears(&master), "the subscriptions are elsewhere");
 
     replica.command(&["REPLICAOF", "NO", "ONE"]);
@@ -95,7 +72,7 @@ async fn a_hub_leaves_a_replica_that_was_detached() {
     for text in &expected {
         publish(&hub, "h", text);
     }
-    assert_eq!(texts(&mut client, 20).await, expected);
+    assert_eq!(client.texts(20).await, expected);
     eventually("the subscriptions are at the master", || hears(&master));
     assert_eq!(hub.stats().interrupted, 0);
 }
@@ -122,7 +99,7 @@ async fn ten_thousand_channels_are_heard_again_after_a_restart() {
     for channel in &some {
         publish(&hub, channel, "before");
     }
-    texts(&mut client, some.len()).await;
+    client.texts(some.len()).await;
     server.restart();
     for channel in &some {
         publish(&hub, channel, "meanwhile");
@@ -165,13 +142,13 @@ async fn a_user_with_the_documented_rights_is_enough() {
     let first = publish(&hub, "h", "1");
     assert_eq!(publish(&hub, "h", "1"), first);
     publish(&hub, "plain", "2");
-    assert_eq!(texts(&mut client, 1).await, ["1"]);
+    assert_eq!(client.texts(1).await, ["1"]);
     assert_eq!(hub.history("h", &Query::default()).unwrap().publications.len(), 1);
     let mut back = Client::connect(&hub).await;
     let recover = json!({"epoch": first.epoch.to_string(), "offset": 0});
     let answer = back.ask(json!({"action": "subscribe", "channel": "h", "recover": recover})).await;
     assert_eq!(answer["recovered"], true);
-    assert_eq!(texts(&mut back, 1).await, ["1"]);
+    assert_eq!(back.texts(1).await, ["1"]);
 }
 
 #[test]
@@ -204,7 +181,7 @@ async fn hubs_reach_redis_over_tls_and_trust_nobody_else() {
     let hub = hub(&url, |config| config.broker.ca_file = trusting(&own));
     let mut client = Client::subscribed(&hub, "h").await;
     publish(&hub, "h", "1");
-    assert_eq!(texts(&mut client, 1).await, ["1"]);
+    assert_eq!(client.texts(1).await, ["1"]);
 
     let foreign = Certified::new("IP:127.0.0.1");
     for other in [String::new(), trusting(&foreign)] {

@@ -9,6 +9,7 @@ use std::time::Duration;
 use realtime_core::{BrokerError, Config, Hub, Payload, Position, Publish, PublishError};
 use realtime_testkit::hub::{history, on_broker};
 use realtime_testkit::ledger::{ClientLog, Ledger, Outcome, assert_true, follow, kept};
+use realtime_testkit::publishing::{publish, try_publish};
 use realtime_testkit::{Client, RedisSentinels, eventually, sized};
 use serde_json::json;
 
@@ -27,28 +28,12 @@ fn on(redis: &RedisSentinels, change: impl FnOnce(&mut Config)) -> Hub {
     })
 }
 
-fn publish(hub: &Hub, channel: &str, id: &str) -> Result<Position, PublishError> {
-    // Its id is its key: what is sent again is the same publication.
-    let mut message = Publish::new(channel, "e", Payload::Text(id));
-    message.id = Some(id);
-    hub.publish(&message).map(|receipt| receipt.position)
-}
-
 fn outcome(result: Result<Position, PublishError>) -> Outcome {
     match result {
         Ok(position) => Outcome::Acked(position),
         Err(error) if error.to_string().contains("may or may not") => Outcome::Unknown,
         Err(_) => Outcome::Refused,
     }
-}
-
-fn publish_when_back(hub: &Hub, channel: &str, id: &str) -> Position {
-    let mut position = None;
-    eventually("publishing works again", || {
-        position = publish(hub, channel, id).ok();
-        position.is_some()
-    });
-    position.unwrap()
 }
 
 /// Followers of `h` on all hubs, and what was published on it meanwhile.
@@ -79,7 +64,7 @@ impl Run {
     }
 
     fn publish(&self, hub: usize, id: &str) -> Outcome {
-        let outcome = outcome(publish(&self.hubs[hub], "h", id));
+        let outcome = outcome(try_publish(&self.hubs[hub], "h", id));
         self.note(id.to_owned(), outcome.clone());
         outcome
     }
@@ -93,7 +78,7 @@ impl Run {
     /// Publishes until that works again; attempts before have no id that would be known.
     fn wait_for_service(&self) {
         for hub in &self.hubs {
-            publish_when_back(hub, "other", "back");
+            publish(hub, "other", "back");
         }
     }
 
@@ -105,7 +90,7 @@ impl Run {
                 let mut client = Client::subscribed(hub, "h").await;
                 number += 1;
                 let id = format!("heard-{at}-{number}");
-                self.note(id.clone(), Outcome::Acked(publish_when_back(hub, "h", &id)));
+                self.note(id.clone(), Outcome::Acked(publish(hub, "h", &id)));
                 // Or it was subscribed to what was before, and is told.
                 if client.json().await["type"] == "message" {
                     break;
@@ -113,7 +98,7 @@ impl Run {
             }
         }
         tokio::task::block_in_place(|| self.wait_for_followers());
-        self.note("end".into(), Outcome::Acked(publish_when_back(&self.hubs[0], "h", "end")));
+        self.note("end".into(), Outcome::Acked(publish(&self.hubs[0], "h", "end")));
         let history = Some(kept(&self.hubs[0], "h"));
         let mut ledger = Ledger { history, may_lose, ..Ledger::default() };
         for follower in self.followers {
@@ -228,15 +213,15 @@ async fn what_a_replica_has_confirmed_outlives_the_master() {
 fn a_publication_that_no_replica_has_in_time_says_so() {
     let redis = RedisSentinels::start(1, NEVER_DOWN_MS, &[]);
     let hub = on(&redis, |config| (config.broker.wait_replicas, config.broker.wait_timeout_ms) = (1, 100));
-    let position = publish(&hub, "h", "1").unwrap();
+    let position = try_publish(&hub, "h", "1").unwrap();
     redis.servers[1].freeze(true);
-    let refused = publish(&hub, "h", "2").unwrap_err();
+    let refused = try_publish(&hub, "h", "2").unwrap_err();
     let expected = BrokerError::Unconfirmed { replicas: 0, wanted: 1, waited: Duration::from_millis(100) };
     assert!(matches!(&refused, PublishError::Broker(error) if *error == expected), "{refused}");
     assert!(refused.is_retryable());
     assert!(refused.to_string().contains("0 of 1 replicas had it within 100 ms; it may or may not have been accepted"), "{refused}");
     // Asked again under its key it is the same publication, and no more confirmed than before.
-    assert!(publish(&hub, "h", "2").is_err());
+    assert!(try_publish(&hub, "h", "2").is_err());
     redis.servers[1].freeze(false);
-    assert_eq!(publish_when_back(&hub, "h", "2"), Position { offset: position.offset + 1, ..position });
+    assert_eq!(publish(&hub, "h", "2"), Position { offset: position.offset + 1, ..position });
 }

@@ -149,6 +149,15 @@ impl Client {
         value
     }
 
+    /// The texts of the next messages, so many.
+    pub async fn texts(&mut self, count: usize) -> Vec<String> {
+        let mut texts = Vec::new();
+        for _ in 0..count {
+            texts.push(self.expect("message").await["data"].as_str().unwrap().to_owned());
+        }
+        texts
+    }
+
     /// The next message, which has to be an error with this code.
     pub async fn expect_error(&mut self, code: &str) -> Value {
         let error = self.expect("error").await;

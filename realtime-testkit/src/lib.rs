@@ -17,7 +17,9 @@
 //! | [`redis_cluster`] | a small Redis Cluster |
 //! | [`redis_server`] | a real Redis for one test |
 //! | [`redis_sentinel`] | a master and replicas that sentinels watch |
+//! | [`publishing`] | publishing through a hub whose broker may be away |
 //! | [`certified`] | certificates for servers of a test's own |
+//! | [`bound`] | programs that end with the tests that started them |
 //! | [`place`] | directories of a test's own |
 //! | [`ports`] | a port for a server that has to be told one |
 //! | [`conformance`] | the suite that every broker runs |
@@ -25,6 +27,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test's helper fails by panicking")]
 
+pub mod bound;
 pub mod bus;
 pub mod certified;
 pub mod chaos;
@@ -40,6 +43,7 @@ pub mod pipes;
 pub mod place;
 pub mod ports;
 pub mod presence;
+pub mod publishing;
 pub mod pusher;
 pub mod raw;
 pub mod redis_cluster;

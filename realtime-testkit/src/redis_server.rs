@@ -4,6 +4,7 @@ use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use crate::bound::{bound, spawn};
 use crate::place::{fresh_directory, fresh_directory_in};
 use crate::ports::spare_port;
 use crate::wait::eventually;
@@ -11,7 +12,7 @@ use crate::wait::eventually;
 /// In a server's directory.
 const SETTINGS: &str = "redis.conf";
 
-/// See the module's documentation. It ends, and its directory goes, with this value.
+/// See the module's documentation. It ends, and its directory goes, with this value; when the tests are killed it ends too.
 pub struct RedisServer {
     directory: PathBuf,
     port: u16,
@@ -46,16 +47,16 @@ impl RedisServer {
     }
 
     fn launch(&mut self) -> bool {
-        let mut process = Command::new("redis-server")
+        let mut command = bound("redis-server");
+        command
             .arg(self.directory.join(SETTINGS))
             .args(["--port", &self.port.to_string(), "--bind", "127.0.0.1", "--daemonize", "no", "--dir"])
             .arg(&self.directory)
             .args(&self.options)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap_or_else(|error| panic!("redis-server: {error}; `scripts/setup test` installs it"));
+            .stderr(Stdio::null());
+        let mut process = spawn(command).unwrap_or_else(|error| panic!("setpriv: {error}; `scripts/setup test` installs it"));
         let mut ended = false;
         eventually("redis-server listens", || {
             ended = process.try_wait().unwrap().is_some();
@@ -117,6 +118,16 @@ impl RedisServer {
     pub fn restart(&mut self) {
         self.kill();
         eventually("redis-server starts again", || self.launch());
+    }
+
+    /// Lets others speak with what is on its disk while those who know its port find nobody there. It does not run before or after.
+    pub fn aside(&mut self, work: impl FnOnce(&RedisServer)) {
+        self.kill();
+        let port = std::mem::replace(&mut self.port, spare_port());
+        eventually("redis-server starts elsewhere", || self.launch());
+        work(self);
+        self.kill();
+        self.port = port;
     }
 
     /// Stops the process where it stands, or lets it go on.
