@@ -32,7 +32,13 @@ impl Deadline {
         }
     }
 
-    /// The same, an error when nothing is left.
+    /// Gives it so much more time.
+    #[cfg(feature = "redis")]
+    pub(crate) fn extend(&mut self, further: Duration) {
+        self.budget += further;
+    }
+
+    /// The same as [`Deadline::left`], an error when nothing is left.
     pub(crate) fn left_or_timeout(&mut self) -> io::Result<Duration> {
         let left = self.left();
         if left.is_zero() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(left) }

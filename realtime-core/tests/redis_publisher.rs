@@ -4,8 +4,8 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use realtime_core::broker::redis::publisher::{Publisher, PublisherError, PublisherOptions};
@@ -302,24 +302,40 @@ fn a_server_that_was_started_anew_is_reached_within_the_next_call() {
 /// A way to a server that, while told to, cuts connections when their answer comes: what was asked has been done.
 struct Cutter {
     address: SocketAddr,
-    cuts: Arc<AtomicBool>,
+    told: Arc<Told>,
+}
+
+#[derive(Default)]
+struct Told {
+    cuts: AtomicBool,
+    /// The answer passes, and nothing behind it.
+    after_it: AtomicBool,
+    /// Nobody comes through any more.
+    closed: AtomicBool,
+    connections: Mutex<Vec<TcpStream>>,
 }
 
 impl Cutter {
     fn before(server: &RedisServer) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let (address, cuts, port) = (listener.local_addr().unwrap(), Arc::new(AtomicBool::new(false)), server.port());
-        let told = cuts.clone();
+        let (address, told, port) = (listener.local_addr().unwrap(), Arc::new(Told::default()), server.port());
+        let cutter = Cutter { address, told: told.clone() };
         std::thread::spawn(move || {
             for client in listener.incoming().map_while(Result::ok) {
                 let Ok(upstream) = TcpStream::connect(("127.0.0.1", port)) else { continue };
                 let told = told.clone();
+                if told.closed.load(Ordering::Relaxed) {
+                    continue;
+                }
+                told.connections.lock().unwrap().push(client.try_clone().unwrap());
                 let (mut from, mut to) = (client.try_clone().unwrap(), upstream.try_clone().unwrap());
                 std::thread::spawn(move || drop(std::io::copy(&mut from, &mut to)));
                 std::thread::spawn(move || {
                     let (mut from, mut to, mut bytes) = (upstream, client, [0; 4096]);
                     while let Ok(count @ 1..) = from.read(&mut bytes) {
-                        if told.swap(false, Ordering::Relaxed) || to.write_all(&bytes[..count]).is_err() {
+                        let cuts = told.cuts.swap(false, Ordering::Relaxed);
+                        let passes = !cuts || told.after_it.load(Ordering::Relaxed);
+                        if (passes && to.write_all(&bytes[..count]).is_err()) || cuts {
                             break;
                         }
                     }
@@ -327,12 +343,112 @@ impl Cutter {
                 });
             }
         });
-        Cutter { address, cuts }
+        cutter
+    }
+
+    fn publisher(&self) -> Publisher {
+        publisher_at(&format!("redis://{}", self.address))
     }
 
     fn cut_next_answer(&self) {
-        self.cuts.store(true, Ordering::Relaxed);
+        self.told.cuts.store(true, Ordering::Relaxed);
     }
+
+    fn cut_behind_next_answer(&self) {
+        self.told.after_it.store(true, Ordering::Relaxed);
+        self.cut_next_answer();
+    }
+
+    /// To those who come from now on.
+    fn close(&self) {
+        self.told.closed.store(true, Ordering::Relaxed);
+    }
+
+    /// Cuts those who are there.
+    fn cut(&self) {
+        self.told.connections.lock().unwrap().drain(..).for_each(|client| drop(client.shutdown(Shutdown::Both)));
+    }
+}
+
+#[test]
+fn what_was_sent_before_a_connection_broke_is_never_called_unsent() {
+    let server = RedisServer::start();
+    let (_hub, mut direct) = hub_and_publisher(&server, |_| {});
+    let cutter = Cutter::before(&server);
+    let mut publisher = cutter.publisher();
+    publisher.reach().unwrap();
+    cutter.close();
+    cutter.cut_next_answer();
+    // It may be sent again, and then there is no connection for that.
+    let error = publisher.publish(&BusPublish { id: Some("k"), ..text("h", "x") }).unwrap_err();
+    assert!(!error.is_unsent() && error.to_string().contains("may or may not have been accepted"), "{error}");
+    assert_eq!(count(&mut direct, "h"), 1);
+    let error = publisher.publish(&text("h", "x")).unwrap_err();
+    assert!(error.is_unsent(), "{error}");
+    assert_eq!(count(&mut direct, "h"), 1);
+}
+
+#[test]
+fn of_many_publications_none_is_unsent_once_some_were_sent() {
+    let server = RedisServer::start();
+    let (_hub, mut direct) = hub_and_publisher(&server, |_| {});
+    let cutter = Cutter::before(&server);
+    let mut publisher = cutter.publisher();
+    let publishes: Vec<_> = (0..257).map(|_| text("h", "x")).collect();
+    let mut receipts = 0;
+    let error = publisher.publish_all(&publishes, |_| {
+        receipts += 1;
+        // The first round trip has its answers: the second one finds nobody.
+        if receipts == 256 {
+            cutter.close();
+            cutter.cut();
+        }
+    });
+    let error = error.unwrap_err();
+    assert!(receipts == 256 && !error.is_unsent(), "{receipts}: {error}");
+    assert_eq!(count(&mut direct, "h"), 256);
+}
+
+#[test]
+fn a_wait_that_is_asked_again_elsewhere_does_not_confirm() {
+    // On a connection that has written nothing all replicas have everything.
+    let redis = RedisSentinels::start(1, 120_000, &[]);
+    let waiting = |config: &mut Config| (config.broker.wait_replicas, config.broker.wait_timeout_ms) = (1, 100);
+    let (_hub, mut direct) = hub_and_publisher(&redis.servers[0], waiting);
+    let cutter = Cutter::before(&redis.servers[0]);
+    let mut publisher = cutter.publisher();
+    publisher.reach().unwrap();
+    redis.servers[1].freeze(true);
+    // The publication's answer passes, that of the wait does not.
+    cutter.cut_behind_next_answer();
+    let error = publisher.publish(&BusPublish { id: Some("k"), ..text("h", "x") }).unwrap_err().to_string();
+    assert!(error.contains("0 of 1 replicas") && error.contains("may or may not"), "{error}");
+    publisher.reach().unwrap();
+    cutter.cut_behind_next_answer();
+    let error = publisher.publish(&text("h", "without a key")).unwrap_err();
+    assert!(matches!(error, PublisherError::Broken { .. }), "{error}");
+    redis.servers[1].freeze(false);
+    eventually("both are there once", || direct.history("h", &Query::default()).is_ok_and(|history| history.position.offset == 2));
+}
+
+#[test]
+fn a_wait_for_replicas_is_longer_than_a_call_may_be_and_still_has_its_answer() {
+    let redis = RedisSentinels::start(1, 120_000, &[]);
+    let waiting = |config: &mut Config| (config.broker.wait_replicas, config.broker.wait_timeout_ms) = (1, 400);
+    let (_hub, _) = hub_and_publisher(&redis.servers[0], waiting);
+    let options = PublisherOptions {
+        connect_timeout: PATIENCE,
+        answer_timeout: Duration::from_millis(300),
+        ..PublisherOptions::new(Secret::from(redis.servers[0].url().as_str()))
+    };
+    let mut publisher = Publisher::new(options).unwrap();
+    eventually("there is a connection", || publisher.reach().is_ok());
+    redis.servers[1].freeze(true);
+    eventually("the wait has its answer", || {
+        let error = publisher.publish(&text("h", "x")).unwrap_err().to_string();
+        error.contains("0 of 1 replicas had it within 400 ms")
+    });
+    redis.servers[1].freeze(false);
 }
 
 #[test]
@@ -340,7 +456,7 @@ fn what_may_have_been_done_is_done_again_only_with_a_key() {
     let server = RedisServer::start();
     let (_hub, mut direct) = hub_and_publisher(&server, |_| {});
     let cutter = Cutter::before(&server);
-    let mut publisher = publisher_at(&format!("redis://{}", cutter.address));
+    let mut publisher = cutter.publisher();
     publisher.reach().unwrap();
     cutter.cut_next_answer();
     let error = publisher.publish(&text("h", "once")).unwrap_err();

@@ -48,7 +48,8 @@ pub struct PublisherOptions {
     pub resolve: Resolve,
     /// For a connection. Default 500 ms.
     pub connect_timeout: Duration,
-    /// For a whole call: connecting, sending, and the answers. Default 1 s. Each round trip of many publications has it anew.
+    /// For a whole call: connecting, sending, and the answers. Default 1 s. Each round trip of many publications has it anew, and
+    /// what hubs wait for replicas (`broker.wait_timeout_ms`) besides.
     pub answer_timeout: Duration,
 }
 
@@ -151,9 +152,18 @@ pub enum PublisherError {
 }
 
 impl PublisherError {
-    /// Whether it is certain that nothing was sent, and another way may be tried.
+    /// Whether it is certain that nothing was sent, and another way may be tried. Of many publications: none of them.
     pub fn is_unsent(&self) -> bool {
         matches!(self, PublisherError::Connect { .. } | PublisherError::Paused { .. } | PublisherError::NoHub { .. })
+    }
+
+    /// The same failure after something may have been carried out.
+    fn after_sending(self, address: String) -> Self {
+        match self {
+            PublisherError::Connect { source, .. } => PublisherError::Broken { address, source },
+            error if error.is_unsent() => PublisherError::Broken { address, source: io::Error::other(error) },
+            error => error,
+        }
     }
 }
 
@@ -194,13 +204,14 @@ struct Connected {
 struct Question {
     command: Cmd,
     repeatable: bool,
+    publishes: bool,
     /// For what those before it have written.
     waits: bool,
 }
 
 impl Question {
     fn reading(command: Cmd) -> Self {
-        Question { command, repeatable: true, waits: false }
+        Question { command, repeatable: true, publishes: false, waits: false }
     }
 }
 
@@ -253,16 +264,20 @@ impl Publisher {
         mut receipt: impl FnMut(Receipt),
     ) -> Result<(), PublisherError> {
         let mut publishes = publishes.into_iter().peekable();
+        let mut is_first = true;
         while publishes.peek().is_some() {
-            self.call(|publisher, deadline| {
+            let outcome = self.call(|publisher, deadline| {
                 let rules = publisher.rules(deadline)?;
+                if let Some(replicas) = rules.replicas {
+                    deadline.extend(replicas.timeout());
+                }
                 let (mut questions, mut bytes) = (Vec::new(), 0);
                 while questions.len() < MAX_TOGETHER && bytes < MAX_TOGETHER_BYTES {
                     let Some(publish) = publishes.next() else { break };
                     bytes += publish.borrow().payload.len();
                     questions.push(publisher.question(&rules, publish.borrow())?);
                 }
-                questions.extend(rules.replicas.map(|replicas| Question { command: replicas.wait(), repeatable: true, waits: true }));
+                questions.extend(rules.replicas.map(|replicas| Question { waits: true, ..Question::reading(replicas.wait()) }));
                 let mut answers = publisher.ask(questions, deadline)?;
                 let confirmed = rules.replicas.map_or(Ok(()), |replicas| replicas.confirmed(answers.pop().unwrap_or_default()));
                 for answer in answers {
@@ -272,7 +287,9 @@ impl Publisher {
                     receipt(Receipt { position: published.position, matched: published.matched });
                 }
                 Ok(())
-            })?;
+            });
+            outcome.map_err(|error| if is_first { error } else { error.after_sending(self.address()) })?;
+            is_first = false;
         }
         Ok(())
     }
@@ -412,7 +429,7 @@ impl Publisher {
         message.retention = rules.retention_of(channel, publish.event);
         message.check(rules.publication_bytes)?;
         let call = calls::publish(&self.keys, rules.fence, &message);
-        Ok(Question { repeatable: publish.id.is_some(), ..Question::reading(self.command(&call)) })
+        Ok(Question { repeatable: publish.id.is_some(), publishes: true, ..Question::reading(self.command(&call)) })
     }
 
     fn command(&self, call: &Call) -> Cmd {
@@ -438,8 +455,11 @@ impl Publisher {
             // Who has waited has not waited for these.
             let is_asked_again: Vec<bool> =
                 questions.iter().zip(&answers).map(|(question, answer)| question.waits || unknown(answer)).collect();
+            let has_done_some = questions.iter().zip(&is_asked_again).any(|(question, again)| question.publishes && !again);
             again.extend(questions.into_iter().zip(&is_asked_again).filter(|(_, again)| **again).map(|(question, _)| question));
-            let mut known = self.exchange(&again, deadline)?.into_iter().skip(SCRIPTS.len());
+            let known = self.exchange(&again, deadline);
+            let known = known.map_err(|error| if has_done_some { error.after_sending(self.address()) } else { error })?;
+            let mut known = known.into_iter().skip(SCRIPTS.len());
             let unknown = answers.iter_mut().zip(is_asked_again).filter(|(_, again)| *again);
             unknown.for_each(|(answer, _)| *answer = known.next().unwrap_or_default());
         }
@@ -448,14 +468,18 @@ impl Publisher {
 
     fn exchange(&mut self, questions: &[Question], deadline: &mut Deadline) -> Result<Vec<Value>, PublisherError> {
         let mut answers = Vec::with_capacity(questions.len());
-        let mut is_repeat = false;
+        let (mut is_repeat, mut may_have_happened) = (false, false);
         loop {
             let rest = &questions[answers.len()..];
             let mut pipeline = Pipeline::with_capacity(rest.len());
             for question in rest {
                 pipeline.add_command(question.command.clone());
             }
-            let (some, broke) = match self.connect(deadline)?.connection.ask(&pipeline, deadline) {
+            let asked = match self.connect(deadline) {
+                Ok(connected) => connected.connection.ask(&pipeline, deadline),
+                Err(error) => return Err(if may_have_happened { error.after_sending(self.address()) } else { error }),
+            };
+            let (some, broke) = match asked {
                 Ok(rest) => {
                     answers.extend(rest);
                     return Ok(answers);
@@ -482,6 +506,7 @@ impl Publisher {
                 return Err(PublisherError::Broken { address, source });
             }
             is_repeat = true;
+            may_have_happened |= !certain && questions.iter().any(|question| question.publishes);
         }
     }
 }
