@@ -196,7 +196,7 @@ async fn what_goes_missing_in_redis_is_told() {
     // Case R26: counts alone, the log alone, everything.
     let server = RedisServer::start();
     let hub = hub(&server, |_| {});
-    for (at, what) in ["meta", "log", "all"].into_iter().enumerate() {
+    for (at, what) in ["meta", "log", "all", "log, seen by a publication"].into_iter().enumerate() {
         let channel = format!("h{at}");
         let mut position = publish(&hub, &channel, "1");
         for _ in 0..5 {
@@ -204,8 +204,12 @@ async fn what_goes_missing_in_redis_is_told() {
         }
         match what {
             "all" => server.command(&["FLUSHALL"]),
-            what => server.command(&["DEL", &format!("realtime:{{{channel}}}:{what}")]),
+            "meta" => server.command(&["DEL", &format!("realtime:{{{channel}}}:meta")]),
+            _ => server.command(&["DEL", &format!("realtime:{{{channel}}}:log")]),
         };
+        if what == "log, seen by a publication" {
+            publish(&hub, &channel, "after");
+        }
         let mut client = Client::connect(&hub).await;
         let answer = client.ask(recover(&channel, Position { offset: 2, ..position })).await;
         assert_eq!(answer["recovered"], false, "{what}");
@@ -225,7 +229,6 @@ async fn what_is_no_publication_is_dropped() {
         server.command(&["PUBLISH", "realtime:{h}:live", hostile]);
     }
     server.command(&["XADD", "realtime:{h}:log", "9-0", "d", "nonsense", "x", "99999999999999"]);
-    server.command(&["HSET", "realtime:{h}:meta", "b", "not a number"]);
     for number in 2..=8 {
         publish(&hub, "h", &number.to_string());
     }
@@ -242,9 +245,26 @@ async fn what_is_no_publication_is_dropped() {
         }
     }
     assert!(seen.iter().all(|text| text.parse::<u8>().is_ok_and(|number| (1..=8).contains(&number))), "{seen:?}");
-    // A key of the wrong type is an error, not an end.
-    server.command(&["SET", "realtime:{h9}:meta", "text"]);
-    assert!(matches!(try_publish(&hub, "h9", "x"), Err(PublishError::Broker(error)) if error.to_string().contains("WRONGTYPE")));
+    // What is not the hub's begins anew, whatever it is.
+    let mut epochs = HashSet::new();
+    for damage in [
+        &["SET", "realtime:{h9}:meta", "text"] as &[&str],
+        &["SET", "realtime:{h9}:meta", "0000000000000001 0000000000000001 - 999999999999999 0 0 0 0 0 0"],
+        &["SET", "realtime:{h9}:meta", "0000000000000001 0000000000000001 - 1 0 0 -1 0 0 0"],
+        &["SET", "realtime:{h9}:meta", &"z".repeat(1_000)],
+        &["HSET", "realtime:{h9}:meta", "e", "0000000000000001"],
+        &["SADD", "realtime:{h9}:meta", "x"],
+    ] {
+        publish(&hub, "h9", "x");
+        server.command(&["DEL", "realtime:{h9}:meta"]);
+        server.command(damage);
+        let position = publish(&hub, "h9", "y");
+        assert!(position.offset == 1 && epochs.insert(position.epoch), "{damage:?}: {position:?}");
+    }
+    server.command(&["SET", "realtime:{h9}:log", "no stream"]);
+    let newest = publish(&hub, "h9", "z");
+    let kept = hub.history("h9", &Query::default()).unwrap().publications;
+    assert_eq!(kept.iter().map(|publication| publication.position).collect::<Vec<_>>(), [newest]);
     publish(&hub, "h8", "fine");
 }
 

@@ -114,7 +114,7 @@ pub(super) fn read(keys: &Keys, fence: bool, channel: &str, range: &Range) -> Ca
         first.into_bytes(),
         last.into_bytes(),
         // Numbers of Lua are exact up to 2^53.
-        number(if is_empty { 0 } else { range.limit.min(1 << 32) } as u64),
+        if is_empty { b"-1".to_vec() } else { number(range.limit.min(1 << 32) as u64) },
         number(range.bytes.min(1 << 40) as u64),
         flag(range.newest_first),
     ];

@@ -205,6 +205,8 @@ impl Link {
                     }
                 }
             }
+            // What was announced with the answers goes out first: subscribers have waited longer than who published.
+            tokio::task::yield_now().await;
             let lost = broken.or_else(|| answers.iter().find_map(wrong_server));
             for (command, answer) in batch.drain(..).zip(answers) {
                 let command = match node {
@@ -365,7 +367,7 @@ impl Link {
     fn ask(&self, name: Box<str>, channel: Channel, since: Option<Position>) {
         let range = match since {
             Some(position) => Range { after: position.offset, limit: CHECK_LIMIT, bytes: 1 << 20, ..Range::default() },
-            None => Range { limit: 0, ..Range::default() },
+            None => Range { after: u64::MAX, ..Range::default() },
         };
         let call = calls::read(&self.shared.keys, self.shared.config.fence, channel.scoped(), &range);
         let (answers, shared) = (self.senders.subscriptions.clone(), self.shared.clone());

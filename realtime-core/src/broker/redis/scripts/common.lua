@@ -1,42 +1,60 @@
--- Before both scripts. KEYS[1] is the channel's meta, KEYS[2] its log.
--- meta: e epoch, g epoch in which the counting began, o newest offset, f floor, l newest offset that
--- was kept and has no life of its own, b bytes in the log, r replication id of the server that counted last.
+-- Before both scripts. KEYS[1] is the channel's meta, KEYS[2] its log. Every call costs a publication
+-- its time, so the meta is one string that says what would have to be asked for, and `save` writes it.
+-- meta: epoch, epoch in which the counting began, replication id of the server that counted last ('-':
+-- not fenced), then the numbers: newest offset, floor, newest offset that was kept and has no life of its
+-- own, entries in the log, their bytes, when the oldest one ends and until when the log lives at least
+-- (ms since 1970).
+
+local META = '^(%x+) (%x+) (%S+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+)$'
 
 local function now_ms()
   local time = redis.call('TIME')
   return time[1] * 1000 + math.floor(time[2] / 1000)
 end
 
+-- The log has expired, or was evicted.
+local function lose_log(state)
+  state.floor = math.max(state.floor, state.last)
+  state.count, state.bytes, state.log_until, state.is_changed = 0, 0, 0, true
+end
+
 -- The channel's state. It begins anew where nothing is known. When fenced, another server than before
 -- goes on with what it has in a new epoch: a replica that has taken over may have missed the newest
 -- offsets, and will give them out again.
 local function open(candidate, fenced)
-  local meta = redis.call('HMGET', KEYS[1], 'e', 'o', 'f', 'l', 'b', 'r', 'g')
-  local server = ''
+  local server = '-'
   if fenced == '1' then
-    server = string.match(redis.call('INFO', 'replication'), 'master_replid:(%x+)') or ''
+    local info = redis.call('INFO', 'replication')
+    local _, at = string.find(info, 'master_replid:', 1, true)
+    server = at and string.match(info, '^%x+', at + 1) or '-'
   end
-  local offset = tonumber(meta[2] or '')
-  if not meta[1] or not offset or #meta[1] ~= 16 then
+  local meta = redis.pcall('GET', KEYS[1])
+  -- Lua writes numbers of 14 digits exactly; longer ones no hub has written.
+  local epoch, born, before, offset, floor, last, count, bytes, ends, log_until
+  if type(meta) == 'string' and #meta <= 200 then
+    epoch, born, before, offset, floor, last, count, bytes, ends, log_until = string.match(meta, META)
+  end
+  if not epoch or #epoch ~= 16 or #offset > 14 then
     redis.call('DEL', KEYS[1], KEYS[2])
-    redis.call('HSET', KEYS[1], 'e', candidate, 'g', candidate, 'o', 0, 'f', 0, 'l', 0, 'b', 0, 'r', server)
-    return { epoch = candidate, born = candidate, offset = 0, floor = 0, last = 0, bytes = 0 }
-  end
-  if fenced == '1' and meta[6] ~= server then
-    meta[1] = candidate
-    redis.call('HSET', KEYS[1], 'e', candidate, 'r', server)
+    return {
+      epoch = candidate, born = candidate, server = server, is_changed = true,
+      offset = 0, floor = 0, last = 0, count = 0, bytes = 0, ends = 0, log_until = 0,
+    }
   end
   local state = {
-    epoch = meta[1], born = meta[7] or '', offset = offset, floor = tonumber(meta[3] or '') or offset, last = tonumber(meta[4] or '') or offset,
-    bytes = tonumber(meta[5] or '') or 0,
+    epoch = epoch, born = born, server = before, is_changed = false,
+    offset = tonumber(offset), floor = tonumber(floor), last = tonumber(last),
+    count = tonumber(count), bytes = tonumber(bytes), ends = tonumber(ends), log_until = tonumber(log_until),
   }
-  -- The log has expired, or was evicted.
-  if state.last > state.floor and redis.call('EXISTS', KEYS[2]) == 0 then
-    state.floor = state.last
-    state.bytes = 0
-    redis.call('HSET', KEYS[1], 'f', state.floor, 'b', 0)
+  if fenced == '1' and before ~= server then
+    state.epoch, state.server, state.is_changed = candidate, server, true
   end
   return state
+end
+
+local function save(state, life)
+  local numbers = string.format('%d %d %d %d %d %d %d', state.offset, state.floor, state.last, state.count, state.bytes, state.ends, state.log_until)
+  redis.call('SET', KEYS[1], state.epoch .. ' ' .. state.born .. ' ' .. state.server .. ' ' .. numbers, 'PX', life)
 end
 
 local function fields(entry)
@@ -47,21 +65,37 @@ end
 
 -- Drops the oldest entries while they are too old, too many or too large.
 local function trim(state, size, bytes, now)
-  local length = redis.call('XLEN', KEYS[2])
-  local before = state.floor .. ':' .. state.bytes
-  while length > 0 do
-    local oldest = redis.call('XRANGE', KEYS[2], '-', '+', 'COUNT', 1)[1]
-    local named = fields(oldest)
-    local old = (tonumber(named.x or '') or 0) <= now
-    if not old and length <= size and state.bytes <= bytes then break end
-    redis.call('XDEL', KEYS[2], oldest[1])
-    length = length - 1
-    state.bytes = math.max(0, state.bytes - (tonumber(named.n or '') or 0))
-    if not (old and named.o) then
-      state.floor = math.max(state.floor, tonumber(string.match(oldest[1], '^%d+')))
+  local function is_within() return state.count <= size and state.bytes <= bytes end
+  if state.count == 0 or (state.ends > now and is_within()) then return end
+  state.is_changed = true
+  -- Most often one goes, for the newest one.
+  local from, chunk, dropped = '-', 1, nil
+  repeat
+    local part = redis.call('XRANGE', KEYS[2], from, '+', 'COUNT', chunk)
+    for _, entry in ipairs(part) do
+      local named = fields(entry)
+      local ends = tonumber(named.x or '') or 0
+      local is_old = ends <= now
+      if not is_old and is_within() then
+        state.ends = ends
+        if dropped then redis.call('XTRIM', KEYS[2], 'MINID', entry[1]) end
+        return
+      end
+      dropped = tonumber(string.match(entry[1], '^%d+'))
+      state.count = math.max(0, state.count - 1)
+      state.bytes = math.max(0, state.bytes - (tonumber(named.n or '') or 0))
+      if not (is_old and named.o) then state.floor = math.max(state.floor, dropped) end
+      if not is_old and state.count > 0 and is_within() then
+        -- The next one ends later, or is left out by who reads: no need to look at it.
+        state.ends = ends
+        redis.call('XTRIM', KEYS[2], 'MINID', (dropped + 1) .. '-0')
+        return
+      end
+      from = '(' .. entry[1]
     end
-  end
-  if before ~= state.floor .. ':' .. state.bytes then
-    redis.call('HSET', KEYS[1], 'f', state.floor, 'b', state.bytes)
-  end
+    local is_more = #part == chunk
+    chunk = 64
+  until not is_more
+  redis.call('XTRIM', KEYS[2], 'MAXLEN', 0)
+  state.count, state.bytes = 0, 0
 end

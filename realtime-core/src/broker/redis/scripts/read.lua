@@ -1,12 +1,12 @@
--- ARGV: 1 candidate for an epoch, 2 fenced, 3 life of the meta, 4 first and 5 last offset, 6 how many,
--- 7 how many bytes, 8 whether the newest come first.
+-- ARGV: 1 candidate for an epoch, 2 fenced, 3 life of the meta, 4 first and 5 last offset, 6 how many
+-- (-1: only the channel's state), 7 how many bytes, 8 whether the newest come first.
 local state = open(ARGV[1], ARGV[2])
-redis.call('PEXPIRE', KEYS[1], ARGV[3])
+if state.count > 0 and redis.call('EXISTS', KEYS[2]) == 0 then lose_log(state) end
 local limit, bytes = tonumber(ARGV[6]), tonumber(ARGV[7])
 local entries, more, taken = {}, 0, 0
 local now = now_ms()
 trim(state, math.huge, math.huge, now)
-if limit > 0 then
+if limit >= 0 then
   local first, last = ARGV[4], ARGV[5]
   local done = false
   while not done do
@@ -25,6 +25,8 @@ if limit > 0 then
         end
         entries[#entries + 1] = { string.match(entry[1], '^%d+'), named.d or '' }
         taken = taken + #(named.d or '')
+      elseif not named.o then
+        state.floor = math.max(state.floor, tonumber(string.match(entry[1], '^%d+')))
       end
     end
     if #part < 64 then done = true end
@@ -33,4 +35,5 @@ if limit > 0 then
     end
   end
 end
+if state.is_changed then save(state, ARGV[3]) else redis.call('PEXPIRE', KEYS[1], ARGV[3]) end
 return { state.epoch, tostring(state.offset), tostring(state.floor), more, entries }
