@@ -161,7 +161,6 @@ fn broadcast(call: &Call<'_>, result: &mut Zval) -> Result<(), Failure> {
     // The call that programs make in a loop, kept free of everything else.
     if call.count() == 2
         && !GLOBALS.get().lowered.get()
-        && !batch::is_open()
         && let (Some(channel), Some(text)) = (call.argument(0).and_then(Zval::zend_str), call.argument(1).and_then(Zval::zend_str))
     {
         let channel = zend::text_of(channel).ok_or_else(|| Failure::invalid_channel("the channel name is not valid UTF-8"))?;

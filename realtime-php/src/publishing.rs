@@ -176,22 +176,21 @@ pub(crate) fn broadcast(channels: &Channels<'_>, event: &str, message: &Message<
 #[inline]
 pub(crate) fn broadcast_text(channel: &str, text: &str) -> Result<(), Failure> {
     let payload = Payload::Text(text);
-    match host::with_hub(|running| running.hub.publish(&Publish::new(channel, DEFAULT_EVENT, payload))) {
-        Some(Ok(_)) => Ok(()),
-        Some(Err(error)) => Err(error.into()),
-        None => {
-            validate_channel(channel).map_err(message::invalid_channel)?;
-            send(&[BusPublish {
-                target: channel,
-                to_user: false,
-                event: DEFAULT_EVENT,
-                payload,
-                except: Vec::new(),
-                id: None,
-                keeping: Keeping::default(),
-            }])
-        }
+    if !batch::is_open()
+        && let Some(receipt) = host::with_hub(|running| running.hub.publish(&Publish::new(channel, DEFAULT_EVENT, payload)))
+    {
+        return receipt.map(drop).map_err(Failure::from);
     }
+    validate_channel(channel).map_err(message::invalid_channel)?;
+    send(&[BusPublish {
+        target: channel,
+        to_user: false,
+        event: DEFAULT_EVENT,
+        payload,
+        except: Vec::new(),
+        id: None,
+        keeping: Keeping::default(),
+    }])
 }
 
 /// Publishes to the connections of one user.
