@@ -216,6 +216,9 @@ pub struct Limits {
     /// Bytes of memory of all kept publications, in the memory broker. Default 64 MiB; past it
     /// those of the channels that were silent longest go first.
     pub history_bytes: usize,
+    /// Bytes of memory of what is known of pages that may come back (`resume_ms`). Default 16 MiB; past it those whose time
+    /// is over first are forgotten first.
+    pub resume_bytes: usize,
     /// Bytes of the ids and infos of the users who are present on one channel, which every newcomer
     /// is sent at once. Default 256 KiB, at most a quarter of `outbox_bytes`; past it a further user
     /// is refused.
@@ -405,6 +408,10 @@ pub struct ChannelPolicy {
     /// everything goes out as it comes. Not together with `history`, which promises everything.
     #[serde(default)]
     pub conflate_ms: u64,
+    /// For how long after its connection has ended a page of the Pusher protocol (`wsPath: '/resume/ID'`) can go on where
+    /// it was; of several channels the longest counts. 1–86,400,000, a day; needs `history`. Default 0: it begins anew.
+    #[serde(default)]
+    pub resume_ms: u64,
     /// Whether subscribers are told who else is here. Default false; channels whose names begin
     /// with `presence-` always tell.
     #[serde(default)]
@@ -515,6 +522,8 @@ const MAX_REPLICAS: usize = 64;
 const MAX_REPLICAS_WAIT_MS: u64 = 10_000;
 /// Longest window of a channel that floods: a minute.
 const MAX_CONFLATE_MS: u64 = 60_000;
+/// Longest time for which a page may be away: a day.
+const MAX_RESUME_MS: u64 = 86_400_000;
 /// Longest age of a kept publication: 30 days.
 const MAX_HISTORY_TTL_MS: u64 = 30 * 86_400_000;
 
@@ -532,6 +541,14 @@ impl ChannelPolicy {
         match (self.conflate_ms, &self.history) {
             (length, _) if length > MAX_CONFLATE_MS => Err(format!("conflate_ms {length} is not within 1–{MAX_CONFLATE_MS}")),
             (1.., Some(_)) => Err("conflate_ms leaves publications out, and a history promises all of them: choose one".to_owned()),
+            _ => Ok(()),
+        }
+    }
+
+    fn check_resumption(&self) -> Result<(), String> {
+        match (self.resume_ms, &self.history) {
+            (length, _) if length > MAX_RESUME_MS => Err(format!("resume_ms {length} is not within 1–{MAX_RESUME_MS}")),
+            (1.., None) => Err("resume_ms needs a history: what a page has missed comes from there".to_owned()),
             _ => Ok(()),
         }
     }
@@ -631,6 +648,7 @@ impl Default for Limits {
             idle_channels: 100_000,
             idempotency_keys: 100_000,
             history_bytes: 64 << 20,
+            resume_bytes: 16 << 20,
             presence_bytes: 256 << 10,
         }
     }
@@ -683,6 +701,7 @@ impl Config {
             policy
                 .check_history()
                 .and_then(|()| policy.check_conflation())
+                .and_then(|()| policy.check_resumption())
                 .map_err(|reason| ConfigError::InvalidValue { key: format!("channels[{at}]"), reason })?;
         }
         let limits = &self.limits;
@@ -875,6 +894,11 @@ impl Config {
         }
         let length = self.channel_policy(channel)?.conflate_ms;
         (length > 0).then(|| Duration::from_millis(length))
+    }
+
+    /// For how long pages may come back to a channel, if they may.
+    pub(crate) fn resume_ms(&self, channel: &str) -> Option<u64> {
+        self.channel_policy(channel).map(|policy| policy.resume_ms).filter(|length| *length > 0)
     }
 
     /// Whether who subscribes to a channel gets its newest publication.

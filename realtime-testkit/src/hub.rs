@@ -59,6 +59,11 @@ pub fn history(pattern: &str, size: usize) -> ChannelPolicy {
     ChannelPolicy { pattern: pattern.into(), history, ..ChannelPolicy::default() }
 }
 
+/// The same, and pages of Pusher clients go on where they were, however long they were away.
+pub fn resumed(pattern: &str, size: usize) -> ChannelPolicy {
+    ChannelPolicy { resume_ms: 86_400_000, ..history(pattern, size) }
+}
+
 /// Names of this process's threads.
 pub fn threads() -> Vec<String> {
     let names = std::fs::read_dir("/proc/self/task").unwrap().filter_map(|entry| {

@@ -21,6 +21,7 @@
 //! | [`certified`] | certificates for servers of a test's own |
 //! | [`bound`] | programs that end with the tests that started them |
 //! | [`place`] | directories of a test's own |
+//! | [`pages`] | pages of Pusher clients that come back, and whether what they saw can be true |
 //! | [`ports`] | a port for a server that has to be told one |
 //! | [`conformance`] | the suite that every broker runs |
 //! | [`presence`] | the suite that every presence runs, and one that answers later |
@@ -39,6 +40,7 @@ pub mod hub;
 pub mod ledger;
 pub mod mutation;
 pub mod netstring;
+pub mod pages;
 pub mod pipes;
 pub mod place;
 pub mod ports;

@@ -32,7 +32,16 @@ pub struct PusherClient {
 impl PusherClient {
     /// Connects as pusher-js does, and takes the greeting.
     pub async fn connect(hub: &Hub) -> PusherClient {
-        let mut client = Client::open(hub, &path(KEY)).await;
+        PusherClient::connect_to(hub, &path(KEY)).await
+    }
+
+    /// Connects as a page that may come back.
+    pub async fn connect_page(hub: &Hub, page: &str) -> PusherClient {
+        PusherClient::connect_to(hub, &page_path(page)).await
+    }
+
+    async fn connect_to(hub: &Hub, path: &str) -> PusherClient {
+        let mut client = Client::open(hub, path).await;
         let greeting = client.json().await;
         assert_eq!(greeting["event"], "pusher:connection_established", "{greeting}");
         let data: Value = serde_json::from_str(greeting["data"].as_str().unwrap()).unwrap();
@@ -110,6 +119,11 @@ impl PusherClient {
             assert_eq!(self.raw().await, json!({"event": "pusher:pong", "data": {}}));
         }
     }
+}
+
+/// Where pusher-js connects with `wsPath: '/resume/PAGE'`.
+pub fn page_path(page: &str) -> String {
+    format!("/resume/{page}{}", path(KEY))
 }
 
 /// Where pusher-js connects with this key.

@@ -35,7 +35,8 @@ pub(crate) struct HistoryAnswer {
 impl Shard {
     pub(crate) fn apply(&mut self, key: ConnectionKey, command: Command) -> Result<(), ProtocolError> {
         let rights = self.connection(key).and_then(|connection| connection.session.rights.as_ref());
-        if rights.is_some_and(|rights| rights.awaiting.is_some()) && !matches!(command, Command::Authenticate { .. } | Command::Ping { .. })
+        if rights.is_some_and(|rights| rights.awaiting.is_some())
+            && !matches!(command, Command::Authenticate { .. } | Command::Ping { .. } | Command::Pong)
         {
             return Err(ProtocolError::new("unauthenticated", "the connection has to authenticate first").with_id(command.into_id()));
         }
@@ -62,6 +63,10 @@ impl Shard {
             Command::History { id, channel, query } => self.history(key, id.as_ref(), &channel, &query).map_err(|error| error.with_id(id)),
             Command::Ping { id } => {
                 self.push(key, &Push::Pong { id: id.as_ref() });
+                Ok(())
+            }
+            Command::Pong => {
+                self.page_answered(key);
                 Ok(())
             }
             Command::Unavailable { id, what } => {
@@ -114,6 +119,7 @@ impl Shard {
     ) -> Result<(), ProtocolError> {
         let rules = self.node.config.room(channel);
         let node = self.node.clone();
+        let name = channel;
         let Some(connection) = self.connection(key) else { return Ok(()) };
         let channel = node.apps.scope(connection.session.app, channel);
         let index = self.find_channel(node.channel_ref(&channel));
@@ -129,6 +135,7 @@ impl Shard {
             return Ok(());
         }
         self.check_room(key)?;
+        let recover = recover.or_else(|| self.left_off(key, name, &channel));
         let request = JoinRequest::Client { id, recover };
         match rules {
             None => self.join(key, &channel, request),
@@ -223,6 +230,7 @@ impl Shard {
         let node = self.node.clone();
         let Some(connection) = self.connection(key) else { return Ok(()) };
         let scoped = node.apps.scope(connection.session.app, channel);
+        self.unmark(key, &scoped);
         let name = node.channel_ref(&scoped);
         let index = self.find_channel(name);
         let subscribed = index.and_then(|index| self.connection(key)?.session.subscriptions.find(index as u32));

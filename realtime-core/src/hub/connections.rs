@@ -81,7 +81,11 @@ impl Shard {
             self.guard(key, |shard| shard.turn_away(key, code, &message));
             return;
         }
-        self.connections[key.index as usize].admitted = true;
+        let connection = &mut self.connections[key.index as usize];
+        connection.admitted = true;
+        if let (Some(page), Some(pages)) = (&opening.page, &self.node.pages) {
+            connection.visit = Some(Box::new(pages.visit(opening.app, page, socket_id)));
+        }
         self.guard(key, |shard| match shard.begin(key, admission, opening.commands) {
             Ok(commands) => shard.arrived(key, opening.request.as_deref(), commands, &early),
             Err(denied) => {
@@ -130,6 +134,7 @@ impl Shard {
             handler: None,
             held: None,
             announced: false,
+            visit: None,
         }));
         Some(key)
     }

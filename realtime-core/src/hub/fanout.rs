@@ -141,6 +141,8 @@ pub(crate) struct LocalChannel {
     pub(crate) is_recoverable: bool,
     /// Whether who subscribes gets the newest publication.
     pub(crate) has_last_value: bool,
+    /// For how long pages may come back to it; 0: not at all.
+    pub(crate) resume_ms: u64,
     /// Whether its subscribers are told how many they are.
     pub(crate) tells_count: bool,
     /// Subscriptions on their way from the past.
@@ -203,6 +205,7 @@ impl LocalChannel {
             retained: Vec::new(),
             is_recoverable: false,
             has_last_value: false,
+            resume_ms: 0,
             tells_count: false,
             cursors: 0,
             awaiting: 0,
@@ -215,6 +218,15 @@ impl LocalChannel {
     pub(crate) fn reached(&self) -> Option<Reached> {
         let version = self.roster.as_ref().map_or(0, |roster| roster.version());
         self.position.map(|position| Reached { offset: position.offset, version })
+    }
+
+    /// Where the newest publication stands that all of its subscribers have been sent, if it is live. A batch under way has
+    /// reached some of them.
+    pub(crate) fn sent(&self) -> Option<Position> {
+        let begun = self.batch.as_ref().and_then(|batch| batch.deliveries.iter().find(|delivery| delivery.news().is_none()));
+        let before =
+            begun.map(|first| first.publication.position).map(|first| Position { offset: first.offset.saturating_sub(1), ..first });
+        before.or(self.position)
     }
 
     /// Subscribers without those that left during the batch.

@@ -21,6 +21,7 @@ mod manners;
 pub(crate) mod others;
 pub(crate) mod query;
 mod recovery;
+mod resume;
 mod roster;
 mod routes;
 mod shard;
@@ -132,6 +133,8 @@ pub(crate) struct Node {
     keeps_history: bool,
     /// Where any channel has `conflate_ms`.
     windows: Option<Windows>,
+    /// Where any channel has `resume_ms`.
+    pub(super) pages: Option<Arc<resume::Pages>>,
     /// Serialises "shard gains or loses a channel" with the broker call that follows from it;
     /// publications do not take it.
     membership: Box<[Mutex<()>]>,
@@ -442,6 +445,11 @@ impl HubBuilder {
             #[cfg(feature = "redis")]
             cluster: shared.cluster,
             windows: config.channels.iter().any(|policy| policy.conflate_ms > 0).then(|| Windows::new(config.limits.ingress_bytes)),
+            pages: config
+                .channels
+                .iter()
+                .any(|policy| policy.resume_ms > 0)
+                .then(|| Arc::new(resume::Pages::new(config.limits.resume_bytes, config.limits.max_subscriptions))),
             keeps_history: config.speaks_pusher() || config.channels.iter().any(|policy| policy.retention().is_some()),
             attendance: Arc::new(Attendance { presence, alarm: Notify::new() }),
             counts: counts::Counts::default(),
@@ -1117,6 +1125,7 @@ impl Node {
             ingress_bytes: self.routes.ingress.queued() as u64,
             history_bytes: self.broker.history_bytes() as u64,
             held_bytes: self.windows.as_ref().map_or(0, |windows| windows.held_bytes() as u64),
+            resume_bytes: self.pages.as_ref().map_or(0, |pages| pages.away_bytes() as u64),
             conflated: self.windows.as_ref().map_or(0, |windows| windows.conflated.load(Ordering::Relaxed)),
             refused: self.refused.load(Ordering::Relaxed),
             bus_errors: self.bus_errors.load(Ordering::Relaxed),
@@ -1176,6 +1185,9 @@ impl Node {
         }
         if let Some(windows) = &self.windows {
             windows.tick(Instant::now());
+        }
+        if let Some(pages) = &self.pages {
+            pages.forget(Instant::now());
         }
     }
 

@@ -11,6 +11,7 @@ use crate::apps::AppId;
 
 use super::fanout::{Asker, ConnectionKey};
 use super::hooks::{Act, Told, Verdict};
+use super::resume::Visit;
 use super::roster::{Seat, SeatRequest};
 use super::shard::{Connection, Job, Phase, Shard};
 use crate::auth::Grant;
@@ -73,6 +74,7 @@ pub(crate) struct Frozen {
     pub(crate) session: Vec<u8>,
     /// Its places, by channel.
     pub(crate) seats: Vec<(String, Seat)>,
+    pub(crate) visit: Option<Box<Visit>>,
 }
 
 impl Shard {
@@ -272,7 +274,7 @@ impl Shard {
             self.unpin(&names);
             return;
         };
-        let Connection { link, session, .. } = *connection;
+        let Connection { link, session, visit, .. } = *connection;
         if let Some(user) = &session.user {
             self.node.user_sets_out(session.app, &user.shared_id(), self.index);
         }
@@ -292,7 +294,7 @@ impl Shard {
             watchlist: watchlist.map(|list| list.entries()).unwrap_or_default(),
             protocol_errors: session.protocol_errors,
         };
-        let frozen = postcard::to_stdvec(&frozen).ok().map(|session| Frozen { link, session, seats });
+        let frozen = postcard::to_stdvec(&frozen).ok().map(|session| Frozen { link, session, seats, visit });
         match answer.send(frozen) {
             // The asker has given up by now: the connection goes on here.
             Err(SendError(Some(frozen))) => self.thaw(Box::new(frozen), names, mpsc::channel().0),
@@ -353,6 +355,7 @@ impl Shard {
         let arrived = self.insert(frozen.link, state);
         if let Some(key) = arrived {
             self.connections[key.index as usize].admitted = true;
+            self.connections[key.index as usize].visit = frozen.visit;
             self.node.apps.of(app).arrive();
             let mut seats = frozen.seats;
             for (name, reached) in &session.subscriptions {

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::fanout::ConnectionKey;
+use super::resume::Visit;
 use super::shard::{Job, Phase, Shard};
 use crate::broker::Reply;
 use crate::close::CloseReason;
@@ -61,6 +62,13 @@ enum Aim {
 pub(crate) struct CursorKey {
     connection: ConnectionKey,
     number: u64,
+}
+
+impl Cursor {
+    /// The channel, and how much of it the client has been given since it was answered.
+    pub(super) fn given(&self) -> Option<(usize, u64)> {
+        matches!(self.aim, Aim::Follow).then_some((self.channel, self.offset))
+    }
 }
 
 impl Shard {
@@ -282,6 +290,11 @@ impl Shard {
                 cursor.told = told;
             }
             self.push_subscribed_at(key.connection, index, id, start, recovered);
+            if let (Aim::Newest(_), Some(newest)) = (aim, page.publications.first()) {
+                // It is behind the position that the client is told, and is still to come.
+                let before = newest.position.offset.saturating_sub(1);
+                self.mark_before(key.connection, index, Position { offset: before, ..newest.position });
+            }
             if matches!(aim, Aim::Newest(_)) && page.publications.is_empty() {
                 let channel = self.channels[index].channel.clone();
                 self.push(key.connection, &Push::NoLastValue { channel: channel.name() });
@@ -379,7 +392,8 @@ impl Shard {
                     break;
                 }
                 given += 1;
-                if publication.except.contains(&session.socket_id) {
+                let is_excepted = |visit: &Visit| visit.is_excepted(publication);
+                if publication.except.contains(&session.socket_id) || connection.visit.as_deref().is_some_and(is_excepted) {
                     continue;
                 }
                 scratch.payload.clear();

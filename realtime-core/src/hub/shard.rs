@@ -26,6 +26,7 @@ use super::lost_time::{LostTime, thread_time};
 use super::manners::Manners;
 use super::query::Query;
 use super::recovery::{Cursor, CursorKey};
+use super::resume::Visit;
 use super::roster::Seat;
 use super::slices::Gathered;
 use super::stats::ShardCounters;
@@ -119,6 +120,8 @@ pub(crate) struct Connection {
     pub(super) held: Option<Box<Held>>,
     /// The workers have been told of it.
     pub(super) announced: bool,
+    /// Of a page that may come back.
+    pub(super) visit: Option<Box<Visit>>,
 }
 
 /// Where a connection is in its life.
@@ -423,6 +426,9 @@ impl Shard {
                         self.write(key, &Bytes::from(frame));
                     }
                 }
+            }
+            if self.connections.get(index).is_some_and(|connection| connection.visit.is_some() && connection.phase == Phase::Open) {
+                self.ask_page(key);
             }
         }
     }

@@ -21,6 +21,8 @@ pub(crate) struct ShardCounters {
     pub(crate) protocol_errors: AtomicU64,
     pub(crate) relays_refused: AtomicU64,
     pub(crate) interrupted: AtomicU64,
+    pub(crate) resumed: AtomicU64,
+    pub(crate) resume_failed: AtomicU64,
     pub(crate) panics: AtomicU64,
     closed_slow: AtomicU64,
     closed_pong: AtomicU64,
@@ -87,6 +89,12 @@ pub struct Stats {
     pub held_bytes: u64,
     /// Subscriptions that ended because publications of a channel with a history were missed.
     pub interrupted: u64,
+    /// Subscriptions of Pusher clients that went on where their page had left off (`resume_ms`).
+    pub resumed: u64,
+    /// Those that could not, because more was missed than the history has. Pages of which the hub knows nothing do not count.
+    pub resume_failed: u64,
+    /// Bytes of memory of what is known of pages without a connection.
+    pub resume_bytes: u64,
     /// Messages from clients.
     pub received: u64,
     /// Faults in what clients sent.
@@ -128,6 +136,8 @@ impl Stats {
         self.protocol_errors += counters.protocol_errors.load(Relaxed);
         self.relays_refused += counters.relays_refused.load(Relaxed);
         self.interrupted += counters.interrupted.load(Relaxed);
+        self.resumed += counters.resumed.load(Relaxed);
+        self.resume_failed += counters.resume_failed.load(Relaxed);
         self.panics += counters.panics.load(Relaxed);
         self.closed += counters.closed.load(Relaxed);
         self.closed_slow += counters.closed_slow.load(Relaxed);

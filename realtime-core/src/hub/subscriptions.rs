@@ -151,6 +151,7 @@ impl Shard {
             let policy = node.config.channel_policy(channel.name());
             self.channels[index].is_recoverable = policy.is_some_and(|policy| policy.history.is_some());
             self.channels[index].has_last_value = node.config.gives_last_value(channel.name());
+            self.channels[index].resume_ms = policy.map_or(0, |policy| policy.resume_ms);
             self.channels[index].tells_count = node.config.tells_count(channel.app(), channel.name());
         }
         if !channel.is_internal()
@@ -354,8 +355,12 @@ impl Shard {
         recovered: Option<bool>,
     ) {
         let channel = self.channels[index].channel.clone();
+        self.mark(key, index, position, recovered);
         let users = self.channels[index].roster.as_ref().and_then(|roster| roster.users_for(key.index));
         self.push(key, &Push::Subscribed { id, channel: channel.name(), position, recovered, users: users.as_deref() });
+        if recovered == Some(false) {
+            self.push(key, &Push::NotRecovered { channel: channel.name() });
+        }
     }
 
     pub(crate) fn add_subscriber(&mut self, key: ConnectionKey, index: usize) {

@@ -91,6 +91,9 @@ pub struct Opening {
     pub authentication: Authentication,
     /// The connection's initial state.
     pub state: ProtocolState,
+    /// Names the page whose connection it is, over all of them: on channels with `resume_ms` it goes on where it was. For
+    /// protocols whose clients keep no positions and answer [`Push::Ping`]; `None`: each connection begins anew.
+    pub page: Option<Box<str>>,
     /// Carried out as if the client had sent them.
     pub commands: Vec<Command>,
     /// Path and query of the request, for programs that handle connections; the hub fills it in.
@@ -253,6 +256,8 @@ pub enum Command {
         /// Echoed in the answer.
         id: Option<RequestId>,
     },
+    /// The answer to [`Push::Ping`]: what was sent before it has been handled.
+    Pong,
     /// Something this hub knows of and cannot do, answered with a `not_available` error.
     Unavailable {
         /// Echoed in the error.
@@ -293,6 +298,7 @@ impl Command {
             | Command::Ping { id }
             | Command::Unavailable { id, .. } => id,
             Command::Relay { .. }
+            | Command::Pong
             | Command::ClientEvent { .. }
             | Command::SignIn { .. }
             | Command::SubscribeUser { .. }
@@ -349,6 +355,12 @@ pub enum Push<'a> {
         /// Who is here, the connection's own user included; [`Push::Joined`] and [`Push::Left`] tell
         /// what changes after it. `None` where the channel does not tell.
         users: Option<&'a [User]>,
+    },
+    /// Follows [`Push::Subscribed`] with `recovered: Some(false)`, for protocols that cannot say so there: what came before
+    /// may have been missed.
+    NotRecovered {
+        /// The channel.
+        channel: &'a str,
     },
     /// Follows [`Push::Subscribed`] where there should be a newest publication and is none.
     NoLastValue {
@@ -431,6 +443,8 @@ pub enum Push<'a> {
         /// From the request.
         id: Option<&'a RequestId>,
     },
+    /// Asks a page ([`Opening::page`]) for a [`Command::Pong`].
+    Ping,
     /// Alone on a connection that is refused.
     Refused {
         /// How it is closed.

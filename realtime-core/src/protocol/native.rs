@@ -165,6 +165,8 @@ fn write_push(push: &Push<'_>, out: &mut Vec<u8>) -> bool {
         Push::Refused { .. }
             | Push::SubscriptionRefused { .. }
             | Push::NoLastValue { .. }
+            | Push::NotRecovered { .. }
+            | Push::Ping
             | Push::SignedIn { .. }
             | Push::Counted { .. }
             | Push::Watched { .. }
@@ -253,6 +255,8 @@ fn write_push(push: &Push<'_>, out: &mut Vec<u8>) -> bool {
         Push::Refused { .. }
         | Push::SubscriptionRefused { .. }
         | Push::NoLastValue { .. }
+        | Push::NotRecovered { .. }
+        | Push::Ping
         | Push::SignedIn { .. }
         | Push::Counted { .. }
         | Push::Watched { .. } => {}

@@ -52,7 +52,7 @@ pub(super) fn decode(message: Inbound<'_>) -> Result<Option<Command>, ProtocolEr
         serde_json::from_str(text).map_err(|error| ProtocolError::new("bad_json", format!("not a Pusher message: {error}")))?;
     match &*envelope.event {
         "pusher:ping" => Ok(Some(Command::Ping { id: None })),
-        "pusher:pong" => Ok(None),
+        "pusher:pong" => Ok(Some(Command::Pong)),
         "pusher:subscribe" => data(&envelope).map(|request| Some(subscribe(request))),
         "pusher:unsubscribe" => data(&envelope).map(|Unsubscribe { channel }| {
             // Signing out of a user is closing the connection.

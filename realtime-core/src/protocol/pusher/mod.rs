@@ -16,6 +16,13 @@ use crate::message::{Body, Publication, User};
 /// Versions that are spoken. Older ones had another form of subscription and of errors.
 const VERSIONS: std::ops::RangeInclusive<u32> = 4..=7;
 
+/// In front of `/app/KEY` with the id of a page that may come back.
+const RESUME: &str = "/resume/";
+/// Bytes of such an id.
+const PAGE_ID_BYTES: std::ops::RangeInclusive<usize> = 16..=64;
+/// What follows a subscription of which something may have been missed.
+const RECOVERY_FAILED: &str = "realtime:recovery_failed";
+
 /// See the module's documentation.
 #[derive(Debug)]
 pub struct Pusher {
@@ -36,8 +43,11 @@ impl Protocol for Pusher {
     }
 
     fn open(&self, request: &OpenRequest<'_>) -> Option<Result<Opening, Refusal>> {
-        let key = request.path.strip_prefix("/app/")?;
-        Some(open(key, request))
+        if let Some(key) = request.path.strip_prefix("/app/") {
+            return Some(open(key, request));
+        }
+        let (page, key) = request.path.strip_prefix(RESUME)?.split_once("/app/")?;
+        Some(check_page(page).and_then(|()| open(key, request)).map(|opening| Opening { page: Some(page.into()), ..opening }))
     }
 
     fn needs_same_host(&self) -> bool {
@@ -80,6 +90,16 @@ impl Protocol for Pusher {
             reason => reason.websocket(),
         }
     }
+}
+
+fn check_page(id: &str) -> Result<(), Refusal> {
+    let fits = id.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'));
+    if fits && PAGE_ID_BYTES.contains(&id.len()) {
+        return Ok(());
+    }
+    let (least, most) = (PAGE_ID_BYTES.start(), PAGE_ID_BYTES.end());
+    let message = format!("an id behind {RESUME} has {least}–{most} letters, digits, `-` and `_`");
+    Err(Refusal { status: 404, code: "path_not_found", message })
 }
 
 fn open(key: &str, request: &OpenRequest<'_>) -> Result<Opening, Refusal> {
@@ -155,6 +175,8 @@ impl Pusher {
                 };
                 message("pusher_internal:subscription_succeeded", Some(channel), &data, out);
             }
+            Push::NotRecovered { channel } => message(RECOVERY_FAILED, Some(channel), "{}", out),
+            Push::Ping => out.extend_from_slice(br#"{"event":"pusher:ping","data":{}}"#),
             Push::NoLastValue { channel } if names::is_cache(channel) => {
                 let mut object = Object::new(out);
                 object.text("event", "pusher:cache_miss");
