@@ -353,6 +353,20 @@ async fn nothing_is_asked_of_who_gave_no_id_and_where_nothing_is_resumed() {
     elsewhere.expect_nothing().await;
 }
 
+#[test]
+fn resume_ms_is_at_most_a_day_and_needs_a_history() {
+    let day = 86_400_000;
+    for (length, is_valid) in [(0, true), (1, true), (day - 1, true), (day, true), (day + 1, false), (u64::MAX, false)] {
+        let set = |policy: ChannelPolicy| config(|config| config.channels = vec![ChannelPolicy { resume_ms: length, ..policy }]).validate();
+        assert_eq!(set(history("h", 1)).is_ok(), is_valid, "{length}");
+        // The last value alone is no history.
+        for policy in [ChannelPolicy::default(), ChannelPolicy { last_value: true, ..ChannelPolicy::default() }] {
+            let error = set(ChannelPolicy { pattern: "h".into(), ..policy }).err().map(|error| error.to_string());
+            assert_eq!(error.as_ref().is_some_and(|error| error.contains("resume_ms")), length > 0, "{length}: {error:?}");
+        }
+    }
+}
+
 /// Publishes until told to stop, at a pace that leaves the machine to others.
 fn publish_on(hub: &Hub, name: usize, stop: &AtomicBool, published: &AtomicUsize) {
     let mut number = 0;

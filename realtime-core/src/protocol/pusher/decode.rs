@@ -144,7 +144,7 @@ mod tests {
             ),
             (r#"{"event":"pusher:ping"}"#, Ok(Some(Command::Ping { id: None }))),
             (r#"{"event":"pusher:ping","data":{}}"#, Ok(Some(Command::Ping { id: None }))),
-            (r#"{"event":"pusher:pong","data":"{}"}"#, Ok(None)),
+            (r#"{"event":"pusher:pong","data":"{}"}"#, Ok(Some(Command::Pong))),
             (r#"{"event":"pusher:subscribe","data":{"channel":7}}"#, Err("bad_data")),
             (r#"{"event":"pusher:subscribe","data":"not json"}"#, Err("bad_data")),
             (r#"{"event":"pusher:subscribe"}"#, Err("bad_data")),

@@ -432,6 +432,8 @@ mod tests {
                 Push::Counted { channel: "news", subscriptions: 3 },
                 r#"{"event":"pusher_internal:subscription_count","channel":"news","data":"{\"subscription_count\":3}"}"#,
             ),
+            (Push::NotRecovered { channel: "h" }, r#"{"event":"realtime:recovery_failed","channel":"h","data":"{}"}"#),
+            (Push::Ping, r#"{"event":"pusher:ping","data":{}}"#),
             (Push::NoLastValue { channel: "cache-a" }, r#"{"event":"pusher:cache_miss","channel":"cache-a"}"#),
             (
                 Push::Watched { online: &["u2", "a\""], offline: &["u3"] },
@@ -494,6 +496,14 @@ mod tests {
         assert_eq!(open("/app/", "protocol=7"), Some(Err(Some(4001))));
         assert_eq!(open("/app/koff", "protocol=7"), Some(Err(Some(4003))));
         assert_eq!(open("/app/kb/x", "protocol=7"), Some(Err(Some(4005))));
+        for (id, is_one) in [(15, false), (16, true), (17, true), (63, true), (64, true), (65, false)] {
+            let expected = if is_one { Ok(second) } else { Err(Some(4005)) };
+            assert_eq!(open(&format!("/resume/{}/app/kb", "x".repeat(id)), "protocol=7"), Some(expected), "{id}");
+        }
+        let page = "3f0e8a54-5a3f-4d6c-9a51-0b4a1d1e2f30";
+        assert_eq!(open(&format!("/resume/{page}/app/kb/x"), ""), Some(Err(Some(4005))));
+        assert_eq!(open(&format!("/resume/{page}/app/unknown"), ""), Some(Err(Some(4001))));
+        assert_eq!(open(&format!("/resume/{page}/ws"), ""), None);
         assert_eq!(open("/app", ""), None);
         assert_eq!(open("/apps/1/events", ""), None);
         assert_eq!(open("/ws", ""), None);
