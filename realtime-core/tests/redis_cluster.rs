@@ -7,12 +7,12 @@ use std::sync::Arc;
 
 use realtime_core::broker::redis::Redis;
 use realtime_core::broker::{Broker, Deliver, Published, Reply};
-use realtime_core::config::{BrokerConfig, Secret};
+use realtime_core::config::{BrokerConfig, ChannelPolicy, Secret};
 use realtime_core::history::Query;
 use realtime_core::{Config, Hub, Payload, Position, Publish};
 use realtime_testkit::hub::{history, on_broker};
 use realtime_testkit::publishing::{publish, try_publish};
-use realtime_testkit::{Client, DEADLINE, RedisCluster, RedisServer, config, eventually};
+use realtime_testkit::{Certified, Client, DEADLINE, RedisCluster, RedisServer, config, eventually, sized, spare_port};
 use serde_json::json;
 
 /// How long a silent node is believed in, where one is to fail and where none is.
@@ -62,6 +62,78 @@ async fn hubs_have_one_order_on_every_master() {
     }
     let keys: Vec<String> = redis.nodes.iter().map(|node| node.command(&["DBSIZE"])).collect();
     assert!(keys.iter().all(|count| count != ":0"), "each master has some: {keys:?}");
+}
+
+/// Subscribers of a topic at each node, by its `PUBSUB`.
+fn subscribers(redis: &RedisCluster, how: &str, topic: &str) -> Vec<String> {
+    let script = "return tostring(redis.call('PUBSUB', ARGV[1], ARGV[2])[2])";
+    redis.nodes.iter().map(|node| node.command(&["EVAL", script, "0", how, topic])).collect()
+}
+
+#[tokio::test]
+async fn a_publication_goes_to_its_slots_node_only() {
+    let redis = RedisCluster::start(3, false, NEVER_MS);
+    let hubs = [hub(&redis, |_| {}), hub(&redis, |_| {})];
+    let before: Vec<usize> = redis.nodes.iter().map(|node| calls(node, "spublish")).collect();
+    for (at, channel) in channels(&redis, 3).iter().enumerate() {
+        let mut clients = [Client::subscribed(&hubs[0], channel).await, Client::subscribed(&hubs[1], channel).await];
+        let topic = format!("realtime:{{{channel}}}:live");
+        let mut expected = vec!["0"; 3];
+        assert_eq!(subscribers(&redis, "NUMSUB", &topic), expected, "nobody hears it everywhere");
+        expected[at] = "2";
+        assert_eq!(subscribers(&redis, "SHARDNUMSUB", &topic), expected, "both hubs hear it where it is");
+        let sent: Vec<String> = (0..100).map(|number| number.to_string()).collect();
+        for text in &sent {
+            publish(&hubs[0], channel, text);
+        }
+        for client in &mut clients {
+            assert_eq!(client.texts(100).await, sent);
+        }
+    }
+    for (node, before) in redis.nodes.iter().zip(before) {
+        assert!(calls(node, "spublish") >= before + 100, "each master has announced what is its own");
+        // What crosses between the masters is little: hubs' probes and letters.
+        let crossed = node.command(&["CLUSTER", "INFO"]);
+        assert!(!crossed.contains("messages_publishshard"), "{crossed}");
+    }
+}
+
+#[tokio::test]
+async fn a_hub_that_starts_again_and_one_that_stays_miss_nothing() {
+    // I1, I2, on every master.
+    let redis = RedisCluster::start(3, false, NEVER_MS);
+    let stays = hub(&redis, |_| {});
+    let names = channels(&redis, 3);
+    let mut clients = Vec::new();
+    for name in &names {
+        clients.push(Client::subscribed(&stays, name).await);
+    }
+    let mut sent = Vec::new();
+    for round in 0..3 {
+        let goes = hub(&redis, |_| {});
+        let mut theirs = Vec::new();
+        for name in &names {
+            let mut client = Client::connect(&goes).await;
+            let position = stays.history(name, &Query::default()).unwrap().position;
+            let recover = json!({"epoch": position.epoch.to_string(), "offset": 0});
+            let answer = client.ask(json!({"action": "subscribe", "channel": name, "recover": recover})).await;
+            assert_eq!(answer["recovered"], true);
+            assert_eq!(client.texts(sent.len()).await, sent);
+            theirs.push(client);
+        }
+        let fresh: Vec<String> = (0..50).map(|number| format!("{round} {number}")).collect();
+        for text in &fresh {
+            for name in &names {
+                publish(&goes, name, text);
+            }
+        }
+        for client in clients.iter_mut().chain(&mut theirs) {
+            assert_eq!(client.texts(fresh.len()).await, fresh);
+        }
+        sent.extend(fresh);
+        goes.stop(DEADLINE);
+    }
+    assert_eq!(stays.stats().interrupted, 0);
 }
 
 #[tokio::test]
@@ -189,6 +261,98 @@ fn calls(node: &RedisServer, command: &str) -> usize {
     let stats = node.command(&["INFO", "commandstats"]);
     let line = stats.lines().find(|line| line.starts_with(&format!("cmdstat_{command}:calls=")));
     line.map_or(0, |line| line.split(['=', ',']).nth(1).unwrap().parse().unwrap())
+}
+
+/// What a user of ours may do, as the documentation has it.
+fn documented_rules() -> Vec<String> {
+    let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/redis.md")).unwrap();
+    let at = text.find("`~realtime:*").unwrap();
+    let quoted: Vec<&str> = text[at..].split('`').skip(1).step_by(2).take(3).collect();
+    assert_eq!(quoted[1], "+role");
+    [quoted[0], quoted[2]].iter().flat_map(|rules| rules.split(' ')).map(str::to_owned).collect()
+}
+
+#[tokio::test]
+async fn a_user_with_the_documented_rights_is_enough() {
+    let redis = RedisCluster::start(2, false, NEVER_MS);
+    let rules = documented_rules();
+    for node in &redis.nodes {
+        let user = ["ACL", "SETUSER", "app", "on", ">secret"].into_iter().chain(rules.iter().map(String::as_str)).collect::<Vec<_>>();
+        assert_eq!(node.command(&user), "+OK");
+        node.command(&["CONFIG", "SET", "requirepass", "nobody knows"]);
+    }
+    let hub = on_broker(&redis.url().replace("://", "://app:secret@"), |config| {
+        let present = ChannelPolicy { presence: true, ..history("h*", 10) };
+        config.channels = vec![present];
+    });
+    let names: Vec<String> = (0..10).map(|number| format!("h{number}")).collect();
+    for name in &names {
+        let mut client = Client::subscribed(&hub, name).await;
+        publish(&hub, name, "1");
+        assert_eq!(client.texts(1).await, ["1"]);
+    }
+}
+
+#[tokio::test]
+async fn a_cluster_is_heard_over_tls() {
+    let own = Certified::new("IP:127.0.0.1");
+    let (port, bus) = (spare_port().to_string(), spare_port().to_string());
+    let (certificate, key) = (own.certificate(), own.key());
+    let certificate = certificate.to_str().unwrap();
+    let files = ["--tls-cert-file", certificate, "--tls-key-file", key.to_str().unwrap(), "--tls-ca-cert-file", certificate];
+    let tls = [
+        "--tls-port",
+        &port,
+        "--tls-auth-clients",
+        "no",
+        "--tls-cluster",
+        "yes",
+        "--cluster-enabled",
+        "yes",
+        "--cluster-port",
+        &bus,
+        "--save",
+        "",
+    ];
+    let server = RedisServer::with(&[&files[..], &tls].concat());
+    assert_eq!(server.command(&["CLUSTER", "ADDSLOTSRANGE", "0", "16383"]), "+OK");
+    eventually("it has all slots", || server.command(&["CLUSTER", "INFO"]).contains("cluster_state:ok"));
+    let hub = on_broker(&format!("rediss+cluster://127.0.0.1:{port}"), |config| config.broker.ca_file = certificate.into());
+    let mut client = Client::subscribed(&hub, "c").await;
+    publish(&hub, "c", "1");
+    assert_eq!(client.texts(1).await, ["1"]);
+    assert!(server.command(&["CLIENT", "LIST", "TYPE", "pubsub"]).lines().any(|line| !line.contains(" ssub=0 ")));
+}
+
+#[tokio::test]
+async fn a_connection_that_is_cut_loses_nothing() {
+    // I1, I2: the subscriptions of one master, or of all, are cut while others publish.
+    let redis = RedisCluster::start(3, false, NEVER_MS);
+    let hub = hub(&redis, |_| {});
+    let names = channels(&redis, 3);
+    let mut clients = Vec::new();
+    for name in &names {
+        clients.push(Client::subscribed(&hub, name).await);
+    }
+    let mut expected = Vec::new();
+    for round in 0..sized(10, 100) {
+        for (at, node) in redis.nodes.iter().enumerate() {
+            if round % 4 == 3 || round % 4 == at {
+                node.command(&["CLIENT", "KILL", "TYPE", "pubsub"]);
+            }
+        }
+        for number in 0..20 {
+            expected.push(format!("{round} {number}"));
+            for name in &names {
+                publish(&hub, name, expected.last().unwrap());
+            }
+        }
+    }
+    for client in &mut clients {
+        assert_eq!(client.texts(expected.len()).await, expected);
+        client.expect_nothing().await;
+    }
+    assert_eq!(hub.stats().interrupted, 0);
 }
 
 #[test]

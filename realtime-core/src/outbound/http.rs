@@ -1,14 +1,12 @@
 //! One request over HTTP/1.1, with TLS where the URL says so.
 
 use std::io;
-use std::sync::Arc;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::Uri;
 use hyper::header::{self, HeaderValue};
 use hyper_util::rt::TokioIo;
-use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
@@ -29,12 +27,8 @@ impl Tls {
 
     /// Trusts the certificates of a file, or the system's where it is empty.
     pub(crate) fn new(ca_file: &str) -> Result<Self, String> {
-        let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-            .with_safe_default_protocol_versions()
-            .map_err(|error| error.to_string())?
-            .with_root_certificates(trust::roots(ca_file, "ca_file")?)
-            .with_no_client_auth();
-        Ok(Tls(Some(TlsConnector::from(Arc::new(config)))))
+        let config = trust::client(trust::roots(ca_file, "ca_file")?).map_err(|error| error.to_string())?;
+        Ok(Tls(Some(TlsConnector::from(config))))
     }
 }
 

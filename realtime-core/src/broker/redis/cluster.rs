@@ -202,6 +202,7 @@ impl<'l> Router<'l> {
                 self.hold_changed(&slots);
                 // Links of servers that have no slots any more end with what they have under way.
                 self.nodes.retain(|name, _| slots.masters().contains_key(name));
+                self.link.servers.learn(&slots);
                 self.slots = Some(slots);
             }
             Err(reason) => {
@@ -223,15 +224,7 @@ impl<'l> Router<'l> {
         let target = match ask {
             // The slot is on its way: only this command is asked there.
             true => self.cluster.node(host, port).map(|info| Some((info.addr().to_string().into_boxed_str(), info))),
-            false => {
-                self.is_stale = true;
-                let before = self.slots.as_ref().and_then(|slots| slots.owner_of(slot)).map(Box::<str>::from);
-                let moved = self.slots.as_mut().and_then(|slots| slots.moved(self.cluster, slot, host, port));
-                if let Some(before) = before.filter(|before| **before != *from && moved.as_ref().is_some_and(|moved| moved != before)) {
-                    self.hold(&before, vec![slot]);
-                }
-                moved.map(|_| None)
-            }
+            false => self.moved(slot, host, port).map(|()| None),
         };
         let Some(target) = target else { return self.link.fail(command, &unavailable("a node names a server that cannot be")) };
         self.hold(from, vec![slot]);
@@ -240,6 +233,19 @@ impl<'l> Router<'l> {
             // Nobody has anything of the slot any more.
             None => self.send_back(command, target),
         }
+    }
+
+    /// A node has said where a slot is; `None`: that cannot be.
+    fn moved(&mut self, slot: usize, host: &str, port: &str) -> Option<()> {
+        self.is_stale = true;
+        let slots = self.slots.as_mut()?;
+        let before = slots.owner_of(slot).map(Box::<str>::from);
+        let name = slots.moved(self.cluster, slot, host, port)?;
+        if before.as_ref() != Some(&name) {
+            self.link.servers.learn(slots);
+            before.into_iter().for_each(|before| self.hold(&before, vec![slot]));
+        }
+        Some(())
     }
 
     /// Holds the slots that have another owner now than when commands were sent to the one before.
@@ -323,6 +329,12 @@ impl<'l> Router<'l> {
                 self.turn = self.turn.wrapping_add(1);
                 self.speaker(slots, self.turn)
             }
+            Command::Whisper { topic, .. } => slots.owner(topic),
+            Command::Moved { slot, host, port } => {
+                let (slot, host, port) = (*slot, host.clone(), port.clone());
+                return self.moved(slot, &host, &port).unwrap_or_default();
+            }
+            Command::Troubled => return self.is_stale = true,
             Command::Passing(_) => return,
         };
         match name.and_then(|name| Some((Box::<str>::from(name), slots.masters().get(name)?.clone()))) {

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use redis::{ConnectionAddr, ConnectionInfo, Parser, Pipeline, RedisError, Value};
-use rustls::crypto::ring;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection};
 
@@ -186,9 +185,8 @@ impl Servers {
             return Ok(trusted.clone());
         }
         let roots = trust::roots(&self.ca_file, "broker.ca_file").map_err(io::Error::other)?;
-        let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider())).with_safe_default_protocol_versions();
-        let config = config.map_err(io::Error::other)?.with_root_certificates(roots).with_no_client_auth();
-        Ok(self.trusted.insert(Arc::new(config)).clone())
+        let config = trust::client(roots).map_err(io::Error::other)?;
+        Ok(self.trusted.insert(config).clone())
     }
 }
 

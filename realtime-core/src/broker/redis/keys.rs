@@ -7,6 +7,11 @@ use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 
 const ESCAPED: &AsciiSet = &CONTROLS.add(b'%').add(b'{').add(b'}');
 
+/// Whether a topic shares the hash tag of a channel, so that it is heard where the channel is.
+pub(super) fn is_of_a_channel(topic: &str) -> bool {
+    topic.contains('{')
+}
+
 /// Names below one prefix.
 #[derive(Debug, Clone)]
 pub(crate) struct Keys {
@@ -72,6 +77,11 @@ impl Keys {
         format!("{}:control:{node:016x}", self.prefix)
     }
 
+    /// Where a node speaks to itself on one of the slots; another one with each number.
+    pub(super) fn probe_of(&self, node: u64, number: usize) -> String {
+        format!("{}:{{{number}}}:probe:{node:016x}", self.prefix)
+    }
+
     /// Where a node speaks to itself.
     pub(crate) fn probe(&self, node: u64) -> String {
         format!("{}:probe:{node:016x}", self.prefix)
@@ -93,5 +103,7 @@ mod tests {
             }
         }
         assert_ne!(keys.id("a", "log"), keys.log("a"));
+        assert!([keys.topic("a"), keys.notices("a"), keys.probe_of(1, 2)].iter().all(|topic| is_of_a_channel(topic)));
+        assert!(![keys.control(), keys.control_of(1), keys.probe(1)].iter().any(|topic| is_of_a_channel(topic)));
     }
 }

@@ -1,4 +1,5 @@
-//! The thread that speaks with Redis, over one connection for commands and one for subscriptions.
+//! The thread that speaks with Redis, over one connection for commands and one for subscriptions; in a cluster over one of
+//! each for every master, and one for what concerns no channel.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -9,13 +10,15 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use redis::aio::{ConnectionLike, MultiplexedConnection, PubSubSink};
 use redis::{Msg, Pipeline, RedisError, Value};
-use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::calls::{self, Replicas};
 use super::cluster::{Node, Router};
 use super::envelope;
+use super::keys;
 use super::scripts::{Script, accepted, server_error};
 use super::servers::Servers;
+use super::shards::Shards;
 use super::{Command, Deliver, LINGER, Listener, Range, Senders, Shared, State, Subscribed, Subscription};
 use crate::error::BrokerError;
 use crate::history::Page;
@@ -25,21 +28,21 @@ use crate::patience::Patience;
 /// Commands in one round trip.
 const BATCH: usize = 256;
 /// Commands that wait, from which on one that is added takes its time.
-const LONG_QUEUE: usize = 8 * BATCH;
+pub(super) const LONG_QUEUE: usize = 8 * BATCH;
 /// Channels in one subscription.
-const SUBSCRIBE_BATCH: usize = 512;
+pub(super) const SUBSCRIBE_BATCH: usize = 512;
 /// While a connection is being made requests wait for so long; later ones fail at once.
-const GRACE: Duration = Duration::from_millis(500);
+pub(super) const GRACE: Duration = Duration::from_millis(500);
 /// How long to wait for an answer: what is not answered by then may or may not have happened.
-const ANSWER_TIMEOUT: Duration = Duration::from_millis(900);
+pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_millis(900);
 /// Between attempts to connect: at most this, and at random, so that nodes do not come all at once.
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// How often the link of subscriptions is tried, and channels are looked at.
-const TICK: Duration = Duration::from_millis(500);
+pub(super) const TICK: Duration = Duration::from_millis(500);
 /// A link of subscriptions on which nothing is heard for so many ticks is given up.
-const SILENT_TICKS: u32 = 6;
+pub(super) const SILENT_TICKS: u32 = 6;
 /// How many ticks a stop waits for what was published before it.
-const STOP_TICKS: u32 = 4;
+pub(super) const STOP_TICKS: u32 = 4;
 /// Ticks in which every channel's position is compared once.
 const CHECK_TICKS: usize = 20;
 /// Announcements that wait for a check. More are dropped, and found missing later.
@@ -70,7 +73,7 @@ impl Link {
         runtime.block_on(async {
             tokio::select! {
                 () = self.serve(commands) => {}
-                () = self.serve_subscriptions(subscriptions) => {}
+                () = self.hear(subscriptions) => {}
             }
         });
         runtime.shutdown_timeout(Duration::ZERO);
@@ -83,6 +86,19 @@ impl Link {
             Some(cluster) => Router::serve(self, cluster, queue).await,
             None => self.serve_commands(queue, None).await,
         }
+    }
+
+    async fn hear(&self, queue: UnboundedReceiver<Subscription>) {
+        if self.servers.cluster().is_none() {
+            return self.serve_subscriptions(queue).await;
+        }
+        let (others, theirs) = unbounded_channel();
+        tokio::join!(Shards::serve(self, queue, others), self.serve_subscriptions(theirs));
+    }
+
+    /// Whether a topic is heard on the one link of subscriptions, and not where its channel is.
+    fn is_central(&self, topic: &str) -> bool {
+        self.servers.cluster().is_none() || !keys::is_of_a_channel(topic)
     }
 
     /// Carries out what comes, on one server; `node`: which of a cluster.
@@ -148,9 +164,10 @@ impl Link {
     }
 
     async fn load_scripts(&self, connection: &mut MultiplexedConnection) -> Result<Scripts, Lost> {
+        let sharded = self.servers.cluster().is_some();
         let mut pipeline = Pipeline::new();
         for script in Script::ALL {
-            pipeline.cmd("SCRIPT").arg("LOAD").arg(script.source());
+            pipeline.cmd("SCRIPT").arg("LOAD").arg(script.source(sharded));
         }
         let digests = in_time(self.shared.patient(ANSWER_TIMEOUT), pipeline.query_async(connection)).await?;
         Ok(Scripts(digests))
@@ -247,7 +264,10 @@ impl Link {
                 Command::Farewell { topic } => {
                     pipeline.cmd("PUBLISH").arg(topic).arg("1");
                 }
-                Command::Passing(_) => {
+                Command::Whisper { topic, payload } => {
+                    pipeline.cmd("SPUBLISH").arg(topic).arg(payload);
+                }
+                Command::Passing(_) | Command::Moved { .. } | Command::Troubled => {
                     pipeline.cmd("PING");
                 }
             }
@@ -272,6 +292,11 @@ impl Link {
         self.shared.connected[0].store(connected, Relaxed);
     }
 
+    /// The slots may be elsewhere than they were.
+    pub(super) fn trouble(&self) {
+        drop(self.senders.commands.send(Command::Troubled));
+    }
+
     pub(super) fn patience(&self) -> u32 {
         self.shared.patience()
     }
@@ -287,7 +312,8 @@ impl Link {
                 done(answer);
             }
             Command::Passing(passing) => drop(passing),
-            Command::Tell { .. } | Command::Probe { .. } | Command::Farewell { .. } => {}
+            Command::Tell { .. } | Command::Probe { .. } | Command::Farewell { .. } | Command::Whisper { .. } => {}
+            Command::Moved { .. } | Command::Troubled => {}
         }
     }
 
@@ -339,6 +365,9 @@ impl Link {
 
     /// Refuses the subscriptions that have not been confirmed.
     fn fail_asked(&self, error: &BrokerError) {
+        if self.servers.cluster().is_some() {
+            return;
+        }
         let mut refused = Vec::new();
         self.shared.channels.lock().retain(|_, subscribed| match &mut subscribed.state {
             State::Asked { waiting, .. } => {
@@ -351,9 +380,34 @@ impl Link {
     }
 
     fn lose_topics(&self) {
-        let listeners: Vec<(String, Arc<dyn Listener>)> =
-            self.shared.listeners.lock().iter().map(|(topic, listener)| (topic.clone(), listener.clone())).collect();
-        listeners.iter().for_each(|(topic, listener)| listener.lose(topic));
+        self.central_listeners().iter().for_each(|(topic, listener)| listener.lose(topic));
+    }
+
+    fn central_listeners(&self) -> Vec<(String, Arc<dyn Listener>)> {
+        let listeners = self.shared.listeners.lock();
+        let central = listeners.iter().filter(|(topic, _)| self.is_central(topic));
+        central.map(|(topic, listener)| (topic.clone(), listener.clone())).collect()
+    }
+
+    /// A topic that cannot be heard just now. True: nobody waits for it, or whoever did has been refused.
+    pub(super) fn fail_heard(&self, topic: &str, heard: &Topic, error: &BrokerError) -> bool {
+        let name = match heard {
+            Topic::Channel(name) => name,
+            Topic::Listener(listener) => {
+                listener.lose(topic);
+                return false;
+            }
+        };
+        let mut channels = self.shared.channels.lock();
+        let waiting = match channels.get_mut(name) {
+            Some(Subscribed { state: State::Asked { waiting, .. }, .. }) => std::mem::take(waiting),
+            Some(_) => return false,
+            None => return true,
+        };
+        channels.remove(name);
+        drop(channels);
+        waiting.into_iter().for_each(|resolver| resolver.resolve(Err(error.clone())));
+        true
     }
 
     fn note_unchecked(&self, name: &str) {
@@ -385,6 +439,180 @@ impl Link {
     }
 }
 
+/// What is heard, wherever it comes from.
+impl Link {
+    /// Channels are heard, for the first time or again: asks where they stand, or what was missed.
+    pub(super) fn look(&self, names: &[Box<str>]) {
+        let mut questions = Vec::new();
+        let mut channels = self.shared.channels.lock();
+        for name in names {
+            let Some(subscribed) = channels.get_mut(name) else { continue };
+            let since = match &mut subscribed.state {
+                State::Asked { early, .. } => {
+                    early.clear();
+                    None
+                }
+                State::Live(position) => {
+                    let position = *position;
+                    subscribed.state = State::Checking { position, early: Vec::new(), asked: true };
+                    Some(position)
+                }
+                State::Checking { position, early, asked } => {
+                    early.clear();
+                    *asked = true;
+                    Some(*position)
+                }
+            };
+            questions.push((name.clone(), subscribed.channel.clone(), since));
+        }
+        drop(channels);
+        questions.into_iter().for_each(|(name, channel, since)| self.ask(name, channel, since));
+    }
+
+    /// Hands on what follows; looks for what is missing before what does not.
+    pub(super) fn announce(&self, name: &str, announced: Vec<(Position, Vec<u8>)>) {
+        let mut out = Vec::new();
+        let mut question = None;
+        if let Some(subscribed) = self.shared.channels.lock().get_mut(name) {
+            for (position, envelope) in announced {
+                match &mut subscribed.state {
+                    State::Asked { early, .. } | State::Checking { early, .. } => {
+                        if early.len() >= MAX_EARLY {
+                            early.clear();
+                        }
+                        early.push((position, envelope));
+                    }
+                    State::Live(last) if last.epoch == position.epoch && position.offset <= last.offset => {}
+                    State::Live(last) if last.epoch == position.epoch && position.offset == last.offset + 1 => {
+                        *last = position;
+                        out.push(Out::Announced(position, envelope));
+                    }
+                    State::Live(last) => {
+                        let last = *last;
+                        subscribed.state = State::Checking { position: last, early: vec![(position, envelope)], asked: true };
+                        question = Some((subscribed.channel.clone(), last));
+                    }
+                }
+            }
+        }
+        self.hand_on(name, out);
+        if let Some((channel, since)) = question {
+            self.ask(name.into(), channel, Some(since));
+        }
+    }
+
+    fn hand_on(&self, name: &str, out: Vec<Out>) {
+        let deliver = &self.deliver;
+        for out in out {
+            match out {
+                Out::Announced(position, bytes) => match envelope::decode(&bytes) {
+                    Ok(opened) => drop(deliver.deliver(&opened.publish(name), position)),
+                    Err(error) => self.shared.count_malformed(name, &error),
+                },
+                Out::Kept(kept) => {
+                    let publish = Publish::new(name, kept.event.as_str(), kept.body.as_payload());
+                    let publish = Publish { except: &kept.except, user_id: kept.user_id.as_ref(), ..publish };
+                    deliver.deliver(&publish, kept.position);
+                }
+                Out::Interrupted(position) => deliver.interrupted(name, position),
+            }
+        }
+    }
+
+    /// Gives the channel back if its subscription has come to nothing.
+    pub(super) fn on_confirmed(&self, name: Box<str>, result: Result<Position, BrokerError>) -> Option<Box<str>> {
+        let mut channels = self.shared.channels.lock();
+        let Some(Subscribed { state: state @ State::Asked { .. }, .. }) = channels.get_mut(&name) else { return None };
+        let position = match &result {
+            Ok(position) => *position,
+            Err(_) => Position { epoch: Epoch(0), offset: 0 },
+        };
+        let State::Asked { waiting, early } = std::mem::replace(state, State::Live(position)) else { return None };
+        if result.is_err() {
+            channels.remove(&name);
+        }
+        drop(channels);
+        waiting.into_iter().for_each(|resolver| resolver.resolve(result.clone()));
+        self.announce(&name, early);
+        result.is_err().then_some(name)
+    }
+
+    pub(super) fn on_checked(&self, name: &str, result: Result<Page, BrokerError>) {
+        let Ok(page) = result else { return self.note_unchecked(name) };
+        let mut channels = self.shared.channels.lock();
+        let Some(Subscribed { state, channel, suspect, .. }) = channels.get_mut(name) else { return };
+        let State::Checking { position, early, .. } = state else { return };
+        let mut out = Vec::new();
+        let mut question = None;
+        let mut waiting = std::mem::take(early);
+        let seen = std::mem::take(suspect);
+        if page.continues(*position) {
+            let reached = match page.publications.last() {
+                Some(last) if page.more => last.position,
+                _ => page.top,
+            };
+            out.extend(page.publications.into_iter().map(Out::Kept));
+            if page.more {
+                question = Some((channel.clone(), reached));
+                *state = State::Checking { position: reached, early: std::mem::take(&mut waiting), asked: true };
+            } else {
+                *state = State::Live(reached);
+            }
+        } else if page.top.epoch == position.epoch
+            && (seen.is_none_or(|seen| seen <= position.offset)
+                || waiting.first().is_some_and(|(first, _)| first.epoch == position.epoch && first.offset == position.offset + 1))
+        {
+            // What is not kept may still be on its way.
+            *suspect = Some(page.top.offset);
+            *state = State::Live(*position);
+        } else {
+            // What has been announced since goes on from where it begins, for those who can live with a gap.
+            let base = match waiting.first() {
+                Some((first, _)) if first.epoch == page.top.epoch => Position { offset: first.offset.saturating_sub(1), ..*first },
+                _ => page.top,
+            };
+            out.push(Out::Interrupted(base));
+            *state = State::Live(base);
+        }
+        drop(channels);
+        self.hand_on(name, out);
+        if let Some((channel, since)) = question {
+            self.ask(name.into(), channel, Some(since));
+        }
+        self.announce(name, waiting);
+    }
+
+    /// Compares the positions of some of the channels; gives those that nobody needs any more.
+    pub(super) fn survey(&self, ticks: usize) -> Vec<Box<str>> {
+        let (mut questions, mut unused) = (Vec::new(), Vec::new());
+        self.shared.channels.lock().retain(|name, subscribed| {
+            if subscribed.unused_since.is_some_and(|since| since.elapsed() > LINGER) && !matches!(subscribed.state, State::Asked { .. }) {
+                unused.push(name.clone());
+                return false;
+            }
+            let is_due = subscribed.suspect.is_some() || subscribed.channel.hash() as usize % CHECK_TICKS == ticks % CHECK_TICKS;
+            let since = match &mut subscribed.state {
+                State::Live(position) if is_due => {
+                    let position = *position;
+                    subscribed.state = State::Checking { position, early: Vec::new(), asked: true };
+                    Some(position)
+                }
+                State::Checking { position, asked: asked @ false, .. } => {
+                    *asked = true;
+                    Some(*position)
+                }
+                _ => None,
+            };
+            if let Some(since) = since {
+                questions.push((name.clone(), subscribed.channel.clone(), since));
+            }
+            true
+        });
+        questions.into_iter().for_each(|(name, channel, since)| self.ask(name, channel, Some(since)));
+        unused
+    }
+}
+
 /// One connection on which announcements come.
 struct Hearing<'l> {
     link: &'l Link,
@@ -402,7 +630,8 @@ struct Hearing<'l> {
 }
 
 /// Who hears a topic.
-enum Topic {
+#[derive(Clone)]
+pub(super) enum Topic {
     Channel(Box<str>),
     Listener(Arc<dyn Listener>),
 }
@@ -454,8 +683,8 @@ impl Hearing<'_> {
                                 // In their order: it may be listened to again.
                                 lost = lost.and(self.listen(std::mem::take(&mut listen)).await).and(self.unlisten(topic).await);
                             }
-                            Subscription::Confirmed(name, result) => self.on_confirmed(name, result),
-                            Subscription::Checked(name, result) => self.on_checked(&name, result),
+                            Subscription::Confirmed(name, result) => self.refused.extend(self.link.on_confirmed(name, result)),
+                            Subscription::Checked(name, result) => self.link.on_checked(&name, result),
                             Subscription::Stop => {
                                 self.stop = Some(STOP_TICKS * self.link.shared.patience());
                                 let topic = self.link.shared.keys.probe(self.link.shared.node);
@@ -499,35 +728,17 @@ impl Hearing<'_> {
     /// Hears again what was heard before, and looks for what was missed.
     async fn resubscribe(&mut self) -> Result<(), Lost> {
         let shared = &self.link.shared;
-        let names: Vec<Box<str>> = shared.channels.lock().keys().cloned().collect();
+        let names: Vec<Box<str>> = match self.link.servers.cluster() {
+            Some(_) => Vec::new(),
+            None => shared.channels.lock().keys().cloned().collect(),
+        };
         self.topics = names.iter().map(|name| (shared.keys.topic(name), Topic::Channel(name.clone()))).collect();
-        let listeners: Vec<(String, Arc<dyn Listener>)> =
-            shared.listeners.lock().iter().map(|(topic, listener)| (topic.clone(), listener.clone())).collect();
+        let listeners = self.link.central_listeners();
         self.topics.extend(listeners.iter().map(|(topic, listener)| (topic.clone(), Topic::Listener(listener.clone()))));
         let mut topics: Vec<String> = self.topics.keys().cloned().collect();
         topics.push(shared.keys.probe(shared.node));
         self.subscribe(&topics).await?;
-        let mut questions = Vec::new();
-        for (name, subscribed) in self.link.shared.channels.lock().iter_mut() {
-            let since = match &mut subscribed.state {
-                State::Asked { early, .. } => {
-                    early.clear();
-                    None
-                }
-                State::Live(position) => {
-                    let position = *position;
-                    subscribed.state = State::Checking { position, early: Vec::new(), asked: true };
-                    Some(position)
-                }
-                State::Checking { position, early, asked } => {
-                    early.clear();
-                    *asked = true;
-                    Some(*position)
-                }
-            };
-            questions.push((name.clone(), subscribed.channel.clone(), since));
-        }
-        questions.into_iter().for_each(|(name, channel, since)| self.link.ask(name, channel, since));
+        self.link.look(&names);
         listeners.iter().for_each(|(topic, listener)| listener.begin(topic));
         Ok(())
     }
@@ -567,12 +778,7 @@ impl Hearing<'_> {
         let topics: Vec<String> = names.iter().map(|name| self.link.shared.keys.topic(name)).collect();
         self.topics.extend(topics.iter().cloned().zip(names.iter().cloned().map(Topic::Channel)));
         self.subscribe(&topics).await?;
-        for name in names {
-            let channel = self.link.shared.channels.lock().get(&name).map(|subscribed| subscribed.channel.clone());
-            if let Some(channel) = channel {
-                self.link.ask(name, channel, None);
-            }
-        }
+        self.link.look(&names);
         Ok(())
     }
 
@@ -588,122 +794,10 @@ impl Hearing<'_> {
             Some(Topic::Channel(name)) => name.clone(),
         };
         match envelope::split_position(message.get_payload_bytes()) {
-            Ok((position, envelope)) => self.announce(&name, vec![(position, envelope.to_vec())]),
+            Ok((position, envelope)) => self.link.announce(&name, vec![(position, envelope.to_vec())]),
             Err(error) => self.link.shared.count_malformed(&name, &error),
         }
         false
-    }
-
-    /// Hands on what follows; looks for what is missing before what does not.
-    fn announce(&mut self, name: &str, announced: Vec<(Position, Vec<u8>)>) {
-        let mut out = Vec::new();
-        let mut question = None;
-        if let Some(subscribed) = self.link.shared.channels.lock().get_mut(name) {
-            for (position, envelope) in announced {
-                match &mut subscribed.state {
-                    State::Asked { early, .. } | State::Checking { early, .. } => {
-                        if early.len() >= MAX_EARLY {
-                            early.clear();
-                        }
-                        early.push((position, envelope));
-                    }
-                    State::Live(last) if last.epoch == position.epoch && position.offset <= last.offset => {}
-                    State::Live(last) if last.epoch == position.epoch && position.offset == last.offset + 1 => {
-                        *last = position;
-                        out.push(Out::Announced(position, envelope));
-                    }
-                    State::Live(last) => {
-                        let last = *last;
-                        subscribed.state = State::Checking { position: last, early: vec![(position, envelope)], asked: true };
-                        question = Some((subscribed.channel.clone(), last));
-                    }
-                }
-            }
-        }
-        self.hand_on(name, out);
-        if let Some((channel, since)) = question {
-            self.link.ask(name.into(), channel, Some(since));
-        }
-    }
-
-    fn hand_on(&self, name: &str, out: Vec<Out>) {
-        let deliver = &self.link.deliver;
-        for out in out {
-            match out {
-                Out::Announced(position, bytes) => match envelope::decode(&bytes) {
-                    Ok(opened) => drop(deliver.deliver(&opened.publish(name), position)),
-                    Err(error) => self.link.shared.count_malformed(name, &error),
-                },
-                Out::Kept(kept) => {
-                    let publish = Publish::new(name, kept.event.as_str(), kept.body.as_payload());
-                    let publish = Publish { except: &kept.except, user_id: kept.user_id.as_ref(), ..publish };
-                    deliver.deliver(&publish, kept.position);
-                }
-                Out::Interrupted(position) => deliver.interrupted(name, position),
-            }
-        }
-    }
-
-    fn on_confirmed(&mut self, name: Box<str>, result: Result<Position, BrokerError>) {
-        let mut channels = self.link.shared.channels.lock();
-        let Some(Subscribed { state: state @ State::Asked { .. }, .. }) = channels.get_mut(&name) else { return };
-        let position = match &result {
-            Ok(position) => *position,
-            Err(_) => Position { epoch: Epoch(0), offset: 0 },
-        };
-        let State::Asked { waiting, early } = std::mem::replace(state, State::Live(position)) else { return };
-        if result.is_err() {
-            channels.remove(&name);
-            self.refused.push(name.clone());
-        }
-        drop(channels);
-        waiting.into_iter().for_each(|resolver| resolver.resolve(result.clone()));
-        self.announce(&name, early);
-    }
-
-    fn on_checked(&mut self, name: &str, result: Result<Page, BrokerError>) {
-        let Ok(page) = result else { return self.link.note_unchecked(name) };
-        let mut channels = self.link.shared.channels.lock();
-        let Some(Subscribed { state, channel, suspect, .. }) = channels.get_mut(name) else { return };
-        let State::Checking { position, early, .. } = state else { return };
-        let mut out = Vec::new();
-        let mut question = None;
-        let mut waiting = std::mem::take(early);
-        let seen = std::mem::take(suspect);
-        if page.continues(*position) {
-            let reached = match page.publications.last() {
-                Some(last) if page.more => last.position,
-                _ => page.top,
-            };
-            out.extend(page.publications.into_iter().map(Out::Kept));
-            if page.more {
-                question = Some((channel.clone(), reached));
-                *state = State::Checking { position: reached, early: std::mem::take(&mut waiting), asked: true };
-            } else {
-                *state = State::Live(reached);
-            }
-        } else if page.top.epoch == position.epoch
-            && (seen.is_none_or(|seen| seen <= position.offset)
-                || waiting.first().is_some_and(|(first, _)| first.epoch == position.epoch && first.offset == position.offset + 1))
-        {
-            // What is not kept may still be on its way.
-            *suspect = Some(page.top.offset);
-            *state = State::Live(*position);
-        } else {
-            // What has been announced since goes on from where it begins, for those who can live with a gap.
-            let base = match waiting.first() {
-                Some((first, _)) if first.epoch == page.top.epoch => Position { offset: first.offset.saturating_sub(1), ..*first },
-                _ => page.top,
-            };
-            out.push(Out::Interrupted(base));
-            *state = State::Live(base);
-        }
-        drop(channels);
-        self.hand_on(name, out);
-        if let Some((channel, since)) = question {
-            self.link.ask(name.into(), channel, Some(since));
-        }
-        self.announce(name, waiting);
     }
 
     async fn tick(&mut self) -> Result<(), Lost> {
@@ -715,32 +809,8 @@ impl Hearing<'_> {
         }
         self.probe();
         self.ticks += 1;
-        let (mut questions, mut unused) = (Vec::new(), Vec::new());
-        self.link.shared.channels.lock().retain(|name, subscribed| {
-            if subscribed.unused_since.is_some_and(|since| since.elapsed() > LINGER) && !matches!(subscribed.state, State::Asked { .. }) {
-                unused.push(name.clone());
-                return false;
-            }
-            let is_due = subscribed.suspect.is_some() || subscribed.channel.hash() as usize % CHECK_TICKS == self.ticks % CHECK_TICKS;
-            let since = match &mut subscribed.state {
-                State::Live(position) if is_due => {
-                    let position = *position;
-                    subscribed.state = State::Checking { position, early: Vec::new(), asked: true };
-                    Some(position)
-                }
-                State::Checking { position, asked: asked @ false, .. } => {
-                    *asked = true;
-                    Some(*position)
-                }
-                _ => None,
-            };
-            if let Some(since) = since {
-                questions.push((name.clone(), subscribed.channel.clone(), since));
-            }
-            true
-        });
+        let mut unused = if self.link.servers.cluster().is_some() { Vec::new() } else { self.link.survey(self.ticks) };
         unused.extend(std::mem::take(&mut self.refused).into_iter().filter(|name| !self.link.shared.channels.lock().contains_key(name)));
-        questions.into_iter().for_each(|(name, channel, since)| self.link.ask(name, channel, Some(since)));
         let topics: Vec<String> = unused.iter().map(|name| self.link.shared.keys.topic(name)).collect();
         for part in topics.chunks(SUBSCRIBE_BATCH) {
             in_time(self.link.shared.patient(ANSWER_TIMEOUT), self.sink.unsubscribe(part)).await?;
@@ -780,25 +850,25 @@ pub(super) async fn in_time<T>(limit: Duration, work: impl Future<Output = Resul
 }
 
 /// How long to wait between attempts, and what the log is told.
-struct Pause<'l> {
+pub(super) struct Pause<'l> {
     failures: u32,
     /// Told of either.
     connected: &'l AtomicBool,
 }
 
 impl<'l> Pause<'l> {
-    fn of(connected: &'l AtomicBool) -> Self {
+    pub(super) fn of(connected: &'l AtomicBool) -> Self {
         Pause { failures: 0, connected }
     }
 
-    fn succeeded(&mut self, what: &str) {
+    pub(super) fn succeeded(&mut self, what: &str) {
         self.connected.store(true, Relaxed);
         if std::mem::take(&mut self.failures) > 0 {
             tracing::info!("{what}: connected again");
         }
     }
 
-    fn failed(&mut self, what: &str, reason: &str) -> Duration {
+    pub(super) fn failed(&mut self, what: &str, reason: &str) -> Duration {
         self.connected.store(false, Relaxed);
         if self.failures == 0 {
             tracing::warn!(reason, "{what}: not connected");

@@ -11,6 +11,7 @@ mod address;
 pub(crate) mod calls;
 mod cluster;
 mod connection;
+mod ear;
 mod envelope;
 pub(crate) mod keys;
 mod link;
@@ -18,6 +19,7 @@ pub mod publisher;
 pub(crate) mod rules;
 pub(crate) mod scripts;
 mod servers;
+mod shards;
 mod slots;
 
 use std::collections::HashMap;
@@ -121,6 +123,19 @@ enum Command {
     Farewell {
         topic: String,
     },
+    /// To whoever hears a channel's topic in a cluster, without an answer.
+    Whisper {
+        topic: String,
+        payload: Vec<u8>,
+    },
+    /// A node of a cluster has said where a slot is.
+    Moved {
+        slot: usize,
+        host: String,
+        port: String,
+    },
+    /// Slots of a cluster may be elsewhere than they were.
+    Troubled,
     /// Does nothing, and says when its turn has come.
     Passing(cluster::Passing),
 }

@@ -382,7 +382,7 @@ impl Publisher {
         self.waiting.check_pause()?;
         let mut further = Pipeline::new();
         for script in SCRIPTS {
-            further.cmd("SCRIPT").arg("LOAD").arg(script.source());
+            further.cmd("SCRIPT").arg("LOAD").arg(script.source(false));
         }
         further.add_command(self.rules_command());
         let connecting = self.options.connect_timeout.min(deadline.left());
@@ -448,7 +448,7 @@ impl Publisher {
         if answers.iter().any(unknown) {
             let load = |script: &Script| {
                 let mut command = cmd("SCRIPT");
-                command.arg("LOAD").arg(script.source());
+                command.arg("LOAD").arg(script.source(false));
                 Question::reading(command)
             };
             let mut again: Vec<Question> = SCRIPTS.iter().map(load).collect();

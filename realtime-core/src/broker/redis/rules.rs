@@ -7,6 +7,7 @@ use parking_lot::Mutex;
 use redis::Value;
 use serde::{Deserialize, Serialize};
 
+use super::address::Address;
 use super::calls::Replicas;
 use super::keys::Keys;
 use super::scripts::{Call, Script, nonsense};
@@ -25,6 +26,9 @@ pub(crate) struct Rules {
     version: u32,
     /// See `broker.fence`: two who disagree would begin an epoch with every publication.
     pub(super) fence: bool,
+    /// Whether publications are announced to the subscribers of their slot, as in a cluster. Who differs would not be heard.
+    #[serde(default)]
+    pub(super) sharded: bool,
     /// See `broker.wait_replicas`.
     #[serde(default)]
     pub(super) replicas: Option<Replicas>,
@@ -57,6 +61,7 @@ impl Rules {
         Rules {
             version: VERSION,
             fence: config.broker.fence,
+            sharded: matches!(Address::parse(config.broker.url.expose()), Ok(Address::Cluster(_))),
             replicas: Replicas::of(&config.broker),
             publication_bytes: config.limits.publication_bytes,
             apps: std::iter::once(DEFAULT_APP).chain(config.apps.iter().map(|app| app.name())).map(str::to_owned).collect(),
@@ -149,7 +154,7 @@ impl Announcement {
         if standing != self.text && standing != said.other {
             tracing::warn!(
                 standing = %String::from_utf8_lossy(&standing),
-                "a hub that started later has other channels, apps or limits; processes without a hub publish by its rules"
+                "a hub that started later has other channels, apps, limits or another kind of address; processes without a hub publish by its rules"
             );
             said.other = standing;
         }

@@ -22,12 +22,19 @@ pub(crate) enum Script {
     Look,
 }
 
+/// A script's text, with the command that announces: to subscribers everywhere, or to those of one slot.
+macro_rules! text {
+    ($sharded:expr, $($file:literal),+) => {
+        match $sharded {
+            false => concat!("local PUBLISH = 'PUBLISH'\n", $(include_str!($file)),+),
+            true => concat!("local PUBLISH = 'SPUBLISH'\n", $(include_str!($file)),+),
+        }
+    };
+}
+
 macro_rules! presence {
-    ($name:literal) => {
-        concat!(
-            include_str!("../../presence/redis/scripts/common.lua"),
-            include_str!(concat!("../../presence/redis/scripts/", $name, ".lua"))
-        )
+    ($sharded:expr, $file:literal) => {
+        text!($sharded, "../../presence/redis/scripts/common.lua", $file)
     };
 }
 
@@ -36,16 +43,17 @@ impl Script {
     pub(super) const ALL: [Script; 8] =
         [Script::Publish, Script::Read, Script::Rules, Script::Hubs, Script::Seat, Script::Replace, Script::Renew, Script::Look];
 
-    pub(super) fn source(self) -> &'static str {
+    /// `sharded`: for a node of a cluster.
+    pub(super) fn source(self, sharded: bool) -> &'static str {
         match self {
-            Script::Publish => concat!(include_str!("scripts/common.lua"), include_str!("scripts/publish.lua")),
+            Script::Publish => text!(sharded, "scripts/common.lua", "scripts/publish.lua"),
             Script::Read => concat!(include_str!("scripts/common.lua"), include_str!("scripts/read.lua")),
             Script::Rules => include_str!("scripts/rules.lua"),
             Script::Hubs => include_str!("scripts/hubs.lua"),
-            Script::Seat => presence!("seat"),
-            Script::Replace => presence!("replace"),
-            Script::Renew => presence!("renew"),
-            Script::Look => presence!("look"),
+            Script::Seat => presence!(sharded, "../../presence/redis/scripts/seat.lua"),
+            Script::Replace => presence!(sharded, "../../presence/redis/scripts/replace.lua"),
+            Script::Renew => presence!(sharded, "../../presence/redis/scripts/renew.lua"),
+            Script::Look => presence!(sharded, "../../presence/redis/scripts/look.lua"),
         }
     }
 }

@@ -1,15 +1,22 @@
 //! Connections to the servers that count, whichever those are just now.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use redis::aio::{MultiplexedConnection, PubSub};
 use redis::{AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, TlsCertificates, Value, cmd};
 
+use rustls::ClientConfig;
+use tokio::sync::watch;
+
 use super::address::{Address, Cluster, Sentinels};
+use super::ear::Ear;
 use super::link::{Lost, in_time};
 use super::slots::Slots;
+use crate::patience::Patience;
+use crate::trust;
 
 /// How long to wait for a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
@@ -25,6 +32,10 @@ pub(super) struct Servers {
     heard_at: Mutex<Box<str>>,
     /// Masters of a cluster, as far as they were heard of.
     known: Mutex<Vec<ConnectionInfo>>,
+    /// Who has which slots of a cluster, as far as is known.
+    slots: watch::Sender<Option<Arc<Slots>>>,
+    /// Whom connections trust that are not redis-rs', made with the first.
+    tls: OnceLock<Arc<ClientConfig>>,
     /// How many times longer than usual a connection may take.
     patience: u32,
 }
@@ -37,6 +48,46 @@ impl Servers {
     /// The node of a cluster on which subscriptions are.
     pub(super) fn heard_at(&self) -> Box<str> {
         self.heard_at.lock().clone()
+    }
+
+    /// Who has which slots, from now on.
+    pub(super) fn learn(&self, slots: &Slots) {
+        self.slots.send_if_modified(|known| {
+            let is_new = known.as_deref() != Some(slots);
+            if is_new {
+                *known = Some(Arc::new(slots.clone()));
+            }
+            is_new
+        });
+    }
+
+    /// What [`Servers::learn`] was told last.
+    pub(super) fn known_slots(&self) -> watch::Receiver<Option<Arc<Slots>>> {
+        self.slots.subscribe()
+    }
+
+    /// A connection with a node of a cluster on which sharded announcements are heard.
+    pub(super) async fn ear(&self, node: &ConnectionInfo) -> Result<Ear, Lost> {
+        let tls = match node.addr() {
+            ConnectionAddr::TcpTls { .. } => Some(self.tls()?),
+            _ => None,
+        };
+        match Patience::new(self.limit()).until(Ear::open(node, tls)).await {
+            Some(ear) => ear.map_err(|error| error.to_string()),
+            None => Err(format!("no connection within {} ms", self.limit().as_millis())),
+        }
+    }
+
+    fn tls(&self) -> Result<&Arc<ClientConfig>, Lost> {
+        if let Some(tls) = self.tls.get() {
+            return Ok(tls);
+        }
+        let roots = match &self.trusted {
+            Some(pem) => trust::roots_in(pem, "broker.ca_file")?,
+            None => trust::roots("", "broker.ca_file")?,
+        };
+        let tls = trust::client(roots).map_err(|error| error.to_string())?;
+        Ok(self.tls.get_or_init(|| tls))
     }
 
     /// Who has which slots, as one of the nodes knows it.
@@ -71,7 +122,8 @@ impl Servers {
 
     pub(super) fn new(address: Address, trusted: Option<Vec<u8>>, patience: u32) -> Self {
         let (heard_at, known) = (Mutex::default(), Mutex::default());
-        Servers { address, trusted, first: AtomicUsize::new(0), heard_at, known, patience }
+        let (slots, tls) = (watch::Sender::new(None), OnceLock::new());
+        Servers { address, trusted, first: AtomicUsize::new(0), heard_at, known, slots, tls, patience }
     }
 
     /// A connection for commands.
@@ -88,7 +140,7 @@ impl Servers {
         let server = match &self.address {
             Address::Server(server) => ConnectionInfo::clone(server),
             Address::Sentinels(sentinels) => self.master(sentinels).await?.0,
-            // What is published on one node is heard on all.
+            // What concerns no channel is heard on all, whichever it is said to.
             Address::Cluster(cluster) => {
                 let masters = self.slots(cluster).await?;
                 let random = getrandom::u32().unwrap_or_default() as usize;

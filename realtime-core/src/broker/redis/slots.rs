@@ -1,6 +1,7 @@
 //! Which node of a cluster has which keys.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use redis::{ConnectionInfo, Value};
 
@@ -13,14 +14,23 @@ pub(super) const SLOTS: usize = 16_384;
 #[derive(Clone)]
 pub(super) struct Slots {
     /// By slot; empty: nobody has it.
-    owners: Vec<Box<str>>,
+    owners: Vec<Arc<str>>,
     masters: HashMap<Box<str>, ConnectionInfo>,
+}
+
+impl PartialEq for Slots {
+    fn eq(&self, other: &Self) -> bool {
+        // A server is where its name says.
+        self.owners == other.owners
+            && self.masters.len() == other.masters.len()
+            && self.masters.keys().all(|name| other.masters.contains_key(name))
+    }
 }
 
 impl Slots {
     /// Of what `CLUSTER SLOTS` says, asked of `asked`; `None`: that cannot be.
     pub(super) fn parse(cluster: &Cluster, asked: &str, answer: Value) -> Option<Self> {
-        let mut slots = Slots { owners: vec![Box::default(); SLOTS], masters: HashMap::new() };
+        let mut slots = Slots { owners: vec![Arc::default(); SLOTS], masters: HashMap::new() };
         let Value::Array(ranges) = answer else { return None };
         for range in ranges {
             let Value::Array(parts) = range else { return None };
@@ -33,7 +43,7 @@ impl Slots {
             };
             let name = slots.learn(cluster, host, &port.to_string())?;
             let (first, last) = (usize::try_from(*first).ok()?, usize::try_from(*last).ok()?);
-            slots.owners.get_mut(first..=last)?.fill(name);
+            slots.owners.get_mut(first..=last)?.fill(Arc::from(name));
         }
         (!slots.masters.is_empty()).then_some(slots)
     }
@@ -48,7 +58,7 @@ impl Slots {
     /// A server has said that another one has this slot; gives that one's name.
     pub(super) fn moved(&mut self, cluster: &Cluster, slot: usize, host: &str, port: &str) -> Option<Box<str>> {
         let name = self.learn(cluster, host, port)?;
-        name.clone_into(self.owners.get_mut(slot)?);
+        *self.owners.get_mut(slot)? = Arc::from(name.clone());
         Some(name)
     }
 

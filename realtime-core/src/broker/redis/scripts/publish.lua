@@ -59,5 +59,5 @@ save(state, ARGV[5])
 if ARGV[6] ~= '' then
   redis.call('SET', KEYS[3], state.born .. ':' .. offset, 'PX', ARGV[6])
 end
-redis.call('PUBLISH', ARGV[1], state.epoch .. string.format('%016x', offset) .. ARGV[2])
+redis.call(PUBLISH, ARGV[1], state.epoch .. string.format('%016x', offset) .. ARGV[2])
 return { state.epoch, tostring(offset), 0 }

@@ -31,7 +31,7 @@ local function open()
 end
 
 local function tell(kind, rest)
-  redis.call('PUBLISH', topic, meta.e .. string.format('%016x', meta.v) .. node .. kind .. rest)
+  redis.call(PUBLISH, topic, meta.e .. string.format('%016x', meta.v) .. node .. kind .. rest)
 end
 
 local function cost(id, info) return 2 * #id + #info + 16 end
