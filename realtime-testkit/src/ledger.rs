@@ -107,6 +107,71 @@ pub struct Ledger {
     pub may_lose: bool,
 }
 
+/// What a run amounted to, for its report.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Publications that were acknowledged.
+    pub acked: usize,
+    /// Publications that were refused.
+    pub refused: usize,
+    /// Publications of which nobody knows.
+    pub unknown: usize,
+    /// Publications in the histories at the end.
+    pub kept: usize,
+    /// Acknowledged publications that the histories do not have.
+    pub lost: usize,
+    /// Publications that clients got.
+    pub delivered: usize,
+    /// Subscriptions that went on where they had left off.
+    pub recovered: usize,
+    /// Later subscriptions of a client that began anew.
+    pub anew: usize,
+    /// What cannot be: see [`check`].
+    pub violations: usize,
+}
+
+impl Tally {
+    /// Of some channels.
+    pub fn of(ledgers: &[Ledger]) -> Tally {
+        let mut tally = Tally::default();
+        for ledger in ledgers {
+            let kept: HashSet<&str> = ledger.history.iter().flatten().map(|(_, id)| id.as_str()).collect();
+            tally.kept += kept.len();
+            for (id, outcome) in &ledger.published {
+                match outcome {
+                    Outcome::Acked(_) => {
+                        tally.acked += 1;
+                        tally.lost += usize::from(ledger.history.is_some() && !kept.contains(id.as_str()));
+                    }
+                    Outcome::Refused => tally.refused += 1,
+                    Outcome::Unknown => tally.unknown += 1,
+                }
+            }
+            for client in &ledger.clients {
+                let begun =
+                    client.seen.iter().filter_map(|seen| if let Seen::Subscribed(_, recovered) = seen { Some(*recovered) } else { None });
+                let (recovered, anew): (Vec<bool>, Vec<bool>) = begun.partition(|recovered| *recovered);
+                tally.delivered += client.messages();
+                tally.recovered += recovered.len();
+                tally.anew += anew.len().saturating_sub(1);
+            }
+            tally.violations += check(ledger).len();
+        }
+        tally
+    }
+}
+
+impl fmt::Display for Tally {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Tally { acked, refused, unknown, kept, lost, delivered, recovered, anew, violations } = self;
+        write!(
+            f,
+            "{acked} publications acknowledged, {refused} refused, {unknown} unknown; {kept} kept, {lost} acknowledged and lost; \
+             {delivered} delivered; {recovered} subscriptions recovered, {anew} begun anew; {violations} violations"
+        )
+    }
+}
+
 fn at(position: &Position) -> String {
     format!("{}:{}", position.epoch, position.offset)
 }
@@ -370,6 +435,8 @@ pub fn kept(hub: &Hub, channel: &str) -> Vec<(Position, String)> {
 pub struct Entrance {
     /// Of the hub, or of what stands before it.
     pub address: SocketAddr,
+    /// Where it comes in while nobody is there.
+    pub otherwise: Option<SocketAddr>,
     /// Path and query; one that speaks the native protocol.
     pub path: String,
     /// The `Cookie` header, sent as a page of that address does; empty for none.
@@ -380,7 +447,7 @@ pub struct Entrance {
 
 impl From<SocketAddr> for Entrance {
     fn from(address: SocketAddr) -> Self {
-        Entrance { address, path: "/ws".into(), cookie: String::new(), patience: Duration::from_millis(1_500) }
+        Entrance { address, otherwise: None, path: "/ws".into(), cookie: String::new(), patience: Duration::from_millis(1_500) }
     }
 }
 
@@ -414,7 +481,14 @@ pub async fn follow(entrance: impl Into<Entrance>, channel: &str, name: String, 
 /// One connection; true: the end has come.
 async fn follow_once(entrance: &Entrance, channel: &str, end: &str, position: &mut Option<Position>, seen: &mut Vec<Seen>) -> bool {
     let (address, patience) = (entrance.address, entrance.patience);
-    let Ok(Ok(stream)) = timeout(patience, TcpStream::connect(address)).await else { return false };
+    let stream = match (timeout(patience, TcpStream::connect(address)).await, entrance.otherwise) {
+        (Ok(Ok(stream)), _) => stream,
+        (_, Some(other)) => match timeout(patience, TcpStream::connect(other)).await {
+            Ok(Ok(stream)) => stream,
+            _ => return false,
+        },
+        _ => return false,
+    };
     let mut request = format!("ws://{address}{}", entrance.path).into_client_request().unwrap();
     if !entrance.cookie.is_empty() {
         request.headers_mut().insert("cookie", entrance.cookie.parse().unwrap());

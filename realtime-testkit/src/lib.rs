@@ -67,4 +67,4 @@ pub use raw::RawClient;
 pub use redis_cluster::RedisCluster;
 pub use redis_sentinel::RedisSentinels;
 pub use redis_server::RedisServer;
-pub use wait::{DEADLINE, eventually, on_time, sized};
+pub use wait::{DEADLINE, eventually, on_time, sized, within};

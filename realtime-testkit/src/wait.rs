@@ -17,12 +17,24 @@ const POLL: Duration = Duration::from_millis(2);
 ///
 /// When it does not hold within [`DEADLINE`].
 #[track_caller]
-pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+pub fn eventually(what: &str, condition: impl FnMut() -> bool) {
+    within(DEADLINE, what, condition);
+}
+
+/// Polls until the condition holds, for a promise that has a time of its own; gives how long it took. The limit is several
+/// times what is promised: what it finds is something that hangs.
+///
+/// # Panics
+///
+/// When it does not hold within `limit`.
+#[track_caller]
+pub fn within(limit: Duration, what: &str, mut condition: impl FnMut() -> bool) -> Duration {
     let start = Instant::now();
     while !condition() {
-        assert!(start.elapsed() < DEADLINE, "not within {DEADLINE:?}: {what}");
+        assert!(start.elapsed() < limit, "not within {limit:?}: {what}");
         thread::sleep(POLL);
     }
+    start.elapsed()
 }
 
 /// Awaits something that has to happen.
