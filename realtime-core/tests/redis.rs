@@ -8,8 +8,8 @@ use realtime_core::config::{ChannelPolicy, Secret};
 use realtime_core::history::Query;
 use realtime_core::{Config, Hub, Payload, Position, Publish, PublishError, QueryError};
 use realtime_testkit::hub::{history, on_broker};
-use realtime_testkit::ledger::kept;
-use realtime_testkit::{Client, RedisServer, config, eventually, sized};
+use realtime_testkit::ledger::{Entrance, Ledger, Outcome, assert_true, assert_whole, follow, kept};
+use realtime_testkit::{Client, DEADLINE, RedisServer, config, eventually, sized};
 use serde_json::{Value, json};
 
 /// A hub that has reached its Redis with both connections.
@@ -44,7 +44,8 @@ fn publish_when_back(hub: &Hub, channel: &str, text: &str) -> Position {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_hubs_have_one_order() {
-    // Case R07: all get the same, each publisher's own order is kept.
+    // Case R07, I2, I5 and I6: all get the same, each publisher's own order is kept. At full size 8 publishers of 1,000 and 100
+    // clients.
     let (publishers, each) = (sized(4, 8), sized(50, 1_000));
     let server = RedisServer::start();
     let hubs = [hub(&server, |_| {}), hub(&server, |_| {})];
@@ -77,49 +78,84 @@ async fn two_hubs_have_one_order() {
 
 #[tokio::test]
 async fn a_sender_is_excepted_on_every_hub() {
-    // Case R09.
+    // Case R09, I6 and I7: whichever hub it and what it sends are on, the sender gets none and everybody else all.
     let server = RedisServer::start();
     let hubs = [hub(&server, |_| {}), hub(&server, |_| {})];
-    let mut sender = Client::subscribed(&hubs[0], "c").await;
-    let mut other = Client::subscribed(&hubs[1], "c").await;
-    let except = [sender.socket_id()];
-    let mut message = Publish::new("c", "e", Payload::Json("[1]"));
-    message.except = &except;
-    hubs[1].publish(&message).unwrap();
-    publish(&hubs[0], "c", "to all");
-    assert_eq!(other.expect("message").await["data"], json!([1]));
-    assert_eq!((other.texts(1).await, sender.texts(1).await), (vec!["to all".to_owned()], vec!["to all".to_owned()]));
+    let count = sized(20, 500);
+    for channel in ["h", "plain"] {
+        let mut clients = Vec::new();
+        for at in 0..6 {
+            clients.push(Client::subscribed(&hubs[at % 2], channel).await);
+        }
+        let except = [clients[0].socket_id()];
+        for number in 0..count {
+            let text = number.to_string();
+            let mut message = Publish::new(channel, "e", Payload::Text(&text));
+            message.except = &except;
+            hubs[number % 2].publish(&message).unwrap();
+        }
+        publish(&hubs[0], channel, "to all");
+        let expected: Vec<String> = (0..count).map(|number| number.to_string()).chain(["to all".to_owned()]).collect();
+        for client in &mut clients[1..] {
+            assert_eq!(client.texts(count + 1).await, expected);
+        }
+        assert_eq!(clients[0].texts(1).await, ["to all"]);
+        for client in &mut clients {
+            client.expect_nothing().await;
+        }
+    }
 }
 
-#[test]
-fn a_repeated_key_is_one_publication_whichever_hub_gets_it() {
-    // Case R05: the same answer, and one entry.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_repeated_key_is_one_publication_whichever_hub_gets_it() {
+    // Case R05, I1–I3 and I5: each key is sent three times, on two hubs and at the same time (2,000 keys at full size). The
+    // three answers are equal, there is one entry, and every client gets it once.
     let keys = sized(200, 2_000);
     let server = RedisServer::start();
     let hubs = [hub(&server, |_| {}), hub(&server, |_| {})];
-    let send = |hub: &Hub, key: &str| {
-        let mut message = Publish::new("h", "e", Payload::Text(key));
-        message.id = Some(key);
-        let receipt = hub.publish(&message).unwrap();
-        (key.to_owned(), receipt.position.offset)
-    };
-    let answers: Vec<HashSet<(String, u64)>> = std::thread::scope(|scope| {
-        let senders: Vec<_> = (0..3)
-            .map(|sender| {
-                let hub = &hubs[sender % 2];
-                scope.spawn(move || (0..keys).map(|key| send(hub, &format!("key {key}"))).collect())
-            })
-            .collect();
-        senders.into_iter().map(|sender| sender.join().unwrap()).collect()
+    let followers: Vec<_> = (0..4)
+        .map(|client| {
+            let entrance = Entrance { patience: DEADLINE, ..hubs[client % 2].local_addr().into() };
+            tokio::spawn(async move { follow(entrance, "h", format!("client {client}"), "end").await })
+        })
+        .collect();
+    let there = |hub: &Hub| hub.channels().iter().any(|channel| channel.name == "h" && channel.subscribers == 2);
+    let mut ledger = Ledger::default();
+    tokio::task::block_in_place(|| {
+        eventually("all listen", || hubs.iter().all(there));
+        let together = std::sync::Barrier::new(3);
+        let send = |sender: usize, number: usize| {
+            let key = format!("key-{number}");
+            let mut message = Publish::new("h", "e", Payload::Text(&key));
+            message.id = Some(&key);
+            together.wait();
+            hubs[(sender + number) % 2].publish(&message).unwrap().position
+        };
+        let answers: Vec<Vec<Position>> = std::thread::scope(|scope| {
+            let send = &send;
+            let senders: Vec<_> =
+                (0..3).map(|sender| scope.spawn(move || (0..keys).map(|number| send(sender, number)).collect())).collect();
+            senders.into_iter().map(|sender| sender.join().unwrap()).collect()
+        });
+        for (number, position) in answers[0].iter().enumerate() {
+            assert_eq!((answers[1][number], answers[2][number]), (*position, *position), "key-{number}");
+            ledger.published.insert(format!("key-{number}"), Outcome::Acked(*position));
+        }
+        ledger.published.insert("end".into(), Outcome::Acked(publish(&hubs[0], "h", "end")));
     });
-    assert!(answers.iter().all(|answer| *answer == answers[0]));
-    let kept = kept(&hubs[0], "h");
-    assert_eq!((kept.len(), kept.last().unwrap().0.offset), (keys, keys as u64));
+    for follower in followers {
+        ledger.clients.push(follower.await.unwrap());
+    }
+    let history = kept(&hubs[0], "h");
+    assert_eq!((history.len(), history.last().unwrap().0.offset), (keys + 1, keys as u64 + 1));
+    ledger.clients.iter().for_each(|client| assert_whole(client, keys as u64 + 1));
+    ledger.history = Some(history);
+    assert_true(&ledger, "keys that are sent three times");
 }
 
 #[tokio::test]
 async fn without_redis_publishing_fails_at_once_and_clients_stay() {
-    // Case R21, nothing on disk: I5, no false `recovered`.
+    // Case R21 in small, nothing on disk: I5, no false `recovered`; `chaos` has it under load.
     let mut server = RedisServer::start();
     let hub = hub(&server, |_| {});
     let mut client = Client::subscribed(&hub, "h").await;
@@ -154,7 +190,7 @@ async fn without_redis_publishing_fails_at_once_and_clients_stay() {
 
 #[tokio::test]
 async fn a_server_that_keeps_everything_costs_no_client_its_recovery() {
-    // Case R21, everything on disk and the epoch not fenced: I1–I3.
+    // Case R21 in small, everything on disk and the epoch not fenced: I1–I3; `chaos` has it under load.
     let mut server = RedisServer::with(&["--save", "", "--appendonly", "yes", "--appendfsync", "always"]);
     let hub = hub(&server, |config| config.broker.fence = false);
     let mut client = Client::subscribed(&hub, "h").await;
@@ -174,7 +210,8 @@ async fn a_server_that_keeps_everything_costs_no_client_its_recovery() {
 
 #[tokio::test]
 async fn what_was_missed_while_the_link_was_cut_is_handed_on() {
-    // Cases R23 and R24 in small: only the link of subscriptions is lost, and what is published meanwhile is read.
+    // Cases R23 and R24 in small, I1–I3: only the link of subscriptions is lost, and what is published meanwhile is read.
+    // `chaos` has both under load.
     let server = RedisServer::start();
     let hub = hub(&server, |_| {});
     let mut client = Client::subscribed(&hub, "h").await;
@@ -193,29 +230,87 @@ async fn what_was_missed_while_the_link_was_cut_is_handed_on() {
 
 #[tokio::test]
 async fn what_goes_missing_in_redis_is_told() {
-    // Case R26: counts alone, the log alone, everything.
+    // Case R26, I2, I3 and I5 (I1 is waived): counts alone, the log alone, both, everything. Wherever a client had left off it
+    // gets all of what follows or is told, never a part; who was there all the time is told, or misses nothing.
+    const TOP: u64 = 6;
     let server = RedisServer::start();
     let hub = hub(&server, |_| {});
-    for (at, what) in ["meta", "log", "all", "log, seen by a publication"].into_iter().enumerate() {
-        let channel = format!("h{at}");
-        let mut position = publish(&hub, &channel, "1");
-        for _ in 0..5 {
-            position = publish(&hub, &channel, "x");
+    for what in ["meta", "log", "both", "all"] {
+        let channel = format!("h-{what}");
+        let mut others = vec![Client::subscribed(&hub, &channel).await];
+        let mut before = publish(&hub, &channel, "before 1");
+        for number in 2..=TOP {
+            before = publish(&hub, &channel, &format!("before {number}"));
         }
-        match what {
+        others[0].texts(TOP as usize).await;
+        let key = |key: &str| format!("realtime:{{{channel}}}:{key}");
+        let gone = match what {
             "all" => server.command(&["FLUSHALL"]),
-            "meta" => server.command(&["DEL", &format!("realtime:{{{channel}}}:meta")]),
-            _ => server.command(&["DEL", &format!("realtime:{{{channel}}}:log")]),
+            "both" => server.command(&["DEL", &key("meta"), &key("log")]),
+            one => server.command(&["DEL", &key(one)]),
         };
-        if what == "log, seen by a publication" {
-            publish(&hub, &channel, "after");
+        assert!(["+OK", ":1", ":2"].contains(&gone.as_str()), "{what}: {gone}");
+        for offset in 0..=TOP + 1 {
+            let mut client = Client::connect(&hub).await;
+            let answer = client.ask(recover(&channel, Position { offset, ..before })).await;
+            assert_eq!(answer["type"], "subscribed", "{what} {offset}: {answer}");
+            // Behind its top nothing is missing, as far as the hub may have heard: who is there is told the same.
+            let is_recovered = answer["recovered"] == true && offset == TOP;
+            assert!(is_recovered || answer["recovered"] == false && (what, offset) != ("log", TOP), "{what} {offset}: {answer}");
+            if is_recovered {
+                others.push(client);
+            } else {
+                client.expect_nothing().await;
+                client.close().await;
+            }
         }
+        let after = publish(&hub, &channel, "after");
+        assert_eq!((after.epoch == before.epoch, after.offset == TOP + 1), (what == "log", what == "log"), "{what}: {after:?}");
+        let mut goes_on_at = Vec::new();
+        for there in &mut others {
+            if what == "log" {
+                goes_on_at.push(TOP);
+                continue;
+            }
+            let mut answer = json!({"recovered": true});
+            while answer["recovered"] == true {
+                // As long as the hub has not heard of it nothing follows, and that ends with a word.
+                assert_eq!(there.expect("unsubscribed").await["code"], "interrupted", "{what}");
+                answer = there.ask(recover(&channel, before)).await;
+            }
+            assert_eq!((&answer["recovered"], &answer["epoch"]), (&json!(false), &json!(after.epoch.to_string())), "{what}");
+            goes_on_at.push(answer["offset"].as_u64().unwrap());
+        }
+        let live = publish(&hub, &channel, "live");
+        for (there, from) in others.iter_mut().zip(goes_on_at) {
+            let expected = ["after", "live"][2 - (live.offset - from) as usize..].to_vec();
+            assert_eq!(there.texts(expected.len()).await, expected, "{what}");
+            there.expect_nothing().await;
+        }
+        let entries: Vec<String> = kept(&hub, &channel).into_iter().map(|(_, id)| id).collect();
+        assert_eq!(entries, ["after", "live"], "{what}");
+    }
+}
+
+#[tokio::test]
+async fn a_log_that_has_gone_is_missed_although_there_is_a_new_one() {
+    // Case R26, I2: a publication came before anybody who looked.
+    let server = RedisServer::start();
+    let hub = hub(&server, |_| {});
+    let mut position = publish(&hub, "h", "1");
+    for _ in 0..5 {
+        position = publish(&hub, "h", "x");
+    }
+    server.command(&["DEL", "realtime:{h}:log"]);
+    publish(&hub, "h", "after");
+    for (offset, expected) in [(0, false), (2, false), (5, false), (6, true), (7, true)] {
         let mut client = Client::connect(&hub).await;
-        let answer = client.ask(recover(&channel, Position { offset: 2, ..position })).await;
-        assert_eq!(answer["recovered"], false, "{what}");
+        let answer = client.ask(recover("h", Position { offset, ..position })).await;
+        assert_eq!(answer["recovered"], expected, "{offset}: {answer}");
+        if offset == 6 {
+            assert_eq!(client.texts(1).await, ["after"]);
+        }
         client.expect_nothing().await;
-        publish(&hub, &channel, "live");
-        assert_eq!(client.texts(1).await, ["live"]);
     }
 }
 
@@ -268,31 +363,119 @@ async fn what_is_no_publication_is_dropped() {
     publish(&hub, "h8", "fine");
 }
 
+/// The connection on which hubs run their scripts, by its id; without one: the empty string.
+fn commands(server: &RedisServer) -> String {
+    let list = server.command(&["CLIENT", "LIST", "TYPE", "normal"]);
+    let line = list.lines().find(|line| ["cmd=evalsha", "cmd=publish", "cmd=script|load"].iter().any(|own| line.contains(own)));
+    line.and_then(|line| line.split(' ').next()).unwrap_or_default().to_owned()
+}
+
+/// How often a command was called.
+fn calls(server: &RedisServer, command: &str) -> usize {
+    let stats = server.command(&["INFO", "commandstats"]);
+    let name = format!("cmdstat_{command}:calls=");
+    let count = stats.lines().find_map(|line| line.strip_prefix(&name)?.split(',').next()?.parse().ok());
+    count.unwrap_or_default()
+}
+
+fn refusal(hub: &Hub, text: &str) -> String {
+    match try_publish(hub, "h", text) {
+        Err(PublishError::Broker(error)) => error.to_string(),
+        other => panic!("it was not refused: {other:?}"),
+    }
+}
+
+/// Waits for an error that says this, in whatever case; others may come before.
+fn refused_with(hub: &Hub, word: &str) {
+    eventually(word, || try_publish(hub, "h", "refused").is_err_and(|error| error.to_string().to_lowercase().contains(word)));
+}
+
 #[test]
 fn refusals_are_errors_and_the_script_comes_back() {
-    // Case R27.
-    let server = RedisServer::with(&["--save", "", "--requirepass", "", "--maxmemory-policy", "noeviction"]);
+    // Case R27, I1 and I4: each refusal is an error with its name, and nothing of what was refused is kept.
+    let server = RedisServer::with(&["--save", "", "--appendonly", "no", "--maxmemory-policy", "noeviction"]);
     let hub = hub(&server, |_| {});
     publish(&hub, "h", "1");
+    let own = commands(&server);
+    assert!(!own.is_empty());
+
+    // NOSCRIPT: all scripts are loaded again, once, however many calls have found them missing; the connection stays.
+    let loaded = calls(&server, "script|load");
+    assert!(loaded > 0);
     server.command(&["SCRIPT", "FLUSH"]);
+    std::thread::scope(|scope| {
+        for thread in 0..sized(8, 64) {
+            let hub = &hub;
+            scope.spawn(move || publish(hub, "other", &thread.to_string()));
+        }
+    });
     assert_eq!(publish(&hub, "h", "2").offset, 2);
+    assert_eq!((calls(&server, "script|load"), commands(&server)), (loaded * 2, own.clone()));
+
+    // OOM: an error each time, at once; the connection stays, and the next publication is fine.
     server.command(&["CONFIG", "SET", "maxmemory", "1"]);
-    assert!(matches!(try_publish(&hub, "h", "3"), Err(PublishError::Broker(error)) if error.to_string().contains("OOM")));
+    for number in 0..20 {
+        let error = refusal(&hub, &format!("refused {number}"));
+        assert!(error.contains("OOM"), "{error}");
+    }
     server.command(&["CONFIG", "SET", "maxmemory", "0"]);
-    let before = publish_when_back(&hub, "h", "3");
-    assert_eq!(before.offset, 3);
+    let before = publish(&hub, "h", "3");
+    assert_eq!((before.offset, commands(&server)), (3, own.clone()));
+
+    // READONLY: the server is left, since another one may count by now.
     server.command(&["REPLICAOF", "127.0.0.1", "1"]);
-    eventually("a replica refuses", || try_publish(&hub, "h", "4").is_err());
+    refused_with(&hub, "readonly");
+    eventually("the connection is left", || commands(&server) != own);
     server.command(&["REPLICAOF", "NO", "ONE"]);
     // Another server counts, as far as anybody can tell: a new epoch, with what there is.
     let after = publish_when_back(&hub, "h", "4");
     assert_eq!((after.offset, after.epoch == before.epoch), (4, false));
-    assert_eq!(hub.history("h", &Query::default()).unwrap().publications.len(), 4);
+
+    // NOAUTH: it is tried again until it is let in.
+    // One connection does it all: it was let in before.
+    server.commands(&[
+        &["CONFIG", "SET", "requirepass", "geheim"],
+        &["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"],
+        &["CLIENT", "KILL", "TYPE", "pubsub"],
+    ]);
+    refused_with(&hub, "auth");
+    assert_eq!(server.command(&["PING"]), "-NOAUTH Authentication required.");
+    server.commands(&[&["AUTH", "geheim"], &["CONFIG", "SET", "requirepass", ""]]);
+    assert_eq!(publish_when_back(&hub, "h", "5").offset, 5);
+
+    let kept: Vec<Position> = kept(&hub, "h").into_iter().map(|(position, _)| position).collect();
+    assert_eq!(kept.iter().map(|position| position.offset).collect::<Vec<_>>(), [1, 2, 3, 4, 5], "what was refused is nowhere");
+}
+
+#[tokio::test]
+async fn while_redis_reads_its_disk_publishing_is_refused_and_then_goes_on() {
+    // Case R27, LOADING: I1–I4. The connection is made anew until the server has read everything.
+    let slowly = ["--key-load-delay", "50000", "--loading-process-events-interval-bytes", "1024"];
+    let mut server = RedisServer::with(&[&["--save", "", "--appendonly", "no"][..], &slowly].concat());
+    let hub = hub(&server, |config| config.broker.fence = false);
+    let mut client = Client::subscribed(&hub, "h").await;
+    for number in 1..=3 {
+        publish(&hub, "h", &number.to_string());
+    }
+    // More than it reads while this test looks.
+    server.command(&["EVAL", "for at = 1, 5000 do redis.call('SET', 'k' .. at, string.rep('x', 1000)) end", "0"]);
+    assert_eq!(server.command(&["SAVE"]), "+OK");
+    server.restart();
+    refused_with(&hub, "loading");
+    assert!(matches!(hub.history("h", &Query::default()), Err(QueryError::Broker(_))));
+    client.send_json(json!({"action": "ping", "id": 1})).await;
+    assert_eq!(client.texts(3).await, ["1", "2", "3"]);
+    assert_eq!(client.expect("pong").await["id"], 1, "who is there stays");
+    server.command(&["CONFIG", "SET", "key-load-delay", "0"]);
+    assert_eq!(publish_when_back(&hub, "h", "4").offset, 4);
+    assert_eq!(client.texts(1).await, ["4"]);
+    client.expect_nothing().await;
+    assert_eq!(kept(&hub, "h").into_iter().map(|(_, id)| id).collect::<Vec<_>>(), ["1", "2", "3", "4"]);
 }
 
 #[test]
 fn a_frozen_server_is_an_error_and_a_key_makes_one_of_two_attempts() {
-    // Case R22: no call hangs, the hub goes on, a key makes one publication of both attempts.
+    // Case R22 in small, I1: no call hangs, the hub goes on, a key makes one publication of both attempts.
     let server = RedisServer::start();
     let hub = hub(&server, |config| config.broker.patience = 1);
     let mut first = Publish::new("h", "e", Payload::Text("1"));

@@ -154,6 +154,10 @@ async fn pass(client: TcpStream, server: TcpStream, fault: Fault, cut: &Notify, 
     if matches!(fault, Fault::Reset(_)) && client.set_zero_linger().is_err() {
         return false;
     }
+    // What comes in two pieces is not to wait for an answer to the first.
+    if client.set_nodelay(true).and(server.set_nodelay(true)).is_err() {
+        return false;
+    }
     let (mut client_read, mut client_write) = client.into_split();
     let (mut server_read, mut server_write) = server.into_split();
     let is_known = Arc::new(AtomicBool::new(false));

@@ -24,6 +24,8 @@ use realtime_core::history::{MAX_LIMIT, Query};
 use realtime_core::{Epoch, Hub, Payload, Position};
 use serde_json::{Value, json};
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -443,11 +445,20 @@ pub struct Entrance {
     pub cookie: String,
     /// How long a connection is believed in on which nothing comes.
     pub patience: Duration,
+    /// The epoch of the newest publication that it got; 0 before the first.
+    pub heard: Arc<AtomicU64>,
 }
 
 impl From<SocketAddr> for Entrance {
     fn from(address: SocketAddr) -> Self {
-        Entrance { address, otherwise: None, path: "/ws".into(), cookie: String::new(), patience: Duration::from_millis(1_500) }
+        Entrance {
+            address,
+            otherwise: None,
+            path: "/ws".into(),
+            cookie: String::new(),
+            patience: Duration::from_millis(1_500),
+            heard: Arc::default(),
+        }
     }
 }
 
@@ -519,6 +530,7 @@ async fn follow_once(entrance: &Entrance, channel: &str, end: &str, position: &m
                 known.offset = offset;
                 let id = id_of(message["data"].as_str().unwrap_or_default());
                 seen.push(Seen::Message(*known, id.to_owned()));
+                entrance.heard.store(known.epoch.0, Ordering::Relaxed);
                 if id == end {
                     return true;
                 }

@@ -1,5 +1,6 @@
 //! A real `redis-server` for one test: on a free port, in a directory of its own, told when to stop.
 
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -89,21 +90,31 @@ impl RedisServer {
 
     /// Sends one command and gives the answer's bytes, as the wire has them.
     pub fn command(&self, words: &[&str]) -> String {
-        use std::io::{BufRead, BufReader, Read, Write};
+        self.commands(&[words])
+    }
+
+    /// Sends commands on one connection, one after the other, and gives the last answer's bytes.
+    pub fn commands(&self, commands: &[&[&str]]) -> String {
         let mut stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
         stream.set_read_timeout(Some(crate::wait::DEADLINE)).unwrap();
-        let mut request = format!("*{}\r\n", words.len());
-        words.iter().for_each(|word| request.push_str(&format!("${}\r\n{word}\r\n", word.len())));
-        stream.write_all(request.as_bytes()).unwrap();
-        let mut reader = BufReader::new(stream);
-        let mut line = String::new();
-        reader.read_line(&mut line).unwrap();
-        if let Some(length) = line.strip_prefix('$').and_then(|length| length.trim().parse::<usize>().ok()) {
-            let mut body = vec![0; length];
-            reader.read_exact(&mut body).unwrap();
-            return String::from_utf8_lossy(&body).into_owned();
+        let mut reader = BufReader::new(stream.try_clone().unwrap());
+        let mut answer = String::new();
+        for words in commands {
+            let mut request = format!("*{}\r\n", words.len());
+            words.iter().for_each(|word| request.push_str(&format!("${}\r\n{word}\r\n", word.len())));
+            stream.write_all(request.as_bytes()).unwrap();
+            let mut line = String::new();
+            reader.read_line(&mut line).unwrap();
+            answer = match line.strip_prefix('$').and_then(|length| length.trim().parse::<usize>().ok()) {
+                Some(length) => {
+                    let mut body = vec![0; length + 2];
+                    reader.read_exact(&mut body).unwrap();
+                    String::from_utf8_lossy(&body[..length]).into_owned()
+                }
+                None => line.trim_end().to_owned(),
+            };
         }
-        line.trim_end().to_owned()
+        answer
     }
 
     /// Ends it without a chance to save anything.
