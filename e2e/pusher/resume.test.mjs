@@ -25,8 +25,11 @@ class Line {
   static async start() {
     const line = new Line();
     line.sockets = new Set();
-    line.server = createServer((client) => {
-      if (line.isCut) return client.resetAndDestroy();
+    line.server = createServer(async (client) => {
+      client.on('error', () => {});
+      // Held rather than refused: pusher-js then waits much longer between its attempts.
+      await line.open;
+      if (client.destroyed) return;
       const upstream = open(hub.port, '127.0.0.1');
       for (const [one, other] of [[client, upstream], [upstream, client]]) {
         line.sockets.add(one);
@@ -39,14 +42,16 @@ class Line {
     return line;
   }
 
+  /** Cuts what is open, and holds what comes until `mend`. */
   cut() {
-    this.isCut = true;
-    for (const socket of this.sockets) socket.resetAndDestroy();
+    this.open = new Promise((resolve) => { this.mend = resolve; });
+    for (const socket of this.sockets) socket.destroy();
   }
 
   end() {
     this.cut();
     this.server.close();
+    this.mend();
   }
 }
 
@@ -95,7 +100,7 @@ test('what a page missed comes when it is back, on every kind of channel, and wh
     await eventually('it notices', () => client.connection.state !== 'connected');
     await send(CHANNELS, 4);
     await send(CHANNELS, 5);
-    line.isCut = false;
+    line.mend();
     await eventually('it is back', () => seen.subscribed === CHANNELS.length);
     await send(CHANNELS, 6);
     await eventually('everything', () => of(CHANNELS, [4, 5, 6]).every((expected) => heard.includes(expected)));
@@ -121,7 +126,7 @@ test('a page that missed more than is kept, or whose hub was restarted, is told 
     await eventually('it notices', () => client.connection.state !== 'connected');
     for (const number of [2, 3]) await send(['few'], number);
     heard.splice(0);
-    line.isCut = false;
+    line.mend();
     await eventually('it is back and knows', () => heard.length === 1);
     await send(['few'], 4);
     await eventually('what comes now', () => heard.length === 2);
