@@ -23,10 +23,9 @@ if ARGV[7] ~= '' then
     local own_ttl = tonumber(ARGV[11])
     local ends = now + math.min(own_ttl or log_ttl, log_ttl)
     local entry = { 'd', ARGV[2], 'n', ARGV[12], 'x', string.format('%d', ends) }
-    if own_ttl and own_ttl < log_ttl then
+    local is_own = own_ttl and own_ttl < log_ttl
+    if is_own then
       entry[7], entry[8] = 'o', '1'
-    else
-      state.last = offset
     end
     local id, added = offset .. '-0', nil
     if state.count > 0 then
@@ -41,6 +40,7 @@ if ARGV[7] ~= '' then
       redis.call('XADD', KEYS[2], id, unpack(entry))
       state.floor, state.count, state.bytes, state.log_until = offset - 1, 0, 0, 0
     end
+    if not is_own then state.last = offset end
     state.count, state.bytes = state.count + 1, state.bytes + tonumber(ARGV[12])
     if state.count == 1 then state.ends = ends end
     -- The stream as a whole outlives its newest entry by an eighth, which spares saying so each time.
