@@ -539,3 +539,44 @@ fn join_frames(deliveries: &[Arc<Delivery>], formats: &[Format], key: FormatKey,
 pub(crate) fn subscription(channel: usize, slot: u32) -> Subscription {
     Subscription { channel: channel as u32, slot }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hub::ingress::Ingress;
+    use crate::hub::interest::Entry;
+    use crate::message::{Epoch, Payload, Publish, channel_hash};
+
+    fn at(offset: u64) -> Position {
+        Position { epoch: Epoch(1), offset }
+    }
+
+    #[test]
+    fn a_batch_under_way_has_not_been_sent() {
+        let (ingress, pool) = (Arc::new(Ingress::new(1 << 20)), Pool::default());
+        let heard = Entry { channel: Channel::new("h", channel_hash("h")), shards: 1, load: Arc::default() };
+        let mut local = LocalChannel::new(heard.channel.clone(), heard.load.clone(), 1);
+        assert_eq!(local.sent(), None);
+        local.is_recoverable = true;
+        local.start_at(at(5));
+        local.add(0, 0);
+        local.add(1, 0);
+        // Their number goes into the same batch and has no place.
+        local.queue_news(Delivery::of_news(News::Count(2), &heard, &ingress));
+        for offset in [6, 7] {
+            local.queue(Delivery::new(&Publish::new("h", "e", Payload::Text("x")), &heard, at(offset), &ingress, &pool));
+        }
+        assert_eq!(local.sent(), Some(at(5)));
+        local.begin_batch(0, usize::MAX, |_| None);
+        let serve_one = |local: &mut LocalChannel| local.run(1, &[], &mut Scratch::default(), |_| None, |_, _| {});
+        for _ in 0..2 {
+            assert_eq!((local.sent(), local.position), (Some(at(5)), Some(at(7))));
+            serve_one(&mut local);
+        }
+        assert_eq!(local.finish_batch(&pool, |_, _| {}), Progress::Idle);
+        assert_eq!(local.sent(), Some(at(7)));
+        local.queue_news(Delivery::of_news(News::Count(2), &heard, &ingress));
+        local.begin_batch(0, usize::MAX, |_| None);
+        assert_eq!(local.sent(), Some(at(7)), "a batch of news alone");
+    }
+}

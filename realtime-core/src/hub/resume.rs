@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::fanout::ConnectionKey;
-use super::shard::Shard;
+use super::shard::{Phase, Shard};
 use crate::apps::AppId;
 use crate::message::{Channel, ChannelMap, ChannelRef, Position, Publication, SocketId};
 use crate::protocol::{Push, Recover};
@@ -276,7 +276,7 @@ impl Shard {
         let now_ms = self.now_ms;
         let Shard { connections, channels, cursors, .. } = self;
         let Some(connection) = connections.get_mut(key.index as usize) else { return };
-        let Some(visit) = &mut connection.visit else { return };
+        let Some(visit) = connection.visit.as_mut().filter(|_| connection.phase == Phase::Open) else { return };
         if visit.asked.is_some() || now_ms < visit.asked_ms + PING_MS {
             return;
         }

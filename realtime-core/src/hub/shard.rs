@@ -417,6 +417,7 @@ impl Shard {
                 }
                 continue;
             }
+            let is_page = connection.visit.is_some();
             match connection.session.heartbeat.check(now_ms, heartbeat.ping_interval_ms, heartbeat.pong_timeout_ms) {
                 Verdict::Alive => {}
                 Verdict::Dead => self.close(key, CloseReason::PongTimeout, ""),
@@ -427,7 +428,7 @@ impl Shard {
                     }
                 }
             }
-            if self.connections.get(index).is_some_and(|connection| connection.visit.is_some() && connection.phase == Phase::Open) {
+            if is_page {
                 self.ask_page(key);
             }
         }
