@@ -2,11 +2,12 @@
 
 import json
 import sys
-from urllib.request import urlopen
+from urllib.request import Request, urlopen
 
 from prometheus_client.parser import text_string_to_metric_families
 
-with urlopen(sys.argv[1], timeout=60) as answer:
+address, token = sys.argv[1:]
+with urlopen(Request(address, headers={"Authorization": f"Bearer {token}"}), timeout=60) as answer:
     text = answer.read().decode()
 samples = {}
 for family in text_string_to_metric_families(text):

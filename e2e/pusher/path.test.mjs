@@ -8,7 +8,7 @@ import Pusher from 'pusher-js';
 import { APP, Hub, onTime } from './hub.mjs';
 
 test('pusher-js finds a hub below a path (wsPath), and Prometheus reads its metrics there', async () => {
-  const hub = await Hub.start('path = "/rt"');
+  const hub = await Hub.start('path = "/rt"\n[monitoring]\ntoken = "0123456789abcdef"');
   const client = new Pusher(APP.key, { cluster: '', wsHost: '127.0.0.1', wsPort: hub.port, wsPath: '/rt', forceTLS: false, enabledTransports: ['ws'] });
   try {
     const channel = client.subscribe('news');
@@ -16,6 +16,7 @@ test('pusher-js finds a hub below a path (wsPath), and Prometheus reads its metr
     const { stdout } = await promisify(execFile)(process.env.PYTHON, [
       new URL('metrics.py', import.meta.url).pathname,
       `http://127.0.0.1:${hub.port}/rt/metrics`,
+      '0123456789abcdef',
     ]);
     const samples = JSON.parse(stdout);
     assert.equal(samples['realtime_connections,protocol=pusher'], 1);

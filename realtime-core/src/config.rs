@@ -99,13 +99,19 @@ pub struct Config {
     pub log_format: LogFormat,
 }
 
+/// A token of so many bytes is not guessed.
+const MIN_TOKEN_BYTES: usize = 16;
+
 /// Where the hub is watched.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct MonitoringConfig {
-    /// Address and port at which `/health`, `/ready` and `/metrics` answer to anybody who can reach it. Default empty: they are
-    /// where clients connect, and `/metrics` answers to this host alone.
+    /// Address and port at which `/health`, `/ready` and `/metrics` answer to anybody who can reach it. Default empty: the first two
+    /// are where clients connect, and so is `/metrics` if there is a `token`.
     pub listen: String,
+    /// What `/metrics` has to be asked with (`Authorization: Bearer …`), wherever it is; at least 16 bytes. Default none: it is
+    /// at `listen` only.
+    pub token: Secret,
 }
 
 /// The least important records that are logged.
@@ -682,6 +688,12 @@ impl Config {
         let address = self.listen_address()?;
         check_path(&self.path).map_err(|reason| ConfigError::InvalidValue { key: "path".into(), reason })?;
         self.monitoring_address()?;
+        if let length @ 1..MIN_TOKEN_BYTES = self.monitoring.token.expose().len() {
+            return invalid(
+                "monitoring.token",
+                format!("{length} bytes can be guessed, it needs {MIN_TOKEN_BYTES}; `openssl rand -hex 16` makes one"),
+            );
+        }
         if self.auth.mode.is_none() && !address.ip().is_loopback() {
             return Err(ConfigError::UnsafeListen { address });
         }
@@ -1507,6 +1519,10 @@ mod tests {
         }
         for (length, ok) in [(199, true), (200, true), (201, false)] {
             assert_eq!(build(&format!("/{}", "x".repeat(length - 1))).is_ok(), ok, "{length}");
+        }
+        for (length, ok) in [(0, true), (1, false), (15, false), (16, true), (17, true)] {
+            let token = ConfigBuilder::new().text(Source::Code, "monitoring.token", &"x".repeat(length)).and_then(ConfigBuilder::build);
+            assert_eq!(token.is_ok(), ok, "{length}");
         }
         let monitor = |listen: &str| ConfigBuilder::new().text(Source::Code, "monitoring.listen", listen).and_then(ConfigBuilder::build);
         assert!(monitor("").is_ok() && monitor("127.0.0.1:0").is_ok() && monitor("0.0.0.0:9100").is_ok() && monitor("nonsense").is_err());

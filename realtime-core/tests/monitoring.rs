@@ -17,9 +17,16 @@ fn get(address: SocketAddr, path: &str, headers: &str) -> Response {
     client.response()
 }
 
+const TOKEN: &str = "a token of 16 by";
+
+/// What one has to say where there is a token.
+fn bearer(token: &str) -> String {
+    format!("Authorization: Bearer {token}\r\n")
+}
+
 /// The samples, by name and labels as they stand there; every line is one or belongs to one.
 fn metrics(address: SocketAddr) -> HashMap<String, f64> {
-    let response = get(address, "/metrics", "");
+    let response = get(address, "/metrics", &bearer(TOKEN));
     assert_eq!((response.status, response.header("content-type")), (200, Some("text/plain; version=0.0.4; charset=utf-8")));
     let mut typed = "";
     let mut samples = HashMap::new();
@@ -43,7 +50,10 @@ fn metrics(address: SocketAddr) -> HashMap<String, f64> {
 
 #[tokio::test]
 async fn metrics_count_what_happens() {
-    let hub = start(|config| config.apps = vec![AppConfig { key: "k".into(), secret: "s".into(), id: "1".into(), ..AppConfig::default() }]);
+    let hub = start(|config| {
+        config.monitoring.token = TOKEN.into();
+        config.apps = vec![AppConfig { key: "k".into(), secret: "s".into(), id: "1".into(), ..AppConfig::default() }];
+    });
     let address = hub.local_addr();
     let clients = [Client::subscribed(&hub, "c").await, Client::subscribed(&hub, "c").await];
     let _pusher = Client::open(&hub, "/app/k?protocol=7").await;
@@ -76,15 +86,35 @@ async fn metrics_count_what_happens() {
 }
 
 #[test]
-fn metrics_are_for_this_host_unless_they_have_an_address() {
+fn metrics_are_for_who_has_the_token_or_at_an_address_of_their_own() {
     let hub = start(|_| {});
-    // The proxy is believed: the client is elsewhere.
-    let response = get(hub.local_addr(), "/metrics", "X-Forwarded-For: 203.0.113.7\r\n");
-    assert_eq!((response.status, response.code().as_str()), (403, "not_here"));
-    assert_eq!(get(hub.local_addr(), "/ready", "X-Forwarded-For: 203.0.113.7\r\n").status, 200);
+    // A proxy on this host says nothing of who asks, if it is not told to: this may be anybody.
+    for headers in ["", "X-Forwarded-For: 203.0.113.7\r\n", "X-Forwarded-For: 127.0.0.1\r\n", "Authorization: Bearer \r\n"] {
+        let response = get(hub.local_addr(), "/metrics", headers);
+        assert_eq!((response.status, response.code().as_str()), (403, "not_here"), "{headers}");
+        assert_eq!(get(hub.local_addr(), "/ready", headers).status, 200);
+    }
+    for listen in ["", "127.0.0.1:0"] {
+        let hub = start(|config| (config.monitoring.token, config.monitoring.listen) = (TOKEN.into(), listen.into()));
+        let asked = hub.monitoring_addr().unwrap_or(hub.local_addr());
+        for (headers, status) in [
+            (bearer(TOKEN), 200),
+            (bearer(TOKEN).replace("Bearer", "bearer"), 200),
+            (String::new(), 401),
+            (bearer(""), 401),
+            (bearer(&TOKEN[1..]), 401),
+            (bearer(&format!("{TOKEN}x")), 401),
+            (bearer(TOKEN).replace("Bearer", "Basic"), 401),
+        ] {
+            assert_eq!(get(asked, "/metrics", &headers).status, status, "{headers}");
+            assert_eq!(get(asked, "/health", &headers).status, 200);
+        }
+        assert_eq!(get(hub.local_addr(), "/metrics", &bearer(TOKEN)).status, if listen.is_empty() { 200 } else { 403 });
+    }
+    let hub = start(|config| config.monitoring.token = TOKEN.into());
     for path in ["/ready", "/metrics", "/health"] {
         let mut client = RawClient::tcp(hub.local_addr());
-        client.write(format!("POST {path} HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n").as_bytes());
+        client.write(format!("POST {path} HTTP/1.1\r\nHost: a\r\n{}Content-Length: 0\r\n\r\n", bearer(TOKEN)).as_bytes());
         assert_eq!(client.response().status, 405, "{path}");
     }
     let hub = start(|config| config.monitoring.listen = "127.0.0.1:0".into());
@@ -127,7 +157,10 @@ fn a_hub_without_its_broker_is_not_ready() {
     let response = get(hub.local_addr(), "/ready", "");
     assert!(response.status == 503 && response.body.contains("no broker"), "{}", response.body);
     let mut server = RedisServer::start();
-    let hub = start(|config| config.broker.url = Secret::from(server.url().as_str()));
+    let hub = start(|config| {
+        config.monitoring.token = TOKEN.into();
+        config.broker.url = Secret::from(server.url().as_str());
+    });
     let ready = || get(hub.local_addr(), "/ready", "").status == 200;
     eventually("it has its broker", ready);
     assert_eq!(metrics(hub.local_addr())["realtime_broker_up{broker=\"redis\"}"], 1.0);
@@ -147,7 +180,7 @@ async fn everything_is_below_the_path_and_nothing_beside_it() {
     for (path, status) in [
         ("/a/rt/health", 200),
         ("/a/rt/ready", 200),
-        ("/a/rt/metrics", 200),
+        ("/a/rt/metrics", 403),
         ("/a/rt/ws", 426),
         ("/a/rt/app/k", 426),
         ("/a/rt/apps/1/channels", 401),

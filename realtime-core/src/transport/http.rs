@@ -197,7 +197,7 @@ async fn monitor(node: Arc<Node>, listener: std::net::TcpListener) {
                 let node = node.clone();
                 tokio::spawn(async move {
                     let service = service_fn(|request: Request<Incoming>| {
-                        let answer = monitoring::answer(&node, request.uri().path(), request.method())
+                        let answer = monitoring::answer(&node, request.uri().path(), &request)
                             .unwrap_or_else(|| Err(refusal(404, "not_found", "nothing is served on this path")));
                         std::future::ready(Ok::<_, Infallible>(answer.unwrap_or_else(|refusal| refused(&refusal))))
                     });

@@ -2,13 +2,14 @@
 
 use std::fmt::Display;
 use std::fs;
-use std::net::IpAddr;
 use std::sync::atomic::Ordering::Relaxed;
 
 use hyper::header::{self, HeaderValue};
-use hyper::{Method, Response, StatusCode};
+use hyper::{Method, Request, Response, StatusCode};
 
 use super::http::{Answer, Asked, full, json, refusal};
+use crate::auth::signature::{sign, verify};
+use crate::config::Secret;
 use crate::hub::Node;
 use crate::protocol::Refusal;
 
@@ -22,34 +23,41 @@ pub(super) fn serves(path: &str) -> bool {
     matches!(path, "/health" | "/ready" | "/metrics")
 }
 
-/// The answer where clients are served too. Numbers are nobody's business but this host's there; elsewhere an address of their own
-/// has been named for them.
+/// The answer where clients are served too. Numbers are nobody's business there, unless who asks has the token for them: a request
+/// that a proxy on this host passes on looks like one of this host.
 pub(super) fn among_clients(node: &Node, asked: &Asked) -> Result<Answer, Refusal> {
-    let is_local = |client: IpAddr| client.to_canonical().is_loopback();
     match asked.path.as_str() {
-        "/metrics" if node.monitoring_addr.is_some() || !is_local(asked.client) => {
-            Err(refusal(403, "not_here", "metrics are served to this host, or at monitoring.listen"))
+        "/metrics" if node.monitoring_addr.is_some() || node.config.monitoring.token.is_empty() => {
+            Err(refusal(403, "not_here", "metrics are served at monitoring.listen, or here to who has monitoring.token"))
         }
-        path => {
-            answer(node, path, asked.request.method()).unwrap_or_else(|| Err(refusal(404, "not_found", "nothing is served on this path")))
-        }
+        path => answer(node, path, &asked.request).unwrap_or_else(|| Err(refusal(404, "not_found", "nothing is served on this path"))),
     }
 }
 
-/// The answer to anybody; `None`: it is none of these paths.
-pub(super) fn answer(node: &Node, path: &str, method: &Method) -> Option<Result<Answer, Refusal>> {
+/// The answer to anybody, of the metrics to who has the token if there is one; `None`: it is none of these paths.
+pub(super) fn answer<B>(node: &Node, path: &str, request: &Request<B>) -> Option<Result<Answer, Refusal>> {
     let make = match path {
         "/health" => health,
         "/ready" => ready,
         "/metrics" => metrics,
         _ => return None,
     };
-    if !matches!(*method, Method::GET | Method::HEAD) {
+    if path == "/metrics" && !has_token(request, &node.config.monitoring.token) {
+        return Some(Err(refusal(401, "unauthorized", "metrics are asked for with `Authorization: Bearer` and monitoring.token")));
+    }
+    if !matches!(*request.method(), Method::GET | Method::HEAD) {
         return Some(Err(refusal(405, "method_not_allowed", "use GET")));
     }
     let mut answer = make(node);
     answer.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     Some(Ok(answer))
+}
+
+/// In constant time: as two signatures of the same text.
+fn has_token<B>(request: &Request<B>, token: &Secret) -> bool {
+    let given = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let (scheme, given) = given.split_once(' ').unwrap_or_default();
+    token.is_empty() || (scheme.eq_ignore_ascii_case("bearer") && verify(token.expose(), TEXT, &sign(given.trim(), TEXT)))
 }
 
 fn health(node: &Node) -> Answer {
