@@ -320,7 +320,10 @@ fn a_doctor_looks_at_the_broker_and_needs_no_hub_on_a_host_that_has_one() {
     let hub = far.hub(&["--set", &format!("broker.url={}", redis.url())]);
     eventually("the hub has said what it goes by", || doctor(&redis.url()).0 == Some(0));
     let (_, report) = doctor(&redis.url());
-    assert!(about(&report, "broker").starts_with("ok") && about(&report, "broker").contains("with the prefix realtime"), "{report}");
+    assert!(
+        about(&report, "broker").starts_with("ok") && about(&report, "broker").contains("a hub uses it with the prefix realtime"),
+        "{report}"
+    );
     for what in ["socket", "clients"] {
         assert!(about(&report, what).starts_with("look") && about(&report, what).contains("over the broker"), "{report}");
     }
@@ -328,6 +331,11 @@ fn a_doctor_looks_at_the_broker_and_needs_no_hub_on_a_host_that_has_one() {
     assert!(status == Some(1) && about(&report, "broker").contains("no connection to redis at 127.0.0.1:1"), "{report}");
     assert!(!report.contains("geheim"), "{report}");
     hub.stop();
+    // It was there, and nobody is: what is published is heard by nobody.
+    let (status, report) = doctor(&redis.url());
+    assert!(status == Some(1) && about(&report, "broker").starts_with("FAIL"), "{report}");
+    assert!(about(&report, "broker").contains("none is there now"), "{report}");
+    assert!(about(&report, "socket").starts_with("FAIL"), "{report}");
 }
 
 /// A server that answers every request so, and then closes.

@@ -182,7 +182,7 @@ fn sockets(named: Option<String>) -> Vec<BusAddress> {
     }
 }
 
-/// Whether the Redis that hubs share answers, and hubs have used it, and whether a process without a hub can publish to it;
+/// Whether the Redis that hubs share answers, and hubs use it, and whether what a process without a hub publishes to it is heard;
 /// none where none is named.
 fn broker(config: &Config) -> Option<(Finding, bool)> {
     let BrokerConfig { url, prefix, ca_file, .. } = &config.broker;
@@ -190,10 +190,20 @@ fn broker(config: &Config) -> Option<(Finding, bool)> {
         return None;
     }
     let options = PublisherOptions { prefix: prefix.clone(), ca_file: ca_file.clone(), ..PublisherOptions::new(url.clone()) };
-    let reached = Publisher::new(options).and_then(|mut publisher| publisher.reach().map(|()| publisher.address()));
-    let is_reached = reached.is_ok();
+    let reached = Publisher::new(options).and_then(|mut publisher| publisher.hubs().map(|hubs| (publisher.address(), hubs)));
+    let is_heard = reached.as_ref().is_ok_and(|(_, hubs)| *hubs > 0);
     let finding = match reached {
-        Ok(address) => Finding::fine("broker", format!("redis at {address} answers, and hubs have used it with the prefix {prefix}")),
+        Ok((address, 0)) => Finding::broken(
+            "broker",
+            format!(
+                "redis at {address} answers, and hubs have used it with the prefix {prefix}, but none is there now: nobody hears what is published"
+            ),
+            "start a hub, here or elsewhere; one that was killed is believed for ten seconds",
+        ),
+        Ok((address, hubs)) => {
+            let hubs = if hubs == 1 { "a hub uses".to_owned() } else { format!("{hubs} hubs use") };
+            Finding::fine("broker", format!("redis at {address} answers, and {hubs} it with the prefix {prefix}"))
+        }
         Err(PublisherError::Url { .. }) if config.validate().is_ok() => {
             Finding::fine("broker", "what `broker.url` names is for hubs; processes without a hub do not publish to it")
         }
@@ -203,7 +213,7 @@ fn broker(config: &Config) -> Option<(Finding, bool)> {
             Finding::broken("broker", error.to_string(), fix)
         }
     };
-    Some((finding, is_reached))
+    Some((finding, is_heard))
 }
 
 /// Whether a hub answers over TCP, and knows the secret.

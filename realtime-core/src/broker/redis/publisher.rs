@@ -31,6 +31,9 @@ const MAX_TOGETHER: usize = 256;
 const MAX_TOGETHER_BYTES: usize = 1 << 20;
 /// How long the hubs' rules are believed without asking.
 const RULES_FRESH: Duration = Duration::from_secs(5);
+/// By the clock of Redis, which is the hubs' too.
+const COUNT_HUBS: &str = "local time = redis.call('TIME') \
+    return redis.call('ZCOUNT', KEYS[1], '(' .. time[1] * 1000 + math.floor(time[2] / 1000), '+inf')";
 /// The scripts that a publisher runs.
 const SCRIPTS: [Script; 2] = [Script::Publish, Script::Read];
 
@@ -242,6 +245,18 @@ impl Publisher {
     /// Makes sure of the server, and that hubs use it.
     pub fn reach(&mut self) -> Result<(), PublisherError> {
         self.call(|publisher, deadline| publisher.rules(deadline).map(drop))
+    }
+
+    /// How many hubs have said within the last seconds that they are there.
+    pub fn hubs(&mut self) -> Result<usize, PublisherError> {
+        self.call(|publisher, deadline| {
+            publisher.rules(deadline)?;
+            let mut command = cmd("EVAL");
+            command.arg(COUNT_HUBS).arg(1).arg(publisher.keys.hubs());
+            let answer = publisher.ask(vec![Question::reading(command)], deadline)?.pop().unwrap_or_default();
+            let count = accepted(answer).and_then(|count| redis::from_redis_value(count).map_err(|_| super::scripts::nonsense()));
+            count.map_err(|error| publisher.refused(error))
+        })
     }
 
     /// The largest body that the hubs take.
