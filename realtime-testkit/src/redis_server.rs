@@ -136,6 +136,7 @@ impl RedisServer {
         self.kill();
         let port = std::mem::replace(&mut self.port, spare_port());
         eventually("redis-server starts elsewhere", || self.launch());
+        eventually("it has read its disk", || self.command(&["PING"]) == "+PONG");
         work(self);
         self.kill();
         self.port = port;
