@@ -293,7 +293,9 @@ impl Inner {
             }
             return;
         }
-        room.renew(&self.at(channel), Duration::ZERO);
+        if room.is_due(Instant::now()) {
+            room.renew(&self.at(channel), Duration::ZERO);
+        }
         room.go_on(&self.at(channel));
     }
 }

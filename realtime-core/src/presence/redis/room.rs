@@ -20,6 +20,8 @@ use crate::presence::{Change, Entered, Notice, Present};
 const LINGER: Duration = Duration::from_secs(3);
 /// After a failure, and until an announcement is believed to be lost.
 const AGAIN: Duration = Duration::from_millis(500);
+/// How long a connection that has its place waits for its own joining to be heard, if Redis answers meanwhile.
+const LONGEST_ARRIVAL: Duration = Duration::from_secs(5);
 /// Announcements that wait for a read. More are dropped, and found missing later.
 const MAX_EARLY: usize = 4_096;
 /// Connections that come in one change.
@@ -86,6 +88,14 @@ enum Link {
     Lost,
 }
 
+/// A connection that has its place, once the channel's clients here have been told.
+struct Arrival {
+    resolver: Resolver<Entered>,
+    key: Key,
+    standing: Standing,
+    since: Instant,
+}
+
 struct Shown {
     user: User,
     /// Version of the notice of the joining.
@@ -121,7 +131,11 @@ pub(super) struct Room {
     suspect: Option<u64>,
     watchers: Vec<Resolver<Present>>,
     /// Those who are in, and whose own joining has not been heard yet.
-    arriving: Vec<(Resolver<Entered>, Key, Standing)>,
+    arriving: Vec<Arrival>,
+    /// When it is looked what has become of what they wait for.
+    arrive_by: Option<Instant>,
+    /// When the lease is renewed at the latest.
+    renew_by: Option<Instant>,
     /// When it is looked at next.
     due: Option<(Instant, u64)>,
     next: Option<Instant>,
@@ -142,6 +156,12 @@ impl Room {
     /// Whether nobody has needed it for long enough.
     pub(super) fn is_over(&self, now: Instant) -> bool {
         self.is_unused() && self.kept_until.is_some_and(|until| until <= now)
+    }
+
+    /// Whether there is something to look for; those who were arriving may have arrived meanwhile.
+    pub(super) fn is_due(&self, now: Instant) -> bool {
+        let due = [self.next, self.renew_by, self.again_at, self.doubted_until, self.kept_until, self.arrive_by];
+        due.into_iter().flatten().any(|at| at <= now)
     }
 
     pub(super) fn keep_until(&mut self, until: Instant) {
@@ -181,11 +201,20 @@ impl Room {
         self.link = Link::Lost;
         self.early.clear();
         self.refuse_waiting(&not_heard(), answers);
-        for (resolver, key, _) in std::mem::take(&mut self.arriving) {
+        self.refuse_arriving(Duration::ZERO, &not_heard(), answers);
+    }
+
+    /// Takes the places of those back who have waited for so long to be told.
+    fn refuse_arriving(&mut self, waited: Duration, error: &BrokerError, answers: &mut Answers) {
+        let (late, rest) = std::mem::take(&mut self.arriving).into_iter().partition(|arrival| arrival.since.elapsed() >= waited);
+        self.arriving = rest;
+        let late: Vec<Arrival> = late;
+        for Arrival { resolver, key, .. } in late {
             if let Some(seats) = self.seats.get_mut(&key) {
                 seats.held = seats.held.saturating_sub(1);
+                self.unsettled.insert(key);
             }
-            answers.entered.push((resolver, Err(not_heard())));
+            answers.entered.push((resolver, Err(error.clone())));
         }
     }
 
@@ -255,11 +284,12 @@ impl Room {
     /// Answers those whose own joining has been heard.
     fn let_arrive(&mut self, at: &At<'_>, answers: &mut Answers) {
         let (epoch, seen) = (self.epoch, self.seen);
-        for (resolver, key, standing) in std::mem::take(&mut self.arriving) {
-            if standing.epoch == epoch && standing.version > seen {
-                self.arriving.push((resolver, key, standing));
+        for arrival in std::mem::take(&mut self.arriving) {
+            if arrival.standing.epoch == epoch && arrival.standing.version > seen {
+                self.arriving.push(arrival);
                 continue;
             }
+            let Arrival { resolver, key, .. } = arrival;
             let joined = match &key.0 {
                 None => 0,
                 Some(id) => self.users.get(id).map_or_else(|| at.inner.version.load(Relaxed), |shown| shown.joined),
@@ -291,6 +321,7 @@ impl Room {
             Ok((standing, users, _)) => (standing, users),
             Err(error) => {
                 self.refuse_waiting(&error, answers);
+                self.refuse_arriving(Duration::ZERO, &error, answers);
                 self.again_at = Some(Instant::now() + AGAIN);
                 return;
             }
@@ -421,7 +452,9 @@ impl Room {
                 answers.entered.push((want.resolver, Err(not_heard())));
             } else {
                 seats.held += 1;
-                self.arriving.push((want.resolver, key.clone(), standing));
+                let since = Instant::now();
+                self.arrive_by.get_or_insert(since + AGAIN);
+                self.arriving.push(Arrival { resolver: want.resolver, key: key.clone(), standing, since });
             }
         }
         for Want { resolver, max_members, max_user_bytes } in came {
@@ -506,9 +539,21 @@ impl Room {
                 let (epoch, version, intact, users, next_ms): Answer = ::redis::from_redis_value(answer).map_err(|_| nonsense())?;
                 Ok((Standing::new(&epoch, version, next_ms)?, intact == 1, users))
             });
-            inner.with(&channel, |room, _| room.on_renewed(answer.ok()));
+            inner.with(&channel, |room, answers| {
+                match &answer {
+                    // What they wait for cannot be had just now.
+                    Err(error) => room.refuse_arriving(Duration::ZERO, error, answers),
+                    Ok(_) => {
+                        let longest = LONGEST_ARRIVAL * inner.broker.config().patience.max(1);
+                        room.refuse_arriving(longest, &not_heard(), answers);
+                    }
+                }
+                room.on_renewed(answer.ok());
+            });
         };
-        self.next = None;
+        let now = Instant::now();
+        (self.next, self.renew_by) = (None, Some(now + at.inner.lease / RENEWALS));
+        self.arrive_by = (!self.arriving.is_empty()).then_some(now + AGAIN);
         if at.inner.broker.post(call, Box::new(done)).is_err() {
             self.look_within(AGAIN);
         }
@@ -576,9 +621,12 @@ impl Room {
         if !self.is_unused() {
             self.kept_until = None;
         }
-        let renewal = now + at.inner.lease / RENEWALS;
+        if self.arriving.is_empty() {
+            self.arrive_by = None;
+        }
+        let renewal = *self.renew_by.get_or_insert(now + at.inner.lease / RENEWALS);
         let mut next = self.next.map_or(renewal, |next| next.min(renewal));
-        for sooner in [self.again_at, self.doubted_until, self.kept_until].into_iter().flatten() {
+        for sooner in [self.again_at, self.doubted_until, self.kept_until, self.arrive_by].into_iter().flatten() {
             next = next.min(if sooner > now { sooner } else { now + AGAIN });
         }
         if self.due.is_none_or(|(due, _)| next < due || due <= now) {
@@ -625,7 +673,7 @@ impl Room {
                 .values_mut()
                 .flat_map(|seats| seats.waiting.drain(..))
                 .map(|want| (want.resolver, Err(BrokerError::Stopped)))
-                .chain(self.arriving.drain(..).map(|(resolver, ..)| (resolver, Err(BrokerError::Stopped)))),
+                .chain(self.arriving.drain(..).map(|arrival| (arrival.resolver, Err(BrokerError::Stopped)))),
         );
         let grace = self.seats.values().map(|seats| seats.grace).max();
         let Some(grace) = grace else { return };
