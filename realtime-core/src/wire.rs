@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustls::ClientConnection;
-use socket2::{Domain, MsgHdr, SockAddr, Socket, Type};
+use socket2::{Domain, MsgHdr, SockAddr, Socket, TcpKeepalive, Type};
 
 use crate::deadline::Deadline;
 
@@ -20,7 +20,12 @@ const MSG_DONTWAIT: i32 = 0x40;
 /// What the kernel may keep for a peer that is busy; it gives less where `wmem_max` is lower.
 const SEND_BUFFER_BYTES: usize = 1 << 20;
 /// How long what was sent over TCP may stay unacknowledged: a peer that vanished is noticed.
-const UNACKNOWLEDGED: Duration = Duration::from_secs(10);
+pub(crate) const UNACKNOWLEDGED: Duration = Duration::from_secs(10);
+/// How long a TCP connection is silent before the system asks whether the peer is still there; it is given up when that stays
+/// unacknowledged for as long as anything else.
+const KEEPALIVE: Duration = Duration::from_secs(15);
+/// How often it asks.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 /// The shortest time that a socket can be told to wait; less is 0 to it, and that is for ever.
 const SHORTEST_WAIT: Duration = Duration::from_micros(1);
 /// Bytes read at once.
@@ -28,6 +33,11 @@ const READ_BYTES: usize = 16 << 10;
 
 /// Finds the addresses of `host:port` within a time.
 pub type Resolve = fn(&str, Duration) -> io::Result<Vec<SocketAddr>>;
+
+/// A silent connection whose peer has vanished ends within half a minute.
+pub(crate) fn keepalive() -> TcpKeepalive {
+    TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE_INTERVAL)
+}
 
 /// See the module's documentation.
 #[derive(Debug)]
@@ -92,6 +102,7 @@ impl Wire {
                 Ok(()) => {
                     socket.set_tcp_nodelay(true)?;
                     socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED))?;
+                    socket.set_tcp_keepalive(&keepalive())?;
                     drop(socket.set_send_buffer_size(SEND_BUFFER_BYTES));
                     return Ok(Wire::over(socket));
                 }

@@ -18,6 +18,7 @@
 //! | [`redis_server`] | a real Redis for one test |
 //! | [`redis_sentinel`] | a master and replicas that sentinels watch |
 //! | [`publishing`] | publishing through a hub whose broker may be away |
+//! | [`way`] | a way to a server on which a test stands |
 //! | [`certified`] | certificates for servers of a test's own |
 //! | [`bound`] | programs that end with the tests that started them |
 //! | [`place`] | directories of a test's own |
@@ -52,6 +53,7 @@ pub mod redis_cluster;
 pub mod redis_sentinel;
 pub mod redis_server;
 pub mod wait;
+pub mod way;
 
 pub use certified::Certified;
 pub use client::{Client, Message, Received};

@@ -65,6 +65,11 @@ pub trait Broker: Send + Sync + 'static {
     /// Called about once a second, to forget what has expired.
     fn tick(&self) {}
 
+    /// Panics that the broker has survived.
+    fn failures(&self) -> u64 {
+        0
+    }
+
     /// Called once, last. Nothing is delivered after it returns.
     fn stop(&self) {}
 }

@@ -1132,6 +1132,7 @@ impl Node {
             bus_refused: self.bus_refused.load(Ordering::Relaxed),
             events_dropped: self.hooks.dropped(),
             uptime_ms: self.started.elapsed().as_millis() as u64,
+            panics: self.broker.failures(),
             ..Stats::default()
         };
         if let Some(callback) = &self.auth.callback {

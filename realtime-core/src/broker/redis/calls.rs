@@ -17,6 +17,8 @@ use crate::message::{Channel, Epoch, Position, Publish};
 
 /// Life of a channel's counts after its newest publication.
 const META_TTL_MS: u64 = 31 * 86_400_000;
+/// The same while it has had none. A hub looks at a channel with subscribers every ten seconds.
+const EMPTY_TTL_MS: u64 = 600_000;
 /// How long an idempotency key is remembered.
 const ID_WINDOW_MS: u64 = 300_000;
 
@@ -117,6 +119,7 @@ pub(super) fn read(keys: &Keys, fence: bool, channel: &str, range: &Range) -> Ca
         if is_empty { b"-1".to_vec() } else { number(range.limit.min(1 << 32) as u64) },
         number(range.bytes.min(1 << 40) as u64),
         flag(range.newest_first),
+        number(EMPTY_TTL_MS),
     ];
     Call { script: Script::Read, keys: vec![keys.meta(channel), keys.log(channel)], arguments }
 }

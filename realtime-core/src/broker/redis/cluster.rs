@@ -147,7 +147,7 @@ pub(super) struct Router<'l> {
 
 impl<'l> Router<'l> {
     /// Carries out what comes until nothing will come any more.
-    pub(super) async fn serve(link: &'l Link, cluster: &'l Cluster, mut queue: UnboundedReceiver<Command>) {
+    pub(super) async fn serve(link: &'l Link, cluster: &'l Cluster, queue: &mut UnboundedReceiver<Command>) {
         let (signs, mut heard) = unbounded_channel();
         let mut router = Router {
             link,
@@ -365,10 +365,10 @@ impl<'l> Router<'l> {
             },
             None => command,
         };
-        let (queue, receiver) = unbounded_channel();
+        let (queue, mut receiver) = unbounded_channel();
         let node = Arc::new(Node { server, connected: AtomicBool::new(true), router: self.signs.clone() });
         let (link, served) = (self.link, node.clone());
-        self.workers.push(Box::pin(async move { link.serve_commands(receiver, Some(&served)).await }));
+        self.workers.push(Box::pin(async move { link.serve_commands(&mut receiver, Some(&served)).await }));
         drop(queue.send(command));
         self.nodes.insert(name.into(), Worked { node, queue });
     }

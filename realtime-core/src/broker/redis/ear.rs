@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use redis::{ConnectionAddr, ConnectionInfo};
 use rustls::pki_types::ServerName;
+use socket2::SockRef;
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader, WriteHalf};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc::{Receiver, channel};
@@ -13,6 +14,7 @@ use tokio::task::JoinHandle;
 use tokio_rustls::TlsConnector;
 
 use super::link::Lost;
+use crate::wire::{UNACKNOWLEDGED, keepalive};
 
 /// What was said and not looked at yet. Redis keeps the rest, and closes a connection that falls behind.
 const MAX_UNHEARD: usize = 1_024;
@@ -113,6 +115,9 @@ impl Drop for Ear {
 async fn connect(host: &str, port: u16) -> io::Result<TcpStream> {
     let stream = TcpStream::connect((host, port)).await?;
     stream.set_nodelay(true)?;
+    let socket = SockRef::from(&stream);
+    socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED))?;
+    socket.set_tcp_keepalive(&keepalive())?;
     Ok(stream)
 }
 

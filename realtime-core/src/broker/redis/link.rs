@@ -2,6 +2,7 @@
 //! each for every master, and one for what concerns no channel.
 
 use std::collections::HashMap;
+use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
@@ -10,6 +11,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use redis::aio::{ConnectionLike, MultiplexedConnection, PubSubSink};
 use redis::{Msg, Pipeline, RedisError, Value};
+use tokio::runtime::Runtime;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::calls::{self, Replicas};
@@ -37,6 +39,8 @@ pub(super) const GRACE: Duration = Duration::from_millis(500);
 pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_millis(900);
 /// Between attempts to connect: at most this, and at random, so that nodes do not come all at once.
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// After a panic.
+const AFTER_FAILURE: Duration = Duration::from_millis(200);
 /// How often the link of subscriptions is tried, and channels are looked at.
 pub(super) const TICK: Duration = Duration::from_millis(500);
 /// A link of subscriptions on which nothing is heard for so many ticks is given up.
@@ -65,35 +69,61 @@ pub(super) type Lost = String;
 type Answers = (Vec<Value>, Result<(), BrokerError>);
 
 impl Link {
-    pub(super) fn run(self, commands: UnboundedReceiver<Command>, subscriptions: UnboundedReceiver<Subscription>) {
-        let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-            Ok(runtime) => runtime,
-            Err(error) => return tracing::error!(%error, "the broker cannot start"),
-        };
-        runtime.block_on(async {
-            tokio::select! {
-                () = self.serve(commands) => {}
-                () = self.hear(subscriptions) => {}
+    /// Until the broker stops. What panics in between (whoever is called from here) costs what was under way, and is begun anew.
+    pub(super) fn run(self, mut commands: UnboundedReceiver<Command>, mut subscriptions: UnboundedReceiver<Subscription>, first: Runtime) {
+        let mut next = Some(first);
+        loop {
+            let served = panic::catch_unwind(AssertUnwindSafe(|| {
+                let runtime = match next.take() {
+                    Some(first) => first,
+                    None => {
+                        self.forget_connections();
+                        runtime()?
+                    }
+                };
+                runtime.block_on(async {
+                    tokio::select! {
+                        () = self.serve(&mut commands) => {}
+                        () = self.hear(&mut subscriptions) => {}
+                    }
+                });
+                runtime.shutdown_timeout(Duration::ZERO);
+                Ok::<_, BrokerError>(())
+            }));
+            match served {
+                Ok(Ok(())) => return,
+                Ok(Err(error)) => tracing::error!(%error, "the broker's thread cannot go on"),
+                Err(_) => {
+                    let count = self.shared.failures.fetch_add(1, Relaxed) + 1;
+                    tracing::error!(count, "the broker's thread has panicked, and begins anew");
+                }
             }
-        });
-        runtime.shutdown_timeout(Duration::ZERO);
+            for connected in &self.shared.connected {
+                connected.store(false, Relaxed);
+            }
+            // What makes it fail may come again.
+            std::thread::sleep(AFTER_FAILURE);
+            if self.shared.is_stopping.load(Relaxed) {
+                return;
+            }
+        }
     }
 
     // Commands
 
-    async fn serve(&self, queue: UnboundedReceiver<Command>) {
+    async fn serve(&self, queue: &mut UnboundedReceiver<Command>) {
         match self.servers.cluster() {
             Some(cluster) => Router::serve(self, cluster, queue).await,
             None => self.serve_commands(queue, None).await,
         }
     }
 
-    async fn hear(&self, queue: UnboundedReceiver<Subscription>) {
+    async fn hear(&self, queue: &mut UnboundedReceiver<Subscription>) {
         if self.servers.cluster().is_none() {
             return self.serve_subscriptions(queue).await;
         }
-        let (others, theirs) = unbounded_channel();
-        tokio::join!(Shards::serve(self, queue, others), self.serve_subscriptions(theirs));
+        let (others, mut theirs) = unbounded_channel();
+        tokio::join!(Shards::serve(self, queue, others), self.serve_subscriptions(&mut theirs));
     }
 
     /// Whether a topic is heard on the one link of subscriptions, and not where its channel is.
@@ -102,16 +132,16 @@ impl Link {
     }
 
     /// Carries out what comes, on one server; `node`: which of a cluster.
-    pub(super) async fn serve_commands(&self, mut queue: UnboundedReceiver<Command>, node: Option<&Node>) {
+    pub(super) async fn serve_commands(&self, queue: &mut UnboundedReceiver<Command>, node: Option<&Node>) {
         let what = node.map_or_else(|| "redis".to_owned(), |node| format!("redis {}", node.server.addr()));
         let mut pause = Pause::of(node.map_or(&self.shared.connected[0], |node| &node.connected));
         let mut error = BrokerError::Unavailable { reason: "redis: no connection yet".into() };
         loop {
-            let Some(connected) = self.connect_while_waiting(&mut queue, node, &error).await else { return };
+            let Some(connected) = self.connect_while_waiting(queue, node, &error).await else { return };
             let reason = match connected {
                 Ok((connection, scripts)) => {
                     pause.succeeded(&what);
-                    match self.carry_out_all(connection, scripts, &mut queue, node).await {
+                    match self.carry_out_all(connection, scripts, queue, node).await {
                         Some(reason) => reason,
                         None => return,
                     }
@@ -190,24 +220,22 @@ impl Link {
             let (mut answers, mut confirmed) = match self.send(&mut connection, &scripts, &batch).await {
                 Ok(answered) => answered,
                 Err(reason) => {
-                    let error = BrokerError::Unavailable { reason: format!("redis: {reason}; it may or may not have been accepted") };
+                    let error = uncertainty(&reason);
                     batch.drain(..).for_each(|command| self.fail(command, &error));
                     return Some(reason);
                 }
             };
             let mut broken: Option<Lost> = None;
+            // What was sent again and not answered.
+            let mut uncertain = None;
             // A server that was started anew, or told to forget scripts, has done nothing of those.
             if answers.iter().any(is_unknown_script) {
-                scripts = match self.load_scripts(&mut connection).await {
-                    Ok(scripts) => scripts,
-                    Err(reason) => {
-                        let error = BrokerError::Unavailable { reason: format!("redis: {reason}") };
-                        batch.drain(..).for_each(|command| self.fail(command, &error));
-                        return Some(reason);
-                    }
-                };
-                for (command, answer) in batch.iter().zip(&mut answers) {
-                    // What a connection that is lost did not carry out stays refused.
+                match self.load_scripts(&mut connection).await {
+                    Ok(loaded) => scripts = loaded,
+                    Err(reason) => broken = Some(reason),
+                }
+                for (at, (command, answer)) in batch.iter().zip(&mut answers).enumerate() {
+                    // What a connection that is lost did not carry out stays refused; what it did stays done.
                     if is_unknown_script(answer) && broken.is_none() {
                         match self.send(&mut connection, &scripts, std::slice::from_ref(command)).await {
                             Ok((mut again, with)) => {
@@ -215,7 +243,7 @@ impl Link {
                                 confirmed = confirmed.and(with);
                             }
                             Err(reason) => {
-                                *answer = Value::SimpleString(reason.clone());
+                                uncertain = Some(at);
                                 broken = Some(reason);
                             }
                         }
@@ -225,7 +253,11 @@ impl Link {
             // What was announced with the answers goes out first: subscribers have waited longer than who published.
             tokio::task::yield_now().await;
             let lost = broken.or_else(|| answers.iter().find_map(wrong_server));
-            for (command, answer) in batch.drain(..).zip(answers) {
+            for (at, (command, answer)) in batch.drain(..).zip(answers).enumerate() {
+                if let (true, Some(reason)) = (uncertain == Some(at), &lost) {
+                    self.fail(command, &uncertainty(reason));
+                    continue;
+                }
                 let command = match node {
                     Some(node) => node.keep(command, &answer),
                     None => Some(command),
@@ -307,10 +339,7 @@ impl Link {
 
     fn settle(&self, command: Command, answer: Result<Value, BrokerError>) {
         match command {
-            Command::Run(_, done, _) => {
-                self.shared.waiting.fetch_sub(1, Relaxed);
-                done(answer);
-            }
+            Command::Run(_, owed, _) => owed.give(answer),
             Command::Passing(passing) => drop(passing),
             Command::Tell { .. } | Command::Probe { .. } | Command::Farewell { .. } | Command::Whisper { .. } => {}
             Command::Moved { .. } | Command::Troubled => {}
@@ -319,7 +348,7 @@ impl Link {
 
     // Subscriptions
 
-    async fn serve_subscriptions(&self, mut queue: UnboundedReceiver<Subscription>) {
+    async fn serve_subscriptions(&self, queue: &mut UnboundedReceiver<Subscription>) {
         let mut pause = Pause::of(&self.shared.connected[1]);
         loop {
             let reason = match self.servers.subscriptions().await {
@@ -335,7 +364,7 @@ impl Link {
                         farewells: 0,
                         refused: Vec::new(),
                     };
-                    match hearing.run(stream, &mut queue, &mut pause).await {
+                    match hearing.run(stream, queue, &mut pause).await {
                         Some(reason) => reason,
                         None => return,
                     }
@@ -363,11 +392,29 @@ impl Link {
         }
     }
 
-    /// Refuses the subscriptions that have not been confirmed.
-    fn fail_asked(&self, error: &BrokerError) {
+    /// Everything has to be heard anew: who waits is refused, what was heard is asked for again.
+    fn forget_connections(&self) {
+        self.refuse_asked(&failed());
+        let listeners: Vec<(String, Arc<dyn Listener>)> =
+            self.shared.listeners.lock().iter().map(|(topic, listener)| (topic.clone(), listener.clone())).collect();
+        listeners.iter().for_each(|(topic, listener)| listener.lose(topic));
         if self.servers.cluster().is_some() {
-            return;
+            // The one link of subscriptions knows what it has to hear; those of the masters are told.
+            let names: Vec<Box<str>> = self.shared.channels.lock().keys().cloned().collect();
+            let channels = names.into_iter().map(Subscription::Begin);
+            let topics = listeners.into_iter().filter(|(topic, _)| !self.is_central(topic)).map(|(topic, _)| Subscription::Listen(topic));
+            channels.chain(topics).for_each(|request| drop(self.senders.subscriptions.send(request)));
         }
+    }
+
+    /// Refuses the subscriptions that have not been confirmed, where one link has them all.
+    fn fail_asked(&self, error: &BrokerError) {
+        if self.servers.cluster().is_none() {
+            self.refuse_asked(error);
+        }
+    }
+
+    fn refuse_asked(&self, error: &BrokerError) {
         let mut refused = Vec::new();
         self.shared.channels.lock().retain(|_, subscribed| match &mut subscribed.state {
             State::Asked { waiting, .. } => {
@@ -802,7 +849,7 @@ impl Hearing<'_> {
 
     async fn tick(&mut self) -> Result<(), Lost> {
         // Behind a long queue the probe has not even been sent yet.
-        self.silent += u32::from(self.link.shared.waiting.load(Relaxed) < LONG_QUEUE);
+        self.silent += u32::from(self.link.shared.waiting() < LONG_QUEUE);
         self.stop = self.stop.map(|left| left.saturating_sub(1));
         if self.silent > SILENT_TICKS * self.link.shared.patience() {
             return Err(format!("nothing was heard for {} s", (TICK * self.silent).as_secs()));
@@ -820,6 +867,17 @@ impl Hearing<'_> {
     }
 }
 
+/// What the thread runs on.
+pub(super) fn runtime() -> Result<Runtime, BrokerError> {
+    let made = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    made.map_err(|error| BrokerError::Unavailable { reason: format!("no runtime for redis: {error}") })
+}
+
+/// To those whose answer went with a panic.
+pub(super) fn failed() -> BrokerError {
+    uncertainty("the thread that speaks with it has failed")
+}
+
 /// The scripts' digests, each at the place of its number.
 struct Scripts(Vec<String>);
 
@@ -831,6 +889,10 @@ impl Scripts {
 
 fn is_unknown_script(answer: &Value) -> bool {
     server_error(answer).is_some_and(|error| error.code() == "NOSCRIPT")
+}
+
+fn uncertainty(reason: &str) -> BrokerError {
+    BrokerError::Unavailable { reason: format!("redis: {reason}; it may or may not have been accepted") }
 }
 
 /// Why another server has to be asked: this one does not count any more.

@@ -24,7 +24,7 @@ mod slots;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -79,11 +79,16 @@ struct Shared {
     channels: Mutex<HashMap<Box<str>, Subscribed>>,
     /// By topic.
     listeners: Mutex<HashMap<String, Arc<dyn Listener>>>,
-    waiting: AtomicUsize,
+    /// Held once by each request that waits.
+    places: Arc<()>,
     /// Whether there is a connection for commands, and one for subscriptions.
     connected: [AtomicBool; 2],
     /// Announcements and entries that were not publications.
     malformed: AtomicU64,
+    /// Panics of the thread.
+    failures: AtomicU64,
+    /// What the thread has been asked for is its last.
+    is_stopping: AtomicBool,
 }
 
 /// A channel that this node hears, or did a moment ago.
@@ -109,7 +114,7 @@ enum State {
 
 /// For the link of commands.
 enum Command {
-    Run(Call, Done, Way),
+    Run(Call, Owed, Way),
     /// To whoever hears the topic, without an answer.
     Tell {
         topic: String,
@@ -162,6 +167,33 @@ impl Command {
 /// Takes what the server said, or why it was not asked.
 pub(crate) type Done = Box<dyn FnOnce(Result<Value, BrokerError>) + Send>;
 
+/// An answer that somebody waits for, and gets: also where the thread fails that was to give it.
+struct Owed {
+    done: Option<Done>,
+    _place: Arc<()>,
+}
+
+impl Owed {
+    fn give(mut self, answer: Result<Value, BrokerError>) {
+        if let Some(done) = self.done.take() {
+            done(answer);
+        }
+    }
+
+    /// Nobody waits after all.
+    fn forget(mut self) {
+        self.done = None;
+    }
+}
+
+impl Drop for Owed {
+    fn drop(&mut self) {
+        if let Some(done) = self.done.take() {
+            done(Err(if std::thread::panicking() { link::failed() } else { BrokerError::Stopped }));
+        }
+    }
+}
+
 /// Hears topics that are not a channel's publications, over the link of subscriptions. Called on its thread: never blocks.
 pub(crate) trait Listener: Send + Sync {
     /// The topic is heard from now on, for the first time or again: what was said before may have been missed.
@@ -213,9 +245,11 @@ impl Redis {
                 node: getrandom::u64().map_err(|error| unavailable(&error))?,
                 channels: Mutex::default(),
                 listeners: Mutex::default(),
-                waiting: AtomicUsize::new(0),
+                places: Arc::default(),
                 connected: Default::default(),
                 malformed: AtomicU64::new(0),
+                failures: AtomicU64::new(0),
+                is_stopping: AtomicBool::new(false),
             }),
             address,
             trusted,
@@ -276,7 +310,7 @@ impl Redis {
     }
 
     fn has_room(&self) -> Result<(), BrokerError> {
-        if self.shared.waiting.load(Ordering::Relaxed) < MAX_WAITING {
+        if self.shared.waiting() < MAX_WAITING {
             return Ok(());
         }
         Err(BrokerError::Unavailable { reason: format!("{MAX_WAITING} requests wait for redis already") })
@@ -318,7 +352,9 @@ impl Broker for Redis {
         let senders = Senders { commands, subscriptions };
         let servers = Servers::new(self.address.clone(), self.trusted.clone(), self.shared.patience());
         let link = link::Link { shared: self.shared.clone(), servers, senders: senders.clone(), deliver };
-        let thread = std::thread::Builder::new().name("rt-broker".into()).spawn(move || link.run(command_queue, subscription_queue));
+        let runtime = link::runtime()?;
+        let thread = std::thread::Builder::new().name("rt-broker".into());
+        let thread = thread.spawn(move || link.run(command_queue, subscription_queue, runtime));
         *self.thread.lock() = Some(thread.map_err(|error| BrokerError::Unavailable { reason: error.to_string() })?);
         *self.requests.lock() = Some(senders);
         self.tick();
@@ -352,7 +388,13 @@ impl Broker for Redis {
         channels.insert(name.clone(), Subscribed { channel: known, unused_since: None, suspect: None, state });
         match senders.subscriptions.send(Subscription::Begin(name)) {
             Ok(()) => Reply::Later(pending),
-            Err(_) => Reply::Now(Err(BrokerError::Stopped)),
+            Err(refused) => {
+                // Who comes next is not to wait for an answer to this.
+                if let Subscription::Begin(name) = refused.0 {
+                    channels.remove(&name);
+                }
+                Reply::Now(Err(BrokerError::Stopped))
+            }
         }
     }
 
@@ -366,6 +408,10 @@ impl Broker for Redis {
         let call = calls::read(&self.shared.keys, self.shared.config.fence, channel, range);
         let (channel, shared) = (Channel::new(channel, crate::message::channel_hash(channel)), self.shared.clone());
         self.run(call, move |answer| shared.page(&channel, answer))
+    }
+
+    fn failures(&self) -> u64 {
+        self.shared.failures.load(Ordering::Relaxed)
     }
 
     fn is_ready(&self) -> bool {
@@ -386,6 +432,7 @@ impl Broker for Redis {
 
     fn stop(&self) {
         let Some(senders) = self.requests.lock().take() else { return };
+        self.shared.is_stopping.store(true, Ordering::Relaxed);
         // The link of commands ends when all senders have gone, after what is queued.
         drop(senders.subscriptions.send(Subscription::Stop));
         drop(senders);
@@ -414,11 +461,18 @@ impl Shared {
     }
 
     fn run(&self, senders: &Senders, call: Call, done: Done) -> Result<(), BrokerError> {
-        self.waiting.fetch_add(1, Ordering::Relaxed);
-        senders.commands.send(Command::Run(call, done, Way::default())).map_err(|_| {
-            self.waiting.fetch_sub(1, Ordering::Relaxed);
+        let owed = Owed { done: Some(done), _place: self.places.clone() };
+        senders.commands.send(Command::Run(call, owed, Way::default())).map_err(|refused| {
+            if let Command::Run(_, owed, _) = refused.0 {
+                owed.forget();
+            }
             BrokerError::Stopped
         })
+    }
+
+    /// Requests that wait for an answer.
+    fn waiting(&self) -> usize {
+        Arc::strong_count(&self.places) - 1
     }
 
     fn page(&self, channel: &Channel, answer: Value) -> Result<Page, BrokerError> {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use redis::aio::{MultiplexedConnection, PubSub};
+use redis::io::tcp::TcpSettings;
 use redis::{AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, TlsCertificates, Value, cmd};
 
 use rustls::ClientConfig;
@@ -17,6 +18,7 @@ use super::link::{Lost, in_time};
 use super::slots::Slots;
 use crate::patience::Patience;
 use crate::trust;
+use crate::wire::{UNACKNOWLEDGED, keepalive};
 
 /// How long to wait for a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
@@ -153,9 +155,11 @@ impl Servers {
     }
 
     fn client(&self, server: &ConnectionInfo) -> Result<Client, Lost> {
+        let settings = TcpSettings::default().set_user_timeout(UNACKNOWLEDGED).set_keepalive(keepalive());
+        let server = server.clone().set_tcp_settings(settings);
         let client = match &self.trusted {
-            Some(pem) => Client::build_with_tls(server.clone(), TlsCertificates { client_tls: None, root_cert: Some(pem.clone()) }),
-            None => Client::open(server.clone()),
+            Some(pem) => Client::build_with_tls(server, TlsCertificates { client_tls: None, root_cert: Some(pem.clone()) }),
+            None => Client::open(server),
         };
         client.map_err(|error| error.to_string())
     }

@@ -9,7 +9,6 @@ use std::collections::{HashMap, VecDeque};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::sync::atomic::Ordering::Relaxed;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
@@ -75,7 +74,7 @@ pub(super) struct Shards<'l> {
 
 impl<'l> Shards<'l> {
     /// Hears what is asked for until the stop; what is of no channel goes to `others`.
-    pub(super) async fn serve(link: &'l Link, mut queue: UnboundedReceiver<Subscription>, others: UnboundedSender<Subscription>) {
+    pub(super) async fn serve(link: &'l Link, queue: &mut UnboundedReceiver<Subscription>, others: UnboundedSender<Subscription>) {
         let (signs, mut told) = unbounded_channel();
         let mut slots: watch::Receiver<Option<Arc<Slots>>> = link.servers.known_slots();
         let mut shards = Shards {
@@ -504,7 +503,7 @@ impl<'l> Hearing<'l> {
         self.stop = self.stop.map(|left| left.saturating_sub(1));
         if self.probe.is_some() {
             // Behind a long queue the probe has not even been sent yet.
-            self.silent += u32::from(self.link.shared.waiting.load(Relaxed) < LONG_QUEUE);
+            self.silent += u32::from(self.link.shared.waiting() < LONG_QUEUE);
         }
         if self.silent > SILENT_TICKS * self.link.patience() {
             return Err(format!("nothing was heard for {} s", (TICK * self.silent).as_secs()));

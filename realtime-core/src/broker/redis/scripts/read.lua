@@ -1,5 +1,6 @@
 -- ARGV: 1 candidate for an epoch, 2 fenced, 3 life of the meta, 4 first and 5 last offset, 6 how many
--- (-1: only the channel's state), 7 how many bytes, 8 whether the newest come first.
+-- (-1: only the channel's state), 7 how many bytes, 8 whether the newest come first, 9 life of the meta while
+-- there has been no publication.
 local state = open(ARGV[1], ARGV[2])
 if state.count > 0 and redis.call('EXISTS', KEYS[2]) == 0 then lose_log(state) end
 local limit, bytes = tonumber(ARGV[6]), tonumber(ARGV[7])
@@ -35,5 +36,7 @@ if limit >= 0 then
     end
   end
 end
-if state.is_changed then save(state, ARGV[3]) else redis.call('PEXPIRE', KEYS[1], ARGV[3]) end
+-- Anybody can make a name up: it is forgotten unless somebody stays, whose hub looks again and again.
+local life = state.offset > 0 and ARGV[3] or ARGV[9]
+if state.is_changed then save(state, life) else redis.call('PEXPIRE', KEYS[1], life) end
 return { state.epoch, tostring(state.offset), tostring(state.floor), more, entries }
