@@ -4,12 +4,12 @@
 mod process;
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
-use process::{Place, Server, printed};
-use realtime_core::Payload;
-use realtime_core::bus::frame::BusPublish;
-use realtime_core::history::Keeping;
-use realtime_testkit::{RawClient, RedisServer, eventually, sized};
+use process::{Place, Server, history, printed, publication};
+use realtime_testkit::ledger::{Entrance, Ledger, Outcome, Seen, Tally, assert_true, assert_whole, follow_aside};
+use realtime_testkit::{DEADLINE, RawClient, RedisServer, eventually, sized};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
@@ -69,7 +69,7 @@ fn follow(client: &mut RawClient, known: &mut BTreeSet<String>, until: usize, le
 
 #[test]
 fn users_of_a_killed_hub_leave_once_after_their_lease_and_the_others_miss_nothing() {
-    // Cases R17 and R33; invariants I1, I2 for the clients of the other hub, I8.
+    // Cases R17 and R33, for the clients of the other hub; invariants I1, I2, I8. At full size 500 clients.
     let server = RedisServer::start();
     let ((place, first), (_other_place, mut second)) = (hub(&server, ""), hub(&server, ""));
     let here = sized(5, 250);
@@ -91,27 +91,21 @@ fn users_of_a_killed_hub_leave_once_after_their_lease_and_the_others_miss_nothin
     });
     second.process.signal(Signal::KILL);
     second.process.wait();
+    let killed = Instant::now();
     let ends = server.command(&["ZSCORE", "realtime:{presence-room}:due", &format!("n{id}")]);
     // What is published meanwhile through the hub that is left reaches its clients, whole and in order.
     let (publications, mut publisher) = (sized(300, 5_000), place.client());
     for number in 0..publications {
         let text = number.to_string();
-        let publish = BusPublish {
-            target: "h",
-            to_user: false,
-            event: "e",
-            payload: Payload::Text(&text),
-            except: Vec::new(),
-            id: None,
-            keeping: Keeping::default(),
-        };
-        publisher.publish_with_receipt(&publish).unwrap();
+        publisher.publish_with_receipt(&publication("h", &text)).unwrap();
     }
     for number in 0..publications {
         let message = reader.next_message().json();
         assert_eq!((message["type"].as_str(), message["data"].as_str().unwrap()), (Some("message"), number.to_string().as_str()));
     }
     follow(&mut watcher, &mut known, 1 + here, &mut left);
+    // It is to be right a second after the lease.
+    assert!(killed.elapsed() < Duration::from_millis(TTL_MS + 1_000) * 5, "they were there for {:?}", killed.elapsed());
     let is_over = "local time = redis.call('TIME') return time[1] * 1000 + math.floor(time[2] / 1000) >= (tonumber(ARGV[1]) or 0)";
     assert_eq!(server.command(&["EVAL", is_over, "0", &ends]), ":1", "nobody leaves before the lease ends");
     let expected: BTreeSet<String> = (0..there).map(|number| format!("there{number}")).collect();
@@ -133,6 +127,78 @@ fn users_of_a_killed_hub_leave_once_after_their_lease_and_the_others_miss_nothin
     let users = printed(&place.run(&["users", "presence-room", "--json"]));
     assert_eq!(serde_json::from_str::<Value>(&users).unwrap().as_array().unwrap().len(), 1 + here, "{users}");
     drop((lost, both));
+}
+
+/// Publishes until told to stop, 250 times a second; what the hub does not answer goes to the other, with the same key.
+fn publish_on(own: &Place, other: &Place, name: usize, stop: &AtomicBool, accepted: &AtomicUsize) -> Vec<(String, Outcome)> {
+    let (mut client, mut is_own, mut log) = (own.client(), true, Vec::new());
+    while !stop.load(Ordering::Relaxed) {
+        let id = format!("{name}-{}", log.len());
+        let receipt = match client.publish_with_receipt(&publication("h", &id)) {
+            Ok(receipt) => receipt,
+            Err(error) => {
+                assert!(is_own, "{error}");
+                (client, is_own) = (other.client(), false);
+                client.publish_with_receipt(&publication("h", &id)).unwrap()
+            }
+        };
+        accepted.fetch_add(1, Ordering::Relaxed);
+        log.push((id, Outcome::Acked(receipt.position)));
+        std::thread::sleep(Duration::from_millis(4));
+    }
+    log
+}
+
+#[test]
+fn clients_of_a_killed_hub_go_on_at_the_other_and_nothing_is_missing() {
+    // Case R17, I1–I5: 1,000 publications a second on two hubs, one of which is killed. Its clients come to the other and get
+    // what they have missed; those of the other notice nothing. At full size 500 clients.
+    let server = RedisServer::start();
+    let ((place, first), (other_place, mut second)) = (hub(&server, ""), hub(&server, ""));
+    let (clients, publications) = (sized(20, 500), sized(400, 5_000));
+    let entrance = |client| match client % 2 {
+        0 => Entrance { patience: DEADLINE, ..first.address.into() },
+        _ => Entrance { patience: DEADLINE, otherwise: Some(first.address), ..second.address.into() },
+    };
+    let entrances: Vec<Entrance> = (0..clients).map(entrance).collect();
+    let heard: Vec<_> = entrances.iter().map(|entrance| entrance.heard.clone()).collect();
+    let followers = follow_aside(entrances, "h", "end");
+    let (stop, accepted) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let mut ledger = Ledger::default();
+    std::thread::scope(|scope| {
+        let publishers: Vec<_> = (0..4)
+            .map(|name| {
+                let (own, other) = if name % 2 == 0 { (&place, &other_place) } else { (&other_place, &place) };
+                let (stop, accepted) = (&stop, &accepted);
+                scope.spawn(move || publish_on(own, other, name, stop, accepted))
+            })
+            .collect();
+        let further = |count: usize| {
+            let until = accepted.load(Ordering::Relaxed) + count;
+            eventually("publications flow", || accepted.load(Ordering::Relaxed) >= until);
+        };
+        eventually("all hear", || heard.iter().all(|epoch| epoch.load(Ordering::Relaxed) != 0));
+        further(publications);
+        second.process.signal(Signal::KILL);
+        second.process.wait();
+        further(publications);
+        stop.store(true, Ordering::Relaxed);
+        ledger.published.extend(publishers.into_iter().flat_map(|publisher| publisher.join().unwrap()));
+    });
+    let mut client = place.client();
+    let receipt = client.publish_with_receipt(&publication("h", "end")).unwrap();
+    ledger.published.insert("end".into(), Outcome::Acked(receipt.position));
+    ledger.clients = followers.join().unwrap();
+    ledger.history = Some(history(&mut client, "h"));
+    let tally = Tally::of(std::slice::from_ref(&ledger));
+    eprintln!("{clients} clients: {tally}");
+    assert_true(&ledger, "a hub that was killed");
+    for (at, log) in ledger.clients.iter().enumerate() {
+        assert_whole(log, receipt.position.offset);
+        let begun = log.seen.iter().filter(|seen| matches!(seen, Seen::Subscribed(..))).count();
+        assert!((at % 2 == 1 && begun > 1) || (at % 2 == 0 && begun == 1), "{} has subscribed {begun} times", log.name);
+    }
+    assert_eq!((tally.lost, tally.anew, ledger.published.len()), (0, 0, tally.kept));
 }
 
 #[test]

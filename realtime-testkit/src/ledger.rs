@@ -489,6 +489,16 @@ pub async fn follow(entrance: impl Into<Entrance>, channel: &str, name: String, 
     log
 }
 
+/// [`follow`] for each of them, on a thread of its own: for tests that are not asynchronous.
+pub fn follow_aside(entrances: Vec<Entrance>, channel: &str, end: &str) -> std::thread::JoinHandle<Vec<ClientLog>> {
+    let (channel, end) = (channel.to_owned(), end.to_owned());
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let follow = |(client, entrance)| follow(entrance, &channel, format!("client {client}"), &end);
+        runtime.block_on(futures_util::future::join_all(entrances.into_iter().enumerate().map(follow)))
+    })
+}
+
 /// One connection; true: the end has come.
 async fn follow_once(entrance: &Entrance, channel: &str, end: &str, position: &mut Option<Position>, seen: &mut Vec<Seen>) -> bool {
     let (address, patience) = (entrance.address, entrance.patience);

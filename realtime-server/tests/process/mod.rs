@@ -10,6 +10,9 @@ use std::sync::mpsc::{self, Receiver};
 use std::thread;
 
 use realtime_core::bus::client::{Client, ClientOptions};
+use realtime_core::bus::frame::{BusPublish, BusQuery, Since};
+use realtime_core::history::Keeping;
+use realtime_core::{Epoch, Payload, Position};
 use realtime_testkit::{DEADLINE, RawClient, eventually, fresh_directory};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -203,4 +206,38 @@ pub(crate) fn stderr(output: &Output) -> String {
 pub(crate) fn printed(output: &Output) -> String {
     assert!(output.status.success(), "{:?}: {}", output.status, stderr(output));
     stdout(output)
+}
+
+/// A publication whose text is its idempotency key.
+pub(crate) fn publication<'a>(channel: &'a str, id: &'a str) -> BusPublish<'a> {
+    BusPublish {
+        target: channel,
+        to_user: false,
+        event: "e",
+        payload: Payload::Text(id),
+        except: Vec::new(),
+        id: Some(id),
+        keeping: Keeping::default(),
+    }
+}
+
+/// Where a message is, in an epoch.
+pub(crate) fn position(message: &Value, epoch: Epoch) -> Position {
+    Position { epoch, offset: message["offset"].as_u64().unwrap() }
+}
+
+/// All that is kept of a channel, oldest first.
+pub(crate) fn history(client: &mut Client, channel: &str) -> Vec<(Position, String)> {
+    let mut history: Vec<(Position, String)> = Vec::new();
+    loop {
+        let since = history.last().map(|(position, _)| Since { epoch: position.epoch.to_string(), offset: position.offset });
+        let query = BusQuery::History { channel: channel.into(), since, limit: Some(1_000), reverse: false };
+        let page: Value = client.query(&query).unwrap();
+        let epoch: Epoch = page["epoch"].as_str().unwrap().parse().unwrap();
+        let messages = page["messages"].as_array().unwrap();
+        history.extend(messages.iter().map(|message| (position(message, epoch), message["data"].as_str().unwrap().to_owned())));
+        if page["more"] == false {
+            return history;
+        }
+    }
 }
