@@ -10,7 +10,7 @@ use std::time::Duration;
 use realtime_core::config::{AuthMode, AuthModes, ChannelPolicy, Secret};
 use realtime_core::{Config, Hub, Payload, QueryError, User};
 use realtime_testkit::pusher::{ApiRequest, PusherClient, app};
-use realtime_testkit::{Client, RawClient, RedisServer, config, eventually, on_time, sized};
+use realtime_testkit::{Client, RawClient, RedisServer, config, eventually, on_time, sized, within};
 use serde_json::{Value, json};
 
 fn shown(pattern: &str) -> ChannelPolicy {
@@ -326,7 +326,7 @@ async fn what_no_hub_has_announced_is_dropped() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn under_churn_on_two_hubs_every_view_follows_the_truth() {
-    // Case R32, invariants I8 and I9.
+    // Case R32, invariants I8 and I9; 300 users at full size, as fast as it goes.
     let server = RedisServer::start();
     let brief = |config: &mut Config| config.presence_grace_ms = 5;
     let hubs = [hub(&server, brief), hub(&server, brief)];
@@ -382,7 +382,7 @@ async fn under_churn_on_two_hubs_every_view_follows_the_truth() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_that_have_vanished_without_a_word_leave_once_on_every_hub() {
-    // Case R33, invariants I8 and I9: they are read no more, and answer no ping.
+    // Case R33, invariants I8 and I9 (100 of them at full size; of a killed hub: the server's tests): they are read no more, and answer no ping.
     let server = RedisServer::start();
     let watched = hub(&server, |_| {});
     let haunted = hub(&server, |config| {
@@ -400,7 +400,9 @@ async fn connections_that_have_vanished_without_a_word_leave_once_on_every_hub()
             ghost
         })
         .collect();
-    eventually("all have gone", || haunted.stats().connections == 0 && present(&watched, "room") == counts(&[("watcher", 1)]));
+    // They are to be gone a second after ping and pong.
+    let limit = Duration::from_millis(200 + 2_000 + 1_000) * 5;
+    within(limit, "all have gone", || haunted.stats().connections == 0 && present(&watched, "room") == counts(&[("watcher", 1)]));
     let last = View::new(&haunted, "last", "room").await;
     watcher.until(&["watcher", "last"]).await;
     last.leave().await;

@@ -40,7 +40,8 @@ fn spawn_followers(
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn everybody_gets_what_is_published_and_the_accounts_balance() {
-    // Case R01: I1–I3, I10, and every client gets all of its channel.
+    // Case R01: I1–I3, I10, and every client gets all of its channel. 200 clients of 50 channels, 20,000 publications of 128 B to
+    // 4 KiB at full size.
     const CHANNELS: usize = 50;
     const CLIENTS: usize = 200;
     const PUBLISHERS: usize = 8;
@@ -168,7 +169,7 @@ const SECRET: &str = "0123456789abcdef0123456789abcdef";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_answer_that_was_cut_and_a_retry_with_the_key_are_one_publication() {
-    // Case R06, I1–I3, I5: whoever publishes over the bus does not learn what became of it and tries again.
+    // Case R06 (500 answers that are cut, at every size), I1–I3, I5: whoever publishes over the bus does not learn what became of it and tries again.
     const PUBLISHERS: usize = 4;
     const CUT_ANSWERS: u64 = 500;
     let hub = start(|config| {
@@ -246,7 +247,7 @@ async fn an_answer_that_was_cut_and_a_retry_with_the_key_are_one_publication() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clients_of_every_protocol_get_the_same_in_the_same_order() {
-    // Case R08: native with either envelope and Pusher, on one channel, some of them above a history and some not.
+    // Case R08, I2 and I6 (2,000 publications at full size): native with either envelope and Pusher, on one channel, some of them above a history and some not.
     const PUBLISHERS: usize = 4;
     let each = sized(500, 2_000) / PUBLISHERS;
     let hub = start(|config| {

@@ -47,66 +47,89 @@ async fn offsets(client: &mut Client, count: usize) -> Vec<u64> {
 
 #[tokio::test]
 async fn what_can_be_recovered_is_known_at_every_edge() {
-    // Case R04, invariant I2.
-    for hub in hubs(|config| config.channels = vec![history("h", 10), history("fresh", 10)]) {
-        let epoch = publish(&hub, "h", "1").epoch;
-        for number in 2..=30 {
-            publish(&hub, "h", &number.to_string());
-        }
-        let other = realtime_core::Epoch(epoch.0 ^ 1);
-        let upper = epoch.to_string().to_uppercase();
-        for (epoch, offset, recovered, count) in [
-            (epoch.to_string(), 21, true, 9),
-            (epoch.to_string(), 20, true, 10),
-            (epoch.to_string(), 19, false, 0),
-            (epoch.to_string(), 0, false, 0),
-            (epoch.to_string(), 29, true, 1),
-            (epoch.to_string(), 30, true, 0),
-            (epoch.to_string(), 31, false, 0),
-            (epoch.to_string(), u64::MAX, false, 0),
-            (upper, 29, true, 1),
-            (other.to_string(), 29, false, 0),
-            (other.to_string(), 30, false, 0),
-            (String::new(), 29, false, 0),
-            ("text".to_owned(), 29, false, 0),
-            (format!("{epoch}0"), 29, false, 0),
-            (epoch.to_string(), 25, true, 5),
-        ] {
-            let mut client = Client::connect(&hub).await;
-            let answer = client.ask(recover("h", &epoch, offset)).await;
-            let start = if recovered { offset } else { 30 };
-            assert_eq!(
-                (&answer["type"], &answer["recovered"], &answer["offset"]),
-                (&json!("subscribed"), &json!(recovered), &json!(start))
-            );
-            assert_eq!(offsets(&mut client, count).await, (31 - count as u64..=30).collect::<Vec<_>>(), "{epoch} {offset}");
-            client.expect_nothing().await;
-            // It did so without new messages: it does so again.
-            let again = client.ask(recover("h", &epoch, offset)).await;
-            assert_eq!((&again["recovered"], &again["offset"]), (&answer["recovered"], &answer["offset"]));
-            offsets(&mut client, count).await;
-            client.expect_nothing().await;
-        }
-        // A position that is none is a fault of the request.
-        for position in
-            [json!({"epoch": epoch.to_string(), "offset": "29"}), json!({"epoch": epoch.to_string(), "offset": -1}), json!("29")]
-        {
-            let mut client = Client::connect(&hub).await;
-            let answer = client.ask(json!({"action": "subscribe", "channel": "h", "recover": position})).await;
-            assert_eq!(answer["type"], "error", "{answer}");
-            client.expect_nothing().await;
-        }
+    // Case R04, invariants I2 and I5: 24 positions with a window of 10 below the top of 30, on a channel of which nobody had
+    // received anything, and around a publication that is not kept. Each is asked for twice, without new messages between.
+    for hub in hubs(|config| config.channels = vec![history("h", 10), history("fresh", 10), history("gap", 10)]) {
         // Who has never received anything has a position all the same.
         let mut client = Client::connect(&hub).await;
         let fresh = client.subscribe("fresh").await;
         assert_eq!(fresh["offset"], 0);
         client.close().await;
+        let fresh = fresh["epoch"].as_str().unwrap().to_owned();
         publish(&hub, "fresh", "1");
+        let gap = publish(&hub, "gap", "1").epoch.to_string();
+        let mut volatile = Publish::new("gap", "e", Payload::Text("2"));
+        volatile.history = false;
+        hub.publish(&volatile).unwrap();
+        publish(&hub, "gap", "3");
+        let epoch = publish(&hub, "h", "1").epoch;
+        for number in 2..=30 {
+            publish(&hub, "h", &number.to_string());
+        }
+        let other = realtime_core::Epoch(epoch.0 ^ 1).to_string();
+        let upper = epoch.to_string().to_uppercase();
+        let own = epoch.to_string();
+        let table: [(&str, &str, Value, Option<&[u64]>); 24] = [
+            // One less than the window, the window, one more.
+            ("h", &own, json!(21), Some(&[22, 23, 24, 25, 26, 27, 28, 29, 30])),
+            ("h", &own, json!(20), Some(&[21, 22, 23, 24, 25, 26, 27, 28, 29, 30])),
+            ("h", &own, json!(19), None),
+            ("h", &own, json!(25), Some(&[26, 27, 28, 29, 30])),
+            ("h", &own, json!(0), None),
+            ("h", &own, json!(29), Some(&[30])),
+            ("h", &own, json!(30), Some(&[])),
+            ("h", &own, json!(31), None),
+            ("h", &own, json!(u64::MAX), None),
+            ("h", &upper, json!(29), Some(&[30])),
+            ("h", &other, json!(29), None),
+            ("h", &other, json!(30), None),
+            ("h", "", json!(29), None),
+            ("h", "text", json!(29), None),
+            ("h", &format!("{own}0"), json!(29), None),
+            // No positions at all: a fault of the request.
+            ("h", &own, json!("29"), None),
+            ("h", &own, json!(-1), None),
+            ("h", &own, json!(null), None),
+            ("fresh", &fresh, json!(0), Some(&[1])),
+            ("fresh", &own, json!(0), None),
+            ("gap", &gap, json!(0), Some(&[1, 3])),
+            ("gap", &gap, json!(1), Some(&[3])),
+            ("gap", &gap, json!(2), Some(&[3])),
+            ("gap", &gap, json!(3), Some(&[])),
+        ];
+        for (channel, epoch, offset, expected) in table {
+            let top = match channel {
+                "h" => 30,
+                "gap" => 3,
+                _ => 1,
+            };
+            let request = json!({"action": "subscribe", "channel": channel, "recover": {"epoch": epoch, "offset": offset}});
+            for _ in 0..2 {
+                let mut client = Client::connect(&hub).await;
+                let answer = client.ask(request.clone()).await;
+                if !offset.is_u64() {
+                    assert_eq!(answer["type"], "error", "{request}: {answer}");
+                } else {
+                    let start = if expected.is_some() { offset.clone() } else { json!(top) };
+                    assert_eq!(
+                        (&answer["type"], &answer["recovered"], &answer["offset"]),
+                        (&json!("subscribed"), &json!(expected.is_some()), &start),
+                        "{request}"
+                    );
+                    let expected = expected.unwrap_or_default();
+                    assert_eq!(offsets(&mut client, expected.len()).await, expected, "{request}");
+                }
+                client.expect_nothing().await;
+                client.reset();
+            }
+        }
+        // The same connection asks again, and what follows is live.
         let mut client = Client::connect(&hub).await;
-        let answer = client.ask(recover("fresh", fresh["epoch"].as_str().unwrap(), 0)).await;
-        assert_eq!(answer["recovered"], true);
-        assert_eq!(offsets(&mut client, 1).await, [1]);
-        // What follows is live.
+        for _ in 0..2 {
+            assert_eq!(client.ask(recover("fresh", &fresh, 0)).await["recovered"], true);
+            assert_eq!(offsets(&mut client, 1).await, [1]);
+            client.expect_nothing().await;
+        }
         publish(&hub, "fresh", "2");
         assert_eq!(offsets(&mut client, 1).await, [2]);
     }
