@@ -6,9 +6,11 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use realtime_core::broker::redis::Redis;
+use realtime_core::broker::redis::publisher::{Publisher, PublisherError, PublisherOptions};
 use realtime_core::broker::{Broker, Deliver, Published, Reply};
+use realtime_core::bus::frame::BusPublish;
 use realtime_core::config::{BrokerConfig, ChannelPolicy, Secret};
-use realtime_core::history::Query;
+use realtime_core::history::{Keeping, Query};
 use realtime_core::{Config, Hub, Payload, Position, Publish};
 use realtime_testkit::hub::{history, on_broker};
 use realtime_testkit::publishing::{publish, try_publish};
@@ -68,6 +70,13 @@ async fn hubs_have_one_order_on_every_master() {
 fn subscribers(redis: &RedisCluster, how: &str, topic: &str) -> Vec<String> {
     let script = "return tostring(redis.call('PUBSUB', ARGV[1], ARGV[2])[2])";
     redis.nodes.iter().map(|node| node.command(&["EVAL", script, "0", how, topic])).collect()
+}
+
+/// Until one hub hears a channel, at this node and at no other.
+fn wait_until_heard(redis: &RedisCluster, channel: &str, at: usize) {
+    let topic = format!("realtime:{{{channel}}}:live");
+    let expected: Vec<&str> = (0..redis.nodes.len()).map(|node| if node == at { "1" } else { "0" }).collect();
+    eventually("it is heard where it is", || subscribers(redis, "SHARDNUMSUB", &topic) == expected);
 }
 
 #[tokio::test]
@@ -165,6 +174,7 @@ async fn a_slot_that_moves_to_another_master_takes_its_channels_along() {
         expected.push(text);
     }
     assert_eq!(clients[0].texts(expected.len()).await, expected);
+    wait_until_heard(&redis, &channel, 1);
     assert_eq!(open.stats().interrupted, 0);
     let page = open.history(&channel, &Query { limit: 1_000, ..Query::default() }).unwrap();
     assert_eq!(page.publications.len(), expected.len());
@@ -330,9 +340,14 @@ async fn a_connection_that_is_cut_loses_nothing() {
     let redis = RedisCluster::start(3, false, NEVER_MS);
     let hub = hub(&redis, |_| {});
     let names = channels(&redis, 3);
-    let mut clients = Vec::new();
+    // What is kept would be found by and by, heard or not.
+    let plain: Vec<String> = (0..9).map(|number| format!("plain {number}")).collect();
+    let (mut clients, mut plain_clients) = (Vec::new(), Vec::new());
     for name in &names {
         clients.push(Client::subscribed(&hub, name).await);
+    }
+    for name in &plain {
+        plain_clients.push(Client::subscribed(&hub, name).await);
     }
     let mut expected = Vec::new();
     for round in 0..sized(10, 100) {
@@ -351,6 +366,11 @@ async fn a_connection_that_is_cut_loses_nothing() {
     for client in &mut clients {
         assert_eq!(client.texts(expected.len()).await, expected);
         client.expect_nothing().await;
+    }
+    for (name, client) in plain.iter().zip(&mut plain_clients) {
+        wait_until_heard(&redis, name, redis.owner(&key(name)));
+        publish(&hub, name, "still here");
+        assert_eq!(client.texts(1).await, ["still here"]);
     }
     assert_eq!(hub.stats().interrupted, 0);
 }
@@ -382,4 +402,134 @@ fn a_cluster_that_nobody_answers_for_is_an_error_of_the_call() {
         let error = Hub::start(config(|config| config.broker.url = Secret::from(nonsense))).err().unwrap().to_string();
         assert!(error.contains("broker.url") && !error.contains("secret"), "{error}");
     }
+}
+
+/// A publisher on a host without a hub.
+fn publisher(url: &str) -> Publisher {
+    let options = PublisherOptions { connect_timeout: DEADLINE, answer_timeout: DEADLINE, ..PublisherOptions::new(Secret::from(url)) };
+    Publisher::new(options).unwrap()
+}
+
+fn from_afar<'a>(channel: &'a str, text: &'a str) -> BusPublish<'a> {
+    let payload = Payload::Text(text);
+    BusPublish { target: channel, to_user: false, event: "e", payload, except: Vec::new(), id: Some(text), keeping: Keeping::default() }
+}
+
+fn offsets(publisher: &mut Publisher, publishes: &[BusPublish<'_>]) -> Vec<u64> {
+    let mut offsets = Vec::new();
+    publisher.publish_all(publishes, |receipt| offsets.push(receipt.position.offset)).unwrap();
+    offsets
+}
+
+#[tokio::test]
+async fn publishers_without_a_hub_reach_every_master() {
+    let redis = RedisCluster::start(3, false, NEVER_MS);
+    let mut publisher = publisher(&redis.url());
+    let error = publisher.publish(&from_afar("h", "nobody is there")).unwrap_err();
+    assert!(matches!(error, PublisherError::NoHub { .. }), "{error}");
+    let hub = hub(&redis, |_| {});
+    eventually("the hub has said what it goes by", || publisher.reach().is_ok());
+    eventually("the hub has said that it is there", || publisher.hubs().is_ok_and(|count| count == 1));
+    let names = channels(&redis, 3);
+    let mut clients = Vec::new();
+    for name in &names {
+        clients.push(Client::subscribed(&hub, name).await);
+    }
+    // In turn, so that every round trip is for all masters.
+    let sent: Vec<String> = (0..200).map(|number| number.to_string()).collect();
+    let all: Vec<_> = sent.iter().flat_map(|text| names.iter().map(move |name| from_afar(name, text))).collect();
+    let expected: Vec<u64> = (1..=200).flat_map(|offset| [offset; 3]).collect();
+    assert_eq!(offsets(&mut publisher, &all), expected);
+    assert_eq!(offsets(&mut publisher, &all), expected, "with the same ids they are the same");
+    for (name, client) in names.iter().zip(&mut clients) {
+        assert_eq!(client.texts(200).await, sent);
+        let query = Query { limit: 1_000, ..Query::default() };
+        let (theirs, ours) = (publisher.history(name, &query).unwrap(), hub.history(name, &query).unwrap());
+        assert_eq!(serde_json::to_value(theirs).unwrap(), serde_json::to_value(ours).unwrap());
+    }
+}
+
+#[tokio::test]
+async fn a_publisher_without_a_hub_keeps_its_order_when_a_slot_changes_hands() {
+    let redis = RedisCluster::start(3, false, NEVER_MS);
+    let hub = hub(&redis, |config| config.broker.fence = false);
+    let channel = channels(&redis, 3).swap_remove(0);
+    let mut publisher = publisher(&redis.url());
+    eventually("the hub has said what it goes by", || publisher.reach().is_ok());
+    let mut client = Client::subscribed(&hub, &channel).await;
+    let slot = redis.slot(&key(&channel));
+    let mut sent: Vec<String> = Vec::new();
+    let mut publish_more = || {
+        let texts: Vec<String> = (sent.len()..sent.len() + 50).map(|number| number.to_string()).collect();
+        let publishes: Vec<_> = texts.iter().map(|text| from_afar(&channel, text)).collect();
+        let expected: Vec<u64> = (sent.len() as u64 + 1..).take(50).collect();
+        assert_eq!(offsets(&mut publisher, &publishes), expected);
+        sent.extend(texts);
+    };
+    publish_more();
+    // The slot is elsewhere, and nobody has told the publisher.
+    for (from, to) in [(0, 1), (1, 2), (2, 0)] {
+        redis.migrate(slot, from, to);
+        publish_more();
+    }
+    assert_eq!(client.texts(sent.len()).await, sent);
+    let page = publisher.history(&channel, &Query { limit: 1_000, newest_first: true, ..Query::default() }).unwrap();
+    assert_eq!(page.position.offset as usize, sent.len(), "each once");
+    assert_eq!(hub.stats().interrupted, 0);
+}
+
+#[test]
+fn a_publisher_without_a_hub_follows_the_replica_that_takes_over() {
+    let mut redis = RedisCluster::start(3, true, TIMEOUT_MS);
+    let _hub = hub(&redis, |config| config.broker.patience = 4);
+    let names = channels(&redis, 3);
+    let mut publisher = publisher(&redis.url());
+    eventually("the hub has said what it goes by", || publisher.reach().is_ok());
+    for name in &names {
+        publisher.publish(&from_afar(name, "before")).unwrap();
+    }
+    // What hubs go by is somewhere, too: of the others one that does not have it.
+    let dead = (0..3).find(|at| *at != redis.owner("realtime:rules")).unwrap();
+    redis.nodes[dead].kill();
+    let others: Vec<&String> = names.iter().enumerate().filter(|(at, _)| *at != dead).map(|(_, name)| name).collect();
+    let mut round = 0;
+    eventually("the replica takes over", || {
+        round += 1;
+        let text = format!("meanwhile {round}");
+        for name in &others {
+            publisher.publish(&from_afar(name, &text)).unwrap();
+        }
+        publisher.publish(&from_afar(&names[dead], "after")).is_ok()
+    });
+}
+
+#[test]
+fn a_publisher_that_announces_in_another_way_than_the_hubs_hear_is_told() {
+    // One master has all slots: both addresses lead to it.
+    let redis = RedisCluster::start(1, false, NEVER_MS);
+    let single = redis.nodes[0].url();
+    let _hub = hub(&redis, |_| {});
+    let mut publisher = publisher(&single);
+    let mut said = String::new();
+    eventually("the hub has said what it goes by", || {
+        said = publisher.publish(&from_afar("h", "x")).unwrap_err().to_string();
+        !said.contains("no hub has been")
+    });
+    assert!(said.contains("one of a cluster (redis+cluster://)"), "{said}");
+}
+
+#[test]
+fn a_publisher_without_a_hub_waits_for_the_replicas_of_each_master() {
+    let redis = RedisCluster::start(2, true, NEVER_MS);
+    let _hub = hub(&redis, |config| (config.broker.wait_replicas, config.broker.wait_timeout_ms) = (1, 300));
+    let names = channels(&redis, 2);
+    let mut publisher = publisher(&redis.url());
+    eventually("the hub has said what it goes by", || publisher.reach().is_ok());
+    let both = [from_afar(&names[0], "1"), from_afar(&names[1], "1")];
+    eventually("both have a replica", || publisher.publish_all(&both, |_| {}).is_ok());
+    redis.nodes[3].freeze(true);
+    publisher.publish(&from_afar(&names[0], "2")).unwrap();
+    let error = publisher.publish(&from_afar(&names[1], "2")).unwrap_err().to_string();
+    assert!(error.contains("0 of 1 replicas") && error.contains("may or may not"), "{error}");
+    redis.nodes[3].freeze(false);
 }

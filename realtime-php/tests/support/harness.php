@@ -279,6 +279,64 @@ final class RedisProcess
     }
 }
 
+/** A Redis Cluster of two masters, each with half of the slots, gone with this object. */
+final class RedisClusterProcess
+{
+    public readonly string $url;
+    /** @var list<string> */
+    private array $addresses = [];
+    /** @var list<Process> */
+    private array $processes = [];
+
+    public function __construct()
+    {
+        $buses = [];
+        foreach ([0, 1] as $at) {
+            $directory = getenv('TEST_DIRECTORY') . "/node$at";
+            mkdir($directory);
+            [$port, $buses[]] = [free_port(), free_port()];
+            $address = $this->addresses[] = "tcp://127.0.0.1:$port";
+            $this->processes[] = $process = new Process([
+                'redis-server', '--port', (string) $port, '--bind', '127.0.0.1', '--dir', $directory, '--save', '', '--cluster-enabled', 'yes',
+                '--cluster-port', (string) $buses[$at], '--cluster-node-timeout', '120000',
+            ]);
+            eventually(fn () => trim(RedisProcess::ask($address, 'PING')) === '+PONG', 'redis-server is ready: ' . $process->written());
+            same("+OK\r\n", $this->command($at, 'CLUSTER', 'SET-CONFIG-EPOCH', (string) ($at + 1)));
+            same("+OK\r\n", $this->command($at, 'CLUSTER', 'ADDSLOTSRANGE', ...[['0', '8191'], ['8192', '16383']][$at]));
+        }
+        $this->command(1, 'CLUSTER', 'MEET', '127.0.0.1', (string) parse_url($this->addresses[0], PHP_URL_PORT), (string) $buses[0]);
+        foreach ([0, 1] as $at) {
+            eventually(fn () => str_contains($this->command($at, 'CLUSTER', 'INFO'), 'cluster_slots_assigned:16384'), 'both know all slots');
+            eventually(fn () => str_contains($this->command($at, 'CLUSTER', 'INFO'), 'cluster_state:ok'), 'the cluster is there');
+        }
+        $this->url = 'redis+cluster://' . substr($this->addresses[0], strlen('tcp://'));
+    }
+
+    /** The first bytes of a node's answer to a command, as the wire has them. */
+    public function command(int $at, string ...$words): string
+    {
+        return RedisProcess::ask($this->addresses[$at], ...$words);
+    }
+
+    /** Gives the slot of a key, and what is in it, to another node; where it is already it stays. */
+    public function move(string $key, int $from, int $to): void
+    {
+        $slot = trim($this->command($from, 'CLUSTER', 'KEYSLOT', $key), ":\r\n");
+        $ids = array_map(fn ($at) => explode("\r\n", $this->command($at, 'CLUSTER', 'MYID'))[1], [0, 1]);
+        $this->command($to, 'CLUSTER', 'SETSLOT', $slot, 'IMPORTING', $ids[$from]);
+        $this->command($from, 'CLUSTER', 'SETSLOT', $slot, 'MIGRATING', $ids[$to]);
+        $script = "return table.concat(redis.call('CLUSTER', 'GETKEYSINSLOT', ARGV[1], 100), ' ')";
+        $port = (string) parse_url($this->addresses[$to], PHP_URL_PORT);
+        while ($keys = array_filter(explode(' ', explode("\r\n", $this->command($from, 'EVAL', $script, '0', $slot))[1]))) {
+            foreach ($keys as $key) {
+                $this->command($from, 'MIGRATE', '127.0.0.1', $port, $key, '0', '10000');
+            }
+        }
+        $this->command($to, 'CLUSTER', 'SETSLOT', $slot, 'NODE', $ids[$to]);
+        $this->command($from, 'CLUSTER', 'SETSLOT', $slot, 'NODE', $ids[$to]);
+    }
+}
+
 /** A hub in another process, for what a test does with the hub itself. */
 final class HubProcess
 {

@@ -9,7 +9,7 @@ use redis::{ConnectionAddr, ConnectionInfo, Parser, Pipeline, RedisError, Value}
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection};
 
-use super::address::{Address, Sentinels};
+use super::address::{Address, Cluster, Sentinels};
 use super::servers::is_master;
 use crate::config::Secret;
 use crate::deadline::Deadline;
@@ -39,9 +39,6 @@ impl Servers {
     /// Of `broker.url` and `broker.ca_file`; the error never repeats the first.
     pub(super) fn parse(url: &Secret, ca_file: &str, resolve: Resolve) -> Result<Self, String> {
         let address = Address::parse(url.expose()).map_err(|error| error.to_string())?;
-        if matches!(address, Address::Cluster(_)) {
-            return Err("a process without a hub reaches one server or asks sentinels; a cluster is for hubs".into());
-        }
         if let Address::Server(server) = &address
             && !matches!(server.addr(), ConnectionAddr::Tcp(..) | ConnectionAddr::TcpTls { insecure: false, .. } | ConnectionAddr::Unix(_))
         {
@@ -55,18 +52,23 @@ impl Servers {
         self.address.to_string()
     }
 
-    /// A connection to the server that counts, made within `connecting`, and its answers to what `further` asks by the deadline.
+    pub(super) fn cluster(&self) -> Option<&Cluster> {
+        if let Address::Cluster(cluster) = &self.address { Some(cluster) } else { None }
+    }
+
+    /// A connection to the server that counts, or to this node of a cluster, made within `connecting`, and its answers to what `further` asks by the deadline.
     pub(super) fn open(
         &mut self,
+        node: Option<&ConnectionInfo>,
         further: &Pipeline,
         connecting: Duration,
         deadline: &mut Deadline,
     ) -> io::Result<(Connection, Vec<Value>)> {
-        match self.address.clone() {
-            Address::Server(server) => self.introduce(&server, further, connecting, deadline),
-            Address::Sentinels(sentinels) => self.master(&sentinels, further, connecting, deadline),
-            // Refused from the start.
-            Address::Cluster(_) => Err(io::ErrorKind::Unsupported.into()),
+        match (node, self.address.clone()) {
+            (Some(node), _) => self.introduce(node, further, connecting, deadline),
+            (None, Address::Server(server)) => self.introduce(&server, further, connecting, deadline),
+            (None, Address::Sentinels(sentinels)) => self.master(&sentinels, further, connecting, deadline),
+            (None, Address::Cluster(_)) => Err(io::Error::other("a cluster has no one server")),
         }
     }
 
@@ -242,7 +244,7 @@ impl Connection {
     }
 }
 
-fn unreadable(error: impl Into<RedisError>) -> io::Error {
+pub(super) fn unreadable(error: impl Into<RedisError>) -> io::Error {
     if error.into().is_io_error() {
         return io::ErrorKind::UnexpectedEof.into();
     }

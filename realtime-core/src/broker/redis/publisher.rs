@@ -5,18 +5,22 @@
 //! out, or where that makes no difference (it has an idempotency key, or only reads). The connection belongs to the process that
 //! made it; a forked child makes its own.
 
+mod masters;
+
 use std::borrow::Borrow;
-use std::io;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use std::{fmt, io};
 
-use redis::{Cmd, Pipeline, Value, cmd};
+use redis::{Cmd, ConnectionInfo, Pipeline, Value, cmd};
 
-use super::calls;
+use super::calls::{self, Replicas};
 use super::connection::{Broke, Connection, Servers};
 use super::keys::Keys;
 use super::rules::Rules;
-use super::scripts::{Call, Script, accepted, server_error};
+use super::scripts::{Call, Script, accepted, nonsense, server_error};
+use super::slots::{Slots, slot_of};
 use crate::bus::address::resolve;
 use crate::bus::frame::BusPublish;
 use crate::config::{BrokerConfig, Limits, Secret};
@@ -180,41 +184,59 @@ impl From<NotNow> for PublisherError {
 }
 
 /// See the module's documentation. Not shared: each thread that publishes has its own.
-#[derive(Debug)]
 pub struct Publisher {
     options: PublisherOptions,
     servers: Servers,
     keys: Keys,
     connected: Option<Connected>,
+    /// With which node of a cluster that is.
+    node: Option<(Box<str>, ConnectionInfo)>,
+    /// Connections with the other ones.
+    elsewhere: HashMap<Box<str>, Connected>,
+    /// Who has which slots of a cluster, and who had some before that was doubted.
+    slots: Option<Slots>,
+    known: Vec<ConnectionInfo>,
+    /// What hubs go by, and when it was read.
+    rules: Option<(Arc<Rules>, Instant)>,
+    /// Of [`SCRIPTS`], in their order.
+    digests: Vec<String>,
     waiting: Waiting,
     /// Whose channels and users calls mean; empty is the default app.
     app: String,
 }
+
+impl fmt::Debug for Publisher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // What is known of servers holds what they want to know.
+        f.debug_struct("Publisher").field("servers", &self.servers).finish_non_exhaustive()
+    }
+}
+
+/// One to each question.
+type Answers = Vec<Result<Value, BrokerError>>;
 
 #[derive(Debug)]
 struct Connected {
     connection: Connection,
     /// The process that it belongs to.
     owner: u32,
-    /// Of [`SCRIPTS`], in their order.
-    digests: Vec<String>,
-    rules: Arc<Rules>,
-    /// When they were read.
-    rules_at: Instant,
 }
 
 /// A command, and whether it may be carried out twice.
+#[derive(Clone)]
 struct Question {
     command: Cmd,
     repeatable: bool,
     publishes: bool,
     /// For what those before it have written.
     waits: bool,
+    /// Which slot of a cluster it is about.
+    slot: usize,
 }
 
 impl Question {
     fn reading(command: Cmd) -> Self {
-        Question { command, repeatable: true, publishes: false, waits: false }
+        Question { command, repeatable: true, publishes: false, waits: false, slot: 0 }
     }
 }
 
@@ -223,10 +245,23 @@ impl Publisher {
     pub fn new(options: PublisherOptions) -> Result<Self, PublisherError> {
         let servers = Servers::parse(&options.url, &options.ca_file, options.resolve).map_err(|reason| PublisherError::Url { reason })?;
         let keys = Keys::new(&options.prefix);
-        Ok(Publisher { options, servers, keys, connected: None, waiting: Waiting::default(), app: String::new() })
+        Ok(Publisher {
+            options,
+            servers,
+            keys,
+            connected: None,
+            node: None,
+            elsewhere: HashMap::new(),
+            slots: None,
+            known: Vec::new(),
+            rules: None,
+            digests: Vec::new(),
+            waiting: Waiting::default(),
+            app: String::new(),
+        })
     }
 
-    /// Host and port of the server, the path of its socket, or the master's name.
+    /// Host and port of the server, or of a node of the cluster, the path of its socket, or the master's name.
     pub fn address(&self) -> String {
         self.servers.address()
     }
@@ -251,10 +286,12 @@ impl Publisher {
     pub fn hubs(&mut self) -> Result<usize, PublisherError> {
         self.call(|publisher, deadline| {
             publisher.rules(deadline)?;
+            let key = publisher.keys.hubs();
             let mut command = cmd("EVAL");
-            command.arg(COUNT_HUBS).arg(1).arg(publisher.keys.hubs());
-            let answer = publisher.ask(vec![Question::reading(command)], deadline)?.pop().unwrap_or_default();
-            let count = accepted(answer).and_then(|count| redis::from_redis_value(count).map_err(|_| super::scripts::nonsense()));
+            command.arg(COUNT_HUBS).arg(1).arg(&key);
+            let question = Question { slot: slot_of(&key), ..Question::reading(command) };
+            let answer = publisher.ask(vec![question], None, deadline)?.pop().ok_or_else(nonsense).flatten();
+            let count = answer.and_then(|count| redis::from_redis_value(count).map_err(|_| nonsense()));
             count.map_err(|error| publisher.refused(error))
         })
     }
@@ -268,7 +305,7 @@ impl Publisher {
     pub fn publish(&mut self, publish: &BusPublish<'_>) -> Result<Receipt, PublisherError> {
         let mut receipt = None;
         self.publish_all([publish], |given| receipt = Some(given))?;
-        receipt.ok_or_else(|| self.refused(super::scripts::nonsense()))
+        receipt.ok_or_else(|| self.refused(nonsense()))
     }
 
     /// Publishes in this order, many in one round trip; `receipt` is called with each receipt, in the same order. Ends at the
@@ -292,13 +329,8 @@ impl Publisher {
                     bytes += publish.borrow().payload.len();
                     questions.push(publisher.question(&rules, publish.borrow())?);
                 }
-                questions.extend(rules.replicas.map(|replicas| Question { waits: true, ..Question::reading(replicas.wait()) }));
-                let mut answers = publisher.ask(questions, deadline)?;
-                let confirmed = rules.replicas.map_or(Ok(()), |replicas| replicas.confirmed(answers.pop().unwrap_or_default()));
-                for answer in answers {
-                    let published = accepted(answer).and_then(calls::published);
-                    let published = published.and_then(|published| confirmed.clone().map(|()| published));
-                    let published = published.map_err(|error| publisher.refused(error))?;
+                for answer in publisher.ask(questions, rules.replicas.as_ref(), deadline)? {
+                    let published = answer.and_then(calls::published).map_err(|error| publisher.refused(error))?;
                     receipt(Receipt { position: published.position, matched: published.matched });
                 }
                 Ok(())
@@ -323,9 +355,9 @@ impl Publisher {
             let scoped = rules.scope(&publisher.app, channel).map_err(QueryError::from)?;
             // As much as a hub with the usual limits gives.
             let call = calls::read(&publisher.keys, rules.fence, &scoped, &query.range(Limits::default().outbox_bytes / 8));
-            let command = publisher.command(&call);
-            let answers = publisher.ask(vec![Question::reading(command)], deadline)?;
-            let page = answers.into_iter().next().ok_or_else(super::scripts::nonsense).and_then(accepted).and_then(|answer| {
+            let question = publisher.about(&call);
+            let answers = publisher.ask(vec![question], None, deadline)?;
+            let page = answers.into_iter().next().ok_or_else(nonsense).flatten().and_then(|answer| {
                 calls::page(&Channel::new(&scoped, channel_hash(&scoped)), answer, |error| {
                     tracing::warn!(%error, channel = %channel.escape_debug(), "redis holds something that is no publication");
                 })
@@ -344,7 +376,7 @@ impl Publisher {
 
     fn refused(&mut self, error: BrokerError) -> PublisherError {
         // It may be a replica by now, or a server that has forgotten us: another connection may find a better one.
-        self.connected = None;
+        (self.connected, self.slots) = (None, None);
         let reason = match error {
             BrokerError::Unavailable { reason } => reason.strip_prefix("redis ").unwrap_or(&reason).to_owned(),
             error => error.to_string(),
@@ -352,19 +384,19 @@ impl Publisher {
         PublisherError::Refused { address: self.address(), reason }
     }
 
-    /// What hubs go by, with a connection.
+    /// What hubs go by; outside of a cluster with a connection.
     fn rules(&mut self, deadline: &mut Deadline) -> Result<Arc<Rules>, PublisherError> {
-        let connected = self.connect(deadline)?;
-        if connected.rules_at.elapsed() < RULES_FRESH {
-            return Ok(connected.rules.clone());
+        if self.servers.cluster().is_none() {
+            self.connect(deadline)?;
         }
-        let command = self.rules_command();
-        let answer = self.ask(vec![Question::reading(command)], deadline)?.pop().unwrap_or_default();
-        let rules = self.read_rules(answer)?;
-        if let Some(connected) = &mut self.connected {
-            (connected.rules, connected.rules_at) = (rules.clone(), Instant::now());
+        if let Some((rules, at)) = &self.rules
+            && at.elapsed() < RULES_FRESH
+        {
+            return Ok(rules.clone());
         }
-        Ok(rules)
+        let question = Question { slot: slot_of(&self.keys.rules()), ..Question::reading(self.rules_command()) };
+        let answer = self.ask(vec![question], None, deadline)?.pop().ok_or_else(nonsense).flatten();
+        self.read_rules(answer)
     }
 
     fn rules_command(&self) -> Cmd {
@@ -373,12 +405,21 @@ impl Publisher {
         command
     }
 
-    fn read_rules(&mut self, answer: Value) -> Result<Arc<Rules>, PublisherError> {
+    fn read_rules(&mut self, answer: Result<Value, BrokerError>) -> Result<Arc<Rules>, PublisherError> {
         let address = self.address();
-        match accepted(answer).map_err(|error| self.refused(error))? {
-            Value::BulkString(text) => Rules::parse(&text).map(Arc::new).map_err(|reason| PublisherError::Rules { address, reason }),
-            _ => Err(PublisherError::NoHub { address, prefix: self.options.prefix.clone() }),
-        }
+        let rules = match answer.map_err(|error| self.refused(error))? {
+            Value::BulkString(text) => Rules::parse(&text),
+            _ => return Err(PublisherError::NoHub { address, prefix: self.options.prefix.clone() }),
+        };
+        // Who announces in another way would not be heard.
+        let rules = rules.and_then(|rules| match (rules.sharded, self.servers.cluster().is_some()) {
+            (true, false) => Err("their broker.url is one of a cluster (redis+cluster://), and this process's is not".into()),
+            (false, true) => Err("their broker.url is not one of a cluster, and this process's is".into()),
+            _ => Ok(Arc::new(rules)),
+        });
+        let rules = rules.map_err(|reason| PublisherError::Rules { address, reason })?;
+        self.rules = Some((rules.clone(), Instant::now()));
+        Ok(rules)
     }
 
     /// The connection, made anew where there is none that is good.
@@ -395,29 +436,50 @@ impl Publisher {
 
     fn open(&mut self, owner: u32, deadline: &mut Deadline) -> Result<Connected, PublisherError> {
         self.waiting.check_pause()?;
-        let mut further = Pipeline::new();
-        for script in SCRIPTS {
-            further.cmd("SCRIPT").arg("LOAD").arg(script.source(false));
+        let mut further = self.loading();
+        let is_node = self.node.is_some();
+        if !is_node {
+            further.add_command(self.rules_command());
         }
-        further.add_command(self.rules_command());
         let connecting = self.options.connect_timeout.min(deadline.left());
-        let opened = self.servers.open(&further, connecting, deadline);
-        let (connection, mut answers) = opened.map_err(|source| {
-            let is_late = is_timeout(&source);
-            // What the system says of it is about a socket.
-            let source = if is_late { io::Error::new(io::ErrorKind::TimedOut, "it did not answer in time") } else { source };
-            if is_late {
-                self.waiting.pause();
-            }
-            PublisherError::Connect { address: self.address(), source }
-        })?;
-        let rules = answers.pop().unwrap_or_default();
+        let opened = self.servers.open(self.node.as_ref().map(|(_, server)| server), &further, connecting, deadline);
+        let (connection, mut answers) = opened.map_err(|source| self.not_connected(source))?;
+        if !is_node {
+            let rules = answers.pop().unwrap_or_default();
+            self.learn_digests(answers)?;
+            self.read_rules(accepted(rules))?;
+        } else {
+            self.learn_digests(answers)?;
+        }
+        Ok(Connected { connection, owner })
+    }
+
+    /// Loads the scripts; [`Publisher::learn_digests`] reads the answers.
+    fn loading(&self) -> Pipeline {
+        let mut loading = Pipeline::new();
+        for script in SCRIPTS {
+            loading.cmd("SCRIPT").arg("LOAD").arg(script.source(self.servers.cluster().is_some()));
+        }
+        loading
+    }
+
+    fn learn_digests(&mut self, answers: Vec<Value>) -> Result<(), PublisherError> {
         let digests: Result<Vec<String>, _> = answers
             .into_iter()
-            .map(|digest| accepted(digest).and_then(|digest| redis::from_redis_value(digest).map_err(|_| super::scripts::nonsense())))
+            .map(|digest| accepted(digest).and_then(|digest| redis::from_redis_value(digest).map_err(|_| nonsense())))
             .collect();
-        let digests = digests.map_err(|error| self.refused(error))?;
-        Ok(Connected { connection, owner, digests, rules: self.read_rules(rules)?, rules_at: Instant::now() })
+        self.digests = digests.map_err(|error| self.refused(error))?;
+        Ok(())
+    }
+
+    fn not_connected(&mut self, source: io::Error) -> PublisherError {
+        let is_late = is_timeout(&source);
+        // What the system says of it is about a socket.
+        let source = if is_late { io::Error::new(io::ErrorKind::TimedOut, "it did not answer in time") } else { source };
+        if is_late {
+            self.waiting.pause();
+        }
+        PublisherError::Connect { address: self.address(), source }
     }
 
     /// What the hub would be told, after everything that it would refuse.
@@ -444,29 +506,45 @@ impl Publisher {
         message.retention = rules.retention_of(channel, publish.event);
         message.check(rules.publication_bytes)?;
         let call = calls::publish(&self.keys, rules.fence, &message);
-        Ok(Question { repeatable: publish.id.is_some(), publishes: true, ..Question::reading(self.command(&call)) })
+        Ok(Question { repeatable: publish.id.is_some(), publishes: true, ..self.about(&call) })
+    }
+
+    fn about(&self, call: &Call) -> Question {
+        let slot = match (self.servers.cluster(), call.keys.first()) {
+            (Some(_), Some(key)) => slot_of(key),
+            _ => 0,
+        };
+        Question { slot, ..Question::reading(self.command(call)) }
     }
 
     fn command(&self, call: &Call) -> Cmd {
-        let digests = self.connected.as_ref().map_or(&[][..], |connected| &connected.digests);
-        let digest = SCRIPTS.iter().zip(digests).find(|(script, _)| **script == call.script).map_or("", |(_, digest)| digest);
+        let digest = SCRIPTS.iter().zip(&self.digests).find(|(script, _)| **script == call.script).map_or("", |(_, digest)| digest);
         let mut command = cmd("EVALSHA");
         command.arg(digest).arg(call.keys.len()).arg(&call.keys).arg(&call.arguments);
         command
     }
 
-    /// The answers to all questions, in their order.
-    fn ask(&mut self, questions: Vec<Question>, deadline: &mut Deadline) -> Result<Vec<Value>, PublisherError> {
+    /// The answers to all questions, in their order; so many replicas have what they have published.
+    fn ask(
+        &mut self,
+        mut questions: Vec<Question>,
+        replicas: Option<&Replicas>,
+        deadline: &mut Deadline,
+    ) -> Result<Answers, PublisherError> {
+        if self.servers.cluster().is_some() {
+            return self.ask_masters(&questions, replicas, deadline);
+        }
+        questions.extend(replicas.map(waiting_for));
+        Ok(settled(self.ask_one(questions, deadline)?, replicas))
+    }
+
+    /// The same of one server, as it gives them.
+    fn ask_one(&mut self, questions: Vec<Question>, deadline: &mut Deadline) -> Result<Vec<Value>, PublisherError> {
         let mut answers = self.exchange(&questions, deadline)?;
         // A server that was told to forget scripts has done nothing of these.
         let unknown = |answer: &Value| server_error(answer).is_some_and(|error| error.code() == "NOSCRIPT");
         if answers.iter().any(unknown) {
-            let load = |script: &Script| {
-                let mut command = cmd("SCRIPT");
-                command.arg("LOAD").arg(script.source(false));
-                Question::reading(command)
-            };
-            let mut again: Vec<Question> = SCRIPTS.iter().map(load).collect();
+            let mut again: Vec<Question> = self.loading().cmd_iter().cloned().map(Question::reading).collect();
             // Who has waited has not waited for these.
             let is_asked_again: Vec<bool> =
                 questions.iter().zip(&answers).map(|(question, answer)| question.waits || unknown(answer)).collect();
@@ -524,6 +602,17 @@ impl Publisher {
             may_have_happened |= !certain && questions.iter().any(|question| question.publishes);
         }
     }
+}
+
+/// Behind publications, on the same connection.
+fn waiting_for(replicas: &Replicas) -> Question {
+    Question { waits: true, ..Question::reading(replicas.wait()) }
+}
+
+/// What the server did not refuse, and, where that is waited for, enough replicas have.
+fn settled(mut answers: Vec<Value>, replicas: Option<&Replicas>) -> Answers {
+    let confirmed = replicas.map_or(Ok(()), |replicas| replicas.confirmed(answers.pop().unwrap_or_default()));
+    answers.into_iter().map(|answer| accepted(answer).and_then(|answer| confirmed.clone().map(|()| answer))).collect()
 }
 
 fn is_timeout(error: &io::Error) -> bool {

@@ -514,7 +514,8 @@ impl<'l> Hearing<'l> {
                 self.ask(ear, Asked::Subscribe, vec![probe]).await?;
             }
         }
-        self.say("");
+        // A farewell that was said before the probe was heard is said again.
+        self.say(if self.stop.is_some() { "1" } else { "" });
         Ok(())
     }
 
