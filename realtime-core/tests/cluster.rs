@@ -7,10 +7,12 @@ mod application;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use realtime_core::bus::client::{Client as BusClient, ClientOptions};
+use realtime_core::bus::frame::BusQuery;
 use realtime_core::config::{AuthMode, AuthModes, ChannelPolicy, Secret};
 use realtime_core::{Config, Hub, Payload, QueryError, User};
 use realtime_testkit::pusher::{ApiRequest, PusherClient, app};
-use realtime_testkit::{Client, RawClient, RedisServer, config, eventually, on_time, sized, within};
+use realtime_testkit::{Client, DEADLINE, RawClient, RedisServer, config, eventually, fresh_directory, on_time, sized, within};
 use serde_json::{Value, json};
 
 fn shown(pattern: &str) -> ChannelPolicy {
@@ -269,6 +271,45 @@ async fn while_redis_is_away_clients_stay_and_nobody_comes() {
     dan.leave().await;
     ada.until(&["ada", "eve"]).await;
     assert_eq!(ada.told, ["+bob", "+eve", "-bob", "+dan", "-dan"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hubs_that_ask_each_other_at_once_all_have_their_answers() {
+    // More than either has threads for questions of its own: answers need none of those.
+    let server = RedisServer::start();
+    let place = fresh_directory("realtime-cluster");
+    let socket = |at: usize| place.join(format!("{at}.sock"));
+    let hubs = [0, 1].map(|at| hub(&server, |config| config.socket = Some(socket(at).to_str().unwrap().to_owned())));
+    let mut there = Vec::new();
+    for (hub, id) in hubs.iter().zip(["ada", "bob"]) {
+        let mut client = somebody(hub, id).await;
+        client.subscribe("news").await;
+        there.push(client);
+    }
+    let both = |answer: &Value| answer.as_array().is_some_and(|users| users.len() == 2);
+    let ask = |at: usize| -> Value {
+        let options = ClientOptions { connect_timeout: DEADLINE, answer_timeout: DEADLINE, ..ClientOptions::new(&socket(at)) };
+        BusClient::new(options).query(&BusQuery::ChannelUsers { channel: "news".into() }).unwrap()
+    };
+    tokio::task::block_in_place(|| {
+        eventually("each knows of the other", || [0, 1].iter().all(|at| both(&ask(*at))));
+        let begin = std::sync::Barrier::new(24);
+        std::thread::scope(|scope| {
+            let asked = (0..24).map(|number| {
+                let (begin, ask) = (&begin, &ask);
+                scope.spawn(move || {
+                    begin.wait();
+                    ask(number % 2)
+                })
+            });
+            for answer in asked.collect::<Vec<_>>() {
+                let answer = answer.join().unwrap();
+                assert!(both(&answer), "{answer}");
+            }
+        });
+    });
+    drop(hubs);
+    std::fs::remove_dir_all(&place).unwrap();
 }
 
 #[tokio::test]
