@@ -124,7 +124,7 @@ async fn clients_that_are_cut_at_any_byte_get_everything() {
     // publications a second for 10 s.
     let seed = 20_261_121;
     let hub = Hub::start(config(|config| config.channels = vec![history("h", 100_000)])).unwrap();
-    let (clients, seconds, breaks) = (sized(24, 200), sized(4, 10), sized(100, 4_000));
+    let (clients, seconds, breaks) = (sized(24, 200), sized(4, 10), sized(100, 1_000));
     let run = run(std::slice::from_ref(&hub), seed, clients, (Duration::from_secs(seconds as u64), breaks as u64), || {}).await;
     assert_told(&run, seed);
     eprintln!("{}", Tally::of(std::slice::from_ref(&run)));
