@@ -315,6 +315,73 @@ async fn a_log_that_has_gone_is_missed_although_there_is_a_new_one() {
 }
 
 #[tokio::test]
+async fn a_log_that_has_ended_is_missed_although_what_came_behind_it_was_not_kept() {
+    // Case R26, I2: a publication that is not kept looks first, with the log's time over or before.
+    for is_over in [false, true] {
+        let server = RedisServer::start();
+        let mut policy = history("h*", 10_000);
+        policy.history.as_mut().unwrap().ttl_ms = if is_over { 200 } else { 3_600_000 };
+        let hub = hub(&server, |config| config.channels = vec![policy]);
+        let positions: Vec<Position> = (0..5).map(|_| publish(&hub, "h", "x")).collect();
+        if is_over {
+            eventually("the log has ended", || server.command(&["EXISTS", "realtime:{h}:log"]).contains(":0"));
+        } else {
+            server.command(&["DEL", "realtime:{h}:log"]);
+        }
+        let mut passing = Publish::new("h", "e", Payload::Text("passing"));
+        passing.history = false;
+        hub.publish(&passing).unwrap();
+        publish(&hub, "h", "kept");
+        for (offset, position) in (1..).zip(&positions) {
+            let answer = Client::connect(&hub).await.ask(recover("h", *position)).await;
+            // Lost before its time, it may have held more than is known of.
+            assert_eq!(answer["recovered"], offset == 5 && is_over, "{is_over} {offset}: {answer}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_was_to_live_shorter_is_missed_with_its_log() {
+    // Case R26, I2.
+    let server = RedisServer::start();
+    let hub = hub(&server, |_| {});
+    let position = publish(&hub, "h", "1");
+    let mut short = Publish::new("h", "e", Payload::Text("short"));
+    short.ttl_ms = Some(60_000);
+    let newest = hub.publish(&short).unwrap().position;
+    server.command(&["DEL", "realtime:{h}:log"]);
+    for (position, expected) in [(position, false), (newest, true)] {
+        let answer = Client::connect(&hub).await.ask(recover("h", position)).await;
+        assert_eq!(answer["recovered"], expected, "{answer}");
+    }
+    // What follows does not live for ever, though its log had an end before.
+    publish(&hub, "h", "2");
+    assert!(!server.command(&["PTTL", "realtime:{h}:log"]).contains("-1"));
+}
+
+#[tokio::test]
+async fn a_server_that_refuses_to_write_can_be_read() {
+    // Case R27: with too few replicas, or without memory, who is there hears what there is, and what was accepted stays so.
+    let server = RedisServer::start();
+    let hub = hub(&server, |_| {});
+    let mut message = Publish::new("h", "e", Payload::Text("1"));
+    message.id = Some("key");
+    let accepted = hub.publish(&message).unwrap().position;
+    for (setting, refuses, allows) in [("min-replicas-to-write", "1", "0"), ("maxmemory", "1", "0")] {
+        server.command(&["CONFIG", "SET", setting, refuses]);
+        assert!(try_publish(&hub, "h", "2").is_err(), "{setting}");
+        let again = hub.publish(&message).unwrap();
+        assert_eq!(again.position, accepted, "{setting}");
+        let mut client = Client::connect(&hub).await;
+        let answer = client.ask(recover("h", Position { offset: 0, ..accepted })).await;
+        assert_eq!(answer["recovered"], true, "{setting}: {answer}");
+        assert_eq!(client.texts(1).await, ["1"]);
+        server.command(&["CONFIG", "SET", setting, allows]);
+    }
+    publish_when_back(&hub, "h", "2");
+}
+
+#[tokio::test]
 async fn what_is_no_publication_is_dropped() {
     let server = RedisServer::start();
     let hub = hub(&server, |_| {});
@@ -346,6 +413,10 @@ async fn what_is_no_publication_is_dropped() {
         &["SET", "realtime:{h9}:meta", "text"] as &[&str],
         &["SET", "realtime:{h9}:meta", "0000000000000001 0000000000000001 - 999999999999999 0 0 0 0 0 0"],
         &["SET", "realtime:{h9}:meta", "0000000000000001 0000000000000001 - 1 0 0 -1 0 0 0"],
+        &["SET", "realtime:{h9}:meta", "0000000000000001 0000000000000001 - 99999999999999 0 0 0 0 0 0"],
+        &["SET", "realtime:{h9}:meta", "0000000000000001 0000000000000001 - 5 1000000000000000 0 0 0 0 0"],
+        &["SET", "realtime:{h9}:meta", "0000000000000001 0000000000000001 - 5 6 0 0 0 0 0"],
+        &["SET", "realtime:{h9}:meta", "0000000000000001 0000000000000001 - 5 0 6 0 0 0 0"],
         &["SET", "realtime:{h9}:meta", &"z".repeat(1_000)],
         &["HSET", "realtime:{h9}:meta", "e", "0000000000000001"],
         &["SADD", "realtime:{h9}:meta", "x"],
@@ -357,7 +428,11 @@ async fn what_is_no_publication_is_dropped() {
         assert!(position.offset == 1 && epochs.insert(position.epoch), "{damage:?}: {position:?}");
     }
     server.command(&["SET", "realtime:{h9}:log", "no stream"]);
+    assert!(hub.history("h9", &Query::default()).unwrap().publications.is_empty());
     let newest = publish(&hub, "h9", "z");
+    // No offset of the hub's is behind the newest, or has a second part.
+    server.command(&["XADD", "realtime:{h9}:log", &format!("{}-5", newest.offset), "d", "forged", "x", "99999999999999"]);
+    server.command(&["XADD", "realtime:{h9}:log", "18446744073709551615-0", "d", "forged"]);
     let kept = hub.history("h9", &Query::default()).unwrap().publications;
     assert_eq!(kept.iter().map(|publication| publication.position).collect::<Vec<_>>(), [newest]);
     publish(&hub, "h8", "fine");

@@ -204,9 +204,10 @@ fn broker(config: &Config) -> Option<(Finding, bool)> {
             let hubs = if hubs == 1 { "a hub uses".to_owned() } else { format!("{hubs} hubs use") };
             Finding::fine("broker", format!("redis at {address} answers, and {hubs} it with the prefix {prefix}"))
         }
-        Err(PublisherError::Url { .. }) if config.validate().is_ok() => {
-            Finding::fine("broker", "what `broker.url` names is for hubs; processes without a hub do not publish to it")
-        }
+        Err(PublisherError::Url { .. }) if config.validate().is_ok() => Finding::fine(
+            "broker",
+            "processes without a hub do not publish to this `broker.url`: only hubs may trust whatever certificate there is",
+        ),
         Err(error @ PublisherError::NoHub { .. }) => Finding::broken("broker", error.to_string(), "the `broker` of the hubs, here too"),
         Err(error) => {
             let fix = "check `broker.url`, the server and what filters between; docs/redis.md lists the rights that a user needs";

@@ -12,9 +12,9 @@ local function now_ms()
   return time[1] * 1000 + math.floor(time[2] / 1000)
 end
 
--- The log has expired, or was evicted.
+-- The log has expired, or was evicted: then entries with a shorter life of their own have gone before it was over.
 local function lose_log(state)
-  state.floor = math.max(state.floor, state.last)
+  state.floor = math.max(state.floor, now_ms() < state.log_until and state.offset or state.last)
   state.count, state.bytes, state.log_until, state.is_changed = 0, 0, 0, true
 end
 
@@ -29,15 +29,16 @@ local function open(candidate, fenced)
     server = at and string.match(info, '^%x+', at + 1) or '-'
   end
   local meta = redis.pcall('GET', KEYS[1])
-  -- Lua writes numbers of 14 digits exactly; longer ones no hub has written.
   local epoch, born, before, offset, floor, last, count, bytes, ends, log_until
   if type(meta) == 'string' and #meta <= 200 then
     epoch, born, before, offset, floor, last, count, bytes, ends, log_until = string.match(meta, META)
   end
-  if not epoch or #epoch ~= 16 or #offset > 14 then
+  -- Lua writes numbers of 14 digits exactly; longer ones no hub has written.
+  if not epoch or #epoch ~= 16 or #offset > 13 or string.find(meta, '%d%d%d%d%d%d%d%d%d%d%d%d%d%d%d', #epoch + #born + #before + 3)
+    or tonumber(floor) > tonumber(offset) or tonumber(last) > tonumber(offset) then
     redis.call('DEL', KEYS[1], KEYS[2])
     return {
-      epoch = candidate, born = candidate, server = server, is_changed = true,
+      epoch = candidate, born = candidate, server = server, is_changed = true, is_named = true,
       offset = 0, floor = 0, last = 0, count = 0, bytes = 0, ends = 0, log_until = 0,
     }
   end
@@ -47,14 +48,15 @@ local function open(candidate, fenced)
     count = tonumber(count), bytes = tonumber(bytes), ends = tonumber(ends), log_until = tonumber(log_until),
   }
   if fenced == '1' and before ~= server then
-    state.epoch, state.server, state.is_changed = candidate, server, true
+    state.epoch, state.server, state.is_changed, state.is_named = candidate, server, true, true
   end
   return state
 end
 
+-- What it refuses is the server's to say: too few replicas, no memory, a disk that fails.
 local function save(state, life)
   local numbers = string.format('%d %d %d %d %d %d %d', state.offset, state.floor, state.last, state.count, state.bytes, state.ends, state.log_until)
-  redis.call('SET', KEYS[1], state.epoch .. ' ' .. state.born .. ' ' .. state.server .. ' ' .. numbers, 'PX', life)
+  return redis.pcall('SET', KEYS[1], state.epoch .. ' ' .. state.born .. ' ' .. state.server .. ' ' .. numbers, 'PX', life)
 end
 
 local function fields(entry)
@@ -71,24 +73,25 @@ local function trim(state, size, bytes, now)
   -- Most often one goes, for the newest one.
   local from, chunk, dropped = '-', 1, nil
   repeat
-    local part = redis.call('XRANGE', KEYS[2], from, '+', 'COUNT', chunk)
+    local part = redis.pcall('XRANGE', KEYS[2], from, '+', 'COUNT', chunk)
+    if part.err or (#part == 0 and not dropped) then return lose_log(state) end
     for _, entry in ipairs(part) do
       local named = fields(entry)
       local ends = tonumber(named.x or '') or 0
       local is_old = ends <= now
       if not is_old and is_within() then
         state.ends = ends
-        if dropped then redis.call('XTRIM', KEYS[2], 'MINID', entry[1]) end
+        if dropped then redis.pcall('XTRIM', KEYS[2], 'MINID', entry[1]) end
         return
       end
-      dropped = tonumber(string.match(entry[1], '^%d+'))
+      dropped = math.min(tonumber(string.match(entry[1], '^%d+')), state.offset)
       state.count = math.max(0, state.count - 1)
       state.bytes = math.max(0, state.bytes - (tonumber(named.n or '') or 0))
       if not (is_old and named.o) then state.floor = math.max(state.floor, dropped) end
       if not is_old and state.count > 0 and is_within() then
         -- The next one ends later, or is left out by who reads: no need to look at it.
         state.ends = ends
-        redis.call('XTRIM', KEYS[2], 'MINID', (dropped + 1) .. '-0')
+        redis.pcall('XTRIM', KEYS[2], 'MINID', (dropped + 1) .. '-0')
         return
       end
       from = '(' .. entry[1]
@@ -96,6 +99,8 @@ local function trim(state, size, bytes, now)
     local is_more = #part == chunk
     chunk = 64
   until not is_more
-  redis.call('XTRIM', KEYS[2], 'MAXLEN', 0)
-  state.count, state.bytes = 0, 0
+  redis.pcall('DEL', KEYS[2])
+  -- What was counted and not found is missing too.
+  state.floor = math.max(state.floor, state.last)
+  state.count, state.bytes, state.log_until = 0, 0, 0
 end

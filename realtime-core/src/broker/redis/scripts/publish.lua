@@ -8,8 +8,8 @@ if ARGV[6] ~= '' then
     -- Only while the channel counts on: else the position would be one of nothing.
     local born, offset = string.match(known, '^(%x+):(%d+)$')
     if born and state.born == born then
-      -- Written again, so that who waits for replicas waits for those that have it.
-      redis.call('SET', KEYS[3], known, 'KEEPTTL')
+      -- Written again, so that who waits for replicas waits for those that have it. It is accepted, even if now it would not be.
+      redis.pcall('SET', KEYS[3], known, 'KEEPTTL')
       if state.is_changed then save(state, ARGV[5]) end
       return { state.epoch, offset, 1 }
     end
@@ -50,12 +50,13 @@ if ARGV[7] ~= '' then
       state.log_until = now + life
     end
   end
+  state.offset = offset
   trim(state, tonumber(ARGV[7]), tonumber(ARGV[9]), now)
 else
-  state.floor, state.last = offset, offset
+  state.offset, state.floor, state.last = offset, offset, offset
 end
-state.offset = offset
-save(state, ARGV[5])
+local saved = save(state, ARGV[5])
+if saved.err then return saved end
 if ARGV[6] ~= '' then
   redis.call('SET', KEYS[3], state.born .. ':' .. offset, 'PX', ARGV[6])
 end

@@ -9,25 +9,34 @@ local now = now_ms()
 trim(state, math.huge, math.huge, now)
 if limit >= 0 then
   local first, last = ARGV[4], ARGV[5]
+  -- What stands behind the newest is not the hubs'.
+  if last == '+' or tonumber(last) > state.offset then last = string.format('%d', state.offset) end
   local done = false
   while not done do
     local part
     if ARGV[8] == '1' then
-      part = redis.call('XREVRANGE', KEYS[2], last, first, 'COUNT', 64)
+      part = redis.pcall('XREVRANGE', KEYS[2], last, first, 'COUNT', 64)
     else
-      part = redis.call('XRANGE', KEYS[2], first, last, 'COUNT', 64)
+      part = redis.pcall('XRANGE', KEYS[2], first, last, 'COUNT', 64)
+    end
+    if part.err then
+      lose_log(state)
+      part = {}
     end
     for _, entry in ipairs(part) do
       local named = fields(entry)
-      if (tonumber(named.x or '') or 0) > now then
+      local offset = string.match(entry[1], '^(%d+)%-0$')
+      if not offset then
+        -- Nor is this.
+      elseif (tonumber(named.x or '') or 0) > now then
         if #entries >= limit or (taken >= bytes and #entries > 0) then
           more, done = 1, true
           break
         end
-        entries[#entries + 1] = { string.match(entry[1], '^%d+'), named.d or '' }
+        entries[#entries + 1] = { offset, named.d or '' }
         taken = taken + #(named.d or '')
       elseif not named.o then
-        state.floor = math.max(state.floor, tonumber(string.match(entry[1], '^%d+')))
+        state.floor = math.max(state.floor, tonumber(offset))
       end
     end
     if #part < 64 then done = true end
@@ -38,5 +47,8 @@ if limit >= 0 then
 end
 -- Anybody can make a name up: it is forgotten unless somebody stays, whose hub looks again and again.
 local life = state.offset > 0 and ARGV[3] or ARGV[9]
-if state.is_changed then save(state, life) else redis.call('PEXPIRE', KEYS[1], life) end
+local saved = {}
+if state.is_changed then saved = save(state, life) else redis.pcall('PEXPIRE', KEYS[1], life) end
+-- Only an epoch must be kept; whoever reads next finds the rest again.
+if saved.err and state.is_named then return saved end
 return { state.epoch, tostring(state.offset), tostring(state.floor), more, entries }
