@@ -4,6 +4,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use realtime_core::broker::redis::Redis;
 use realtime_core::broker::redis::publisher::{Publisher, PublisherError, PublisherOptions};
@@ -501,6 +502,63 @@ fn a_publisher_without_a_hub_follows_the_replica_that_takes_over() {
         }
         publisher.publish(&from_afar(&names[dead], "after")).is_ok()
     });
+}
+
+#[test]
+fn a_master_that_stands_still_costs_a_publisher_without_a_hub_its_own_channels_only() {
+    let redis = RedisCluster::start(3, false, NEVER_MS);
+    let _hub = hub(&redis, |_| {});
+    let names = channels(&redis, 3);
+    let timeouts = Duration::from_secs(2);
+    let options = PublisherOptions {
+        connect_timeout: timeouts,
+        answer_timeout: timeouts,
+        ..PublisherOptions::new(Secret::from(redis.url().as_str()))
+    };
+    let mut publisher = Publisher::new(options).unwrap();
+    eventually("the hub has said what it goes by", || publisher.reach().is_ok());
+    eventually("all are connected", || names.iter().all(|name| publisher.publish(&from_afar(name, "before")).is_ok()));
+    let still = (0..3).find(|at| *at != redis.owner("realtime:rules")).unwrap();
+    redis.nodes[still].freeze(true);
+    let (mut late, mut left_alone) = (false, false);
+    eventually("it is late, and then left alone", || {
+        match publisher.publish(&from_afar(&names[still], "x")) {
+            Err(PublisherError::Timeout { .. } | PublisherError::Connect { .. }) => late = true,
+            Err(PublisherError::Paused { .. }) => left_alone = true,
+            outcome => panic!("{outcome:?}"),
+        }
+        for (at, name) in names.iter().enumerate().filter(|(at, _)| *at != still) {
+            let outcome = publisher.publish(&from_afar(name, "meanwhile"));
+            assert!(!matches!(outcome, Err(PublisherError::Paused { .. })), "master {at}: {outcome:?}");
+        }
+        late && left_alone
+    });
+    redis.nodes[still].freeze(false);
+    eventually("it is back", || publisher.publish(&from_afar(&names[still], "after")).is_ok());
+}
+
+#[test]
+fn a_publisher_without_a_hub_asks_others_about_a_master_that_has_lost_the_cluster() {
+    let redis = RedisCluster::start(3, false, NEVER_MS);
+    let hub = hub(&redis, |_| {});
+    let rules = redis.owner("realtime:rules");
+    let (lost, next) = ((rules + 1) % 3, (rules + 2) % 3);
+    let channel = channels(&redis, 3).swap_remove(lost);
+    let mut publisher = publisher(&redis.url());
+    eventually("the hub has said what it goes by", || publisher.reach().is_ok());
+    publisher.publish(&from_afar(&channel, "before")).unwrap();
+    drop(hub);
+    // It knows no others for a minute, nor who has the slot, which another one has taken.
+    let slot = redis.slot(&key(&channel)).to_string();
+    let ids: Vec<String> = redis.nodes.iter().map(|node| node.command(&["CLUSTER", "MYID"])).collect();
+    for other in [rules, next] {
+        assert_eq!(redis.nodes[lost].command(&["CLUSTER", "FORGET", &ids[other]]), "+OK");
+    }
+    assert_eq!(redis.nodes[lost].command(&["CLUSTER", "DELSLOTS", &slot]), "+OK");
+    for node in [rules, next] {
+        assert_eq!(redis.nodes[node].command(&["CLUSTER", "SETSLOT", &slot, "NODE", &ids[next]]), "+OK");
+    }
+    publisher.publish(&from_afar(&channel, "after")).unwrap();
 }
 
 #[test]

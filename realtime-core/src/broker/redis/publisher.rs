@@ -201,6 +201,12 @@ pub struct Publisher {
     /// Of [`SCRIPTS`], in their order.
     digests: Vec<String>,
     waiting: Waiting,
+    /// Nodes of a cluster that a call has just waited for in vain. `waiting` has this of a single server, and of all nodes together.
+    late: HashMap<Box<str>, Waiting>,
+    /// The node that could not be reached, or does not reach the others: the last one to be asked who has which slots.
+    doubted: Option<Box<str>>,
+    /// Which node is the first to be asked that.
+    turn: usize,
     /// Whose channels and users calls mean; empty is the default app.
     app: String,
 }
@@ -257,6 +263,10 @@ impl Publisher {
             rules: None,
             digests: Vec::new(),
             waiting: Waiting::default(),
+            late: HashMap::new(),
+            doubted: None,
+            // Publishers that begin together do not all ask the same node.
+            turn: getrandom::u32().unwrap_or_default() as usize,
             app: String::new(),
         })
     }
@@ -435,7 +445,10 @@ impl Publisher {
     }
 
     fn open(&mut self, owner: u32, deadline: &mut Deadline) -> Result<Connected, PublisherError> {
-        self.waiting.check_pause()?;
+        match &self.node {
+            Some((name, _)) => self.late.get_mut(name).map_or(Ok(()), Waiting::check_pause)?,
+            None => self.waiting.check_pause()?,
+        }
         let mut further = self.loading();
         let is_node = self.node.is_some();
         if !is_node {
@@ -472,12 +485,20 @@ impl Publisher {
         Ok(())
     }
 
+    /// Whom this call has waited for is left alone for a while.
+    fn pause(&mut self) {
+        match &self.node {
+            Some((name, _)) => self.late.entry(name.clone()).or_default().pause(),
+            None => self.waiting.pause(),
+        }
+    }
+
     fn not_connected(&mut self, source: io::Error) -> PublisherError {
         let is_late = is_timeout(&source);
         // What the system says of it is about a socket.
         let source = if is_late { io::Error::new(io::ErrorKind::TimedOut, "it did not answer in time") } else { source };
         if is_late {
-            self.waiting.pause();
+            self.pause();
         }
         PublisherError::Connect { address: self.address(), source }
     }
@@ -591,7 +612,7 @@ impl Publisher {
             };
             let address = self.address();
             if is_timeout(&source) {
-                self.waiting.pause();
+                self.pause();
                 return Err(PublisherError::Timeout { address, waited: deadline.budget });
             }
             let may_repeat = certain || questions[answers.len()..].iter().all(|question| question.repeatable);

@@ -1,7 +1,8 @@
 //! Where a publisher's questions go in a cluster: each to the master that has its slot, those of one master together.
 //!
 //! What a master sends elsewhere it has not done, and is asked there, in the order in which it was asked before: all of a slot's
-//! comes back, or nothing. A master that cannot be reached has the slots asked for anew, once in a call.
+//! comes back, or nothing. A master that cannot be reached, or says that the cluster is down, has the slots asked for anew, once in
+//! a call. One that was waited for in vain is left alone for a while, and the others are not.
 
 use std::io;
 
@@ -59,12 +60,16 @@ impl Publisher {
                 let mut given = match self.ask_one(asked, deadline) {
                     Ok(given) => given,
                     Err(PublisherError::Connect { source, .. }) if !is_doubted && !is_timeout(&source) => {
-                        (is_doubted, self.slots) = (true, None);
+                        is_doubted = true;
+                        self.doubt(group.server.0);
                         rest.extend(group.which.into_iter().map(|at| (at, None)));
                         continue;
                     }
                     Err(error) => {
-                        self.slots = None;
+                        // Who is left alone was doubted when it was late.
+                        if !matches!(error, PublisherError::Paused { .. }) {
+                            self.doubt(group.server.0);
+                        }
                         return Err(if has_published { error.after_sending(self.address()) } else { error });
                     }
                 };
@@ -72,7 +77,14 @@ impl Publisher {
                 if group.asking {
                     given.remove(0);
                 }
-                let elsewhere: Vec<_> = given.iter().map(|answer| self.sent_on(answer)).collect();
+                let mut elsewhere: Vec<_> = given.iter().map(|answer| self.sent_on(answer)).collect();
+                let slots: Vec<usize> = group.which.iter().map(|at| questions[*at].slot).collect();
+                let down = if is_doubted { Vec::new() } else { refused_as_down(&slots, &given) };
+                if !down.is_empty() {
+                    is_doubted = true;
+                    self.doubt(group.server.0);
+                    down.into_iter().for_each(|at| elsewhere[at] = Some(None));
+                }
                 for ((at, answer), elsewhere) in group.which.into_iter().zip(settled(given, replicas)).zip(elsewhere) {
                     match elsewhere {
                         Some(target) => rest.push((at, target)),
@@ -93,8 +105,11 @@ impl Publisher {
         answers: &mut Answers,
         deadline: &mut Deadline,
     ) -> Result<Vec<Group>, PublisherError> {
-        if self.slots.is_none() {
+        // Before one that was late is tried again it may have been replaced.
+        let is_over = self.late.values_mut().any(|waiting| waiting.check_pause().is_ok());
+        if self.slots.is_none() || is_over {
             self.learn_slots(deadline)?;
+            self.late.retain(|_, waiting| waiting.check_pause().is_err());
         }
         let slots = self.slots.as_ref();
         let mut groups: Vec<Group> = Vec::new();
@@ -132,23 +147,44 @@ impl Publisher {
         }
     }
 
+    /// The slots are to be asked for anew, of another node than this.
+    fn doubt(&mut self, name: Box<str>) {
+        (self.slots, self.doubted) = (None, Some(name));
+    }
+
     /// Goes on with the connection to a node, if there is one.
     fn switch(&mut self, to: &Named) {
         if self.node.as_ref().is_some_and(|(name, _)| *name == to.0) {
             return;
         }
-        if let (Some((name, _)), Some(connected)) = (self.node.take(), self.connected.take()) {
-            self.elsewhere.insert(name, connected);
-        }
+        self.put_aside();
         self.connected = self.elsewhere.remove(&to.0);
         self.node = Some(to.clone());
     }
 
-    /// Asks one node after the other who has which slots.
+    fn put_aside(&mut self) {
+        if let (Some((name, _)), Some(connected)) = (self.node.take(), self.connected.take()) {
+            self.elsewhere.insert(name, connected);
+        }
+    }
+
+    /// Asks one node after the other who has which slots, each time another one first.
     fn learn_slots(&mut self, deadline: &mut Deadline) -> Result<(), PublisherError> {
-        self.waiting.check_pause()?;
         let Some(cluster) = self.servers.cluster().cloned() else { return Ok(()) };
-        let nodes: Vec<ConnectionInfo> = self.known.iter().chain(&cluster.nodes).cloned().collect();
+        // What fails from here on is about all nodes: only then are all left alone.
+        self.put_aside();
+        self.waiting.check_pause()?;
+        let mut nodes: Vec<ConnectionInfo> = if self.known.is_empty() { &cluster.nodes } else { &self.known }.clone();
+        self.turn = self.turn.wrapping_add(1);
+        let first = self.turn % nodes.len().max(1);
+        nodes.rotate_left(first);
+        if !self.known.is_empty() {
+            nodes.extend(cluster.nodes.iter().cloned());
+        }
+        nodes.sort_by_key(|node| {
+            let name = node.addr().to_string();
+            self.late.contains_key(&*name) || self.doubted.as_deref() == Some(&name)
+        });
         let mut further = self.loading();
         further.cmd("CLUSTER").arg("SLOTS");
         let mut failure = io::ErrorKind::NotFound.into();
@@ -181,11 +217,23 @@ impl Publisher {
                         Err(reason) => failure = io::Error::other(format!("{}: {reason}", node.addr())),
                     }
                 }
-                Err(error) => failure = io::Error::new(error.kind(), format!("{}: {error}", node.addr())),
+                // That one is late besides does not make all of them late.
+                Err(error) if !is_timeout(&error) || is_timeout(&failure) || failure.kind() == io::ErrorKind::NotFound => {
+                    failure = io::Error::new(error.kind(), format!("{}: {error}", node.addr()));
+                }
+                Err(_) => {}
             }
         }
         Err(self.not_connected(failure))
     }
+}
+
+/// Which of a server's answers say that it does not reach the cluster. None of a slot of which it has done something behind that:
+/// what is asked again would come after it.
+fn refused_as_down(slots: &[usize], answers: &[Value]) -> Vec<usize> {
+    let is_down = |answer: &Value| server_error(answer).is_some_and(|error| error.code() == "CLUSTERDOWN");
+    let is_done_behind = |at: usize| slots.iter().zip(answers).skip(at).any(|(slot, answer)| *slot == slots[at] && !is_down(answer));
+    (0..slots.len()).filter(|at| answers.get(*at).is_some_and(is_down) && !is_done_behind(*at)).collect()
 }
 
 fn unavailable(reason: &str) -> BrokerError {
