@@ -10,6 +10,7 @@ use realtime_core::config::{ChannelPolicy, HistoryPolicy};
 use realtime_core::history::Query;
 use realtime_core::hub::HubBuilder;
 use realtime_core::{Config, Hub, Payload, Position, Publish, QueryError, User};
+use realtime_testkit::bus::begin_to_join;
 use realtime_testkit::hub::history;
 use realtime_testkit::{Client, DEADLINE, Delayed, Received, config, eventually, start};
 use serde_json::{Value, json};
@@ -658,6 +659,36 @@ async fn who_recovers_learns_who_has_come_and_gone_meanwhile() {
     assert_eq!(bob.expect("joined").await["user"]["id"], "cid");
     bob.reset();
     assert_eq!([ada.expect("joined").await["user"]["id"].clone(), ada.expect("left").await["user"]["id"].clone()], ["cid", "bob"]);
+}
+
+#[tokio::test]
+async fn a_program_that_subscribes_a_connection_leaves_its_recovery_alone() {
+    // While the channel is opened, while the first part of the history is read, and while the second one is.
+    for steps in [&[][..], &[3], &[3, 2]] {
+        let (broker, hub) = delayed(|config| config.channels = vec![history("h", 100)]);
+        let text = "x".repeat(30 << 10);
+        let epoch = publish(&hub, "h", &text).epoch;
+        for _ in 2..=10 {
+            publish(&hub, "h", &text);
+        }
+        let mut client = Client::connect(&hub).await;
+        broker.pause();
+        client.send_json(recover("h", epoch, 0)).await;
+        eventually("it is on its way", || broker.backlog() == 1);
+        for steps in steps {
+            broker.advance(*steps);
+            eventually("the next part is asked for", || broker.backlog() == 1);
+        }
+        begin_to_join(&hub, client.socket_id(), "h");
+        broker.resume();
+        let answer = client.expect("subscribed").await;
+        assert_eq!((&answer["recovered"], &answer["offset"]), (&json!(true), &json!(0)), "{steps:?}");
+        assert_eq!(offsets(&mut client, 10).await, (1..=10).collect::<Vec<_>>(), "{steps:?}");
+        publish(&hub, "h", "live");
+        assert_eq!(offsets(&mut client, 1).await, [11]);
+        client.expect_nothing().await;
+        assert_eq!(hub.stats().subscriptions, 1);
+    }
 }
 
 #[tokio::test]

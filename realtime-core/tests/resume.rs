@@ -9,6 +9,7 @@ use std::time::Duration;
 use realtime_core::config::{Access, ChannelPolicy};
 use realtime_core::hub::HubBuilder;
 use realtime_core::{Config, Hub, Payload, Position, Publish};
+use realtime_testkit::bus::join;
 use realtime_testkit::chaos::{Chaos, Fault};
 use realtime_testkit::client::Received;
 use realtime_testkit::hub::{history, on_broker, resumed};
@@ -77,7 +78,7 @@ async fn a_page_goes_on_behind_what_it_has_answered_for() {
         let mut page = PusherClient::connect_page(&hub, PAGE).await;
         anew(&mut page, "h").await;
         (1..=3).for_each(|number| publish(&hub, "h", number));
-        assert_eq!(numbers(&mut page, 3, false).await, [1, 2, 3]);
+        assert_eq!(numbers(&mut page, 3, true).await, [1, 2, 3]);
         answer(&mut page).await;
         (4..=5).for_each(|number| publish(&hub, "h", number));
         assert_eq!(numbers(&mut page, 2, false).await, [4, 5]);
@@ -150,6 +151,48 @@ async fn who_cannot_have_everything_is_told_and_gets_nothing_of_the_past() {
         }
         let stats = hub.stats();
         assert_eq!(stats.resume_failed, 1, "{stats:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_page_that_a_program_subscribes_first_is_told_that_it_may_have_missed_something() {
+    for hub in with(|config| config.channels = vec![resumed("h", 100)]) {
+        let mut page = PusherClient::connect_page(&hub, PAGE).await;
+        join(&hub, page.socket_id, "h");
+        page.expect(SUBSCRIBED).await;
+        anew(&mut page, "h").await;
+        // Now it has a mark, and what is said again changes nothing.
+        (1..=5).for_each(|number| publish(&hub, "h", number));
+        assert_eq!(numbers(&mut page, 5, true).await, [1, 2, 3, 4, 5]);
+        answer(&mut page).await;
+        join(&hub, page.socket_id, "h");
+        page.expect_nothing().await;
+        page.subscribe("h").await;
+        page.expect_nothing().await;
+        cut(&hub, page).await;
+        (6..=7).for_each(|number| publish(&hub, "h", number));
+        let mut page = PusherClient::connect_page(&hub, PAGE).await;
+        page.subscribe("h").await;
+        join(&hub, page.socket_id, "h");
+        assert_eq!(numbers(&mut page, 2, true).await, [6, 7]);
+        answer(&mut page).await;
+        cut(&hub, page).await;
+        // The program begins at the present: 8 and 9 are missed, and 10 does not cover them up.
+        (8..=9).for_each(|number| publish(&hub, "h", number));
+        let mut page = PusherClient::connect_page(&hub, PAGE).await;
+        join(&hub, page.socket_id, "h");
+        page.expect(SUBSCRIBED).await;
+        publish(&hub, "h", 10);
+        assert_eq!(numbers(&mut page, 1, false).await, [10]);
+        anew(&mut page, "h").await;
+        publish(&hub, "h", 11);
+        assert_eq!(numbers(&mut page, 1, false).await, [11]);
+        answer(&mut page).await;
+        cut(&hub, page).await;
+        publish(&hub, "h", 12);
+        let mut page = PusherClient::connect_page(&hub, PAGE).await;
+        page.subscribe("h").await;
+        assert_eq!(numbers(&mut page, 1, false).await, [12]);
     }
 }
 

@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use realtime_core::bus::client::{Client, ClientError};
-use realtime_core::bus::frame::BusPublish;
+use realtime_core::bus::frame::{BusAct, BusPublish, BusQuery};
 use realtime_core::history::Keeping;
-use realtime_core::{Hub, Payload};
+use realtime_core::{Hub, Payload, SocketId};
 
-use crate::wait::eventually;
+use crate::wait::{DEADLINE, eventually};
 
 /// A text, as the event `e`.
 pub fn publication<'a>(channel: &'a str, text: &'a str) -> BusPublish<'a> {
@@ -20,6 +20,29 @@ pub fn publication<'a>(channel: &'a str, text: &'a str) -> BusPublish<'a> {
         id: None,
         keeping: Keeping::default(),
     }
+}
+
+/// Subscribes a connection, as the program that handles it does.
+pub fn join(hub: &Hub, connection: SocketId, channel: &str) {
+    assert!(program(hub).query::<bool>(&act(connection, BusAct::Join { channel: channel.into() })).unwrap());
+}
+
+/// The same, where the broker has yet to answer: returns when the hub has begun with it.
+pub fn begin_to_join(hub: &Hub, connection: SocketId, channel: &str) {
+    let mut program = program(hub);
+    program.tell(&act(connection, BusAct::Join { channel: channel.into() })).unwrap();
+    // What a program wants of a connection is done in order.
+    assert!(!program.query::<bool>(&act(connection, BusAct::Leave { channel: "not-subscribed".into() })).unwrap());
+}
+
+fn program(hub: &Hub) -> Client {
+    let mut bus = Client::over(hub.open_bus().unwrap()).unwrap();
+    bus.answer_within(DEADLINE);
+    bus
+}
+
+fn act(connection: SocketId, act: BusAct) -> BusQuery {
+    BusQuery::Act { connection: connection.to_string(), shard: None, act }
 }
 
 /// Publishes over `client` to `first` and to the hubs that `again` starts in its place, with and without a call between.

@@ -127,7 +127,8 @@ impl Shard {
         let session = &connection.session;
         if let Some((index, at)) = index.and_then(|index| Some((index, session.subscriptions.find(index as u32)?))) {
             if recover.is_none() || !self.channels[index].is_recoverable {
-                self.push_subscribed(key, index, id.as_ref(), recover.is_some());
+                let begins_anew = recover.is_some() || self.lacks_mark(key, index);
+                self.push_subscribed(key, index, id.as_ref(), begins_anew);
                 return Ok(());
             }
             // It begins anew, in the past.

@@ -485,9 +485,7 @@ impl Shard {
         }
         let scoped = node.apps.scope(session.app, channel);
         let index = self.find_channel(node.channel_ref(&scoped));
-        if let (Some(index), Some(connection)) = (index, self.connection(key))
-            && connection.session.subscriptions.find(index as u32).is_some()
-        {
+        if index.is_some_and(|index| self.hears(key, index)) {
             answer(told, Acted::Done);
             return;
         }

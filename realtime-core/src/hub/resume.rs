@@ -18,7 +18,7 @@ use crate::apps::AppId;
 use crate::message::{Channel, ChannelMap, ChannelRef, Position, Publication, SocketId};
 use crate::protocol::{Push, Recover};
 
-/// Between two pings to a page that is sent something.
+/// Between two looks for what a page was sent; behind what it was sent goes a ping.
 const PING_MS: u64 = 1_000;
 /// Connections of a page whose ids are remembered: nothing is given to it that was not for one of them.
 const MAX_SOCKETS: usize = 8;
@@ -81,7 +81,8 @@ pub(crate) struct Visit {
     page: Arc<Mutex<Page>>,
     /// What the page has got once it answers the ping that is under way.
     asked: Option<Vec<(Channel, Position)>>,
-    asked_ms: u64,
+    /// When it was last looked for what the page was sent.
+    looked_ms: u64,
 }
 
 impl Pages {
@@ -108,7 +109,7 @@ impl Pages {
         }
         known.sockets.push_back(socket);
         drop(known);
-        Visit { pages: self.clone(), key, page, asked: None, asked_ms: 0 }
+        Visit { pages: self.clone(), key, page, asked: None, looked_ms: 0 }
     }
 
     fn leave(&self, key: &PageKey, now: Instant) {
@@ -214,6 +215,16 @@ impl Visit {
         }
     }
 
+    /// Whether to look now for what the page was sent. Where there is nothing to ask about, the next look waits as well:
+    /// most pages are sent nothing for long.
+    fn looks(&mut self, now_ms: u64) -> bool {
+        if self.asked.is_some() || now_ms < self.looked_ms + PING_MS {
+            return false;
+        }
+        self.looked_ms = now_ms;
+        true
+    }
+
     /// Whether one of the page's connections was not to get it.
     pub(crate) fn is_excepted(&self, publication: &Publication) -> bool {
         !publication.except.is_empty() && self.page.lock().sockets.iter().any(|socket| publication.except.contains(socket))
@@ -235,6 +246,14 @@ impl Shard {
         Some(visit.left_off(node.channel_ref(scoped)))
     }
 
+    /// Whether nothing says what a page has got of a channel that it hears already: a program has subscribed it.
+    pub(super) fn lacks_mark(&mut self, key: ConnectionKey, index: usize) -> bool {
+        let channel = self.channels[index].channel.clone();
+        let is_resumed = self.channels[index].resume_ms > 0;
+        let Some(visit) = self.connection(key).and_then(|connection| connection.visit.as_ref()) else { return false };
+        is_resumed && !visit.page.lock().marks.contains_key(&channel)
+    }
+
     /// Marks where a page's subscription begins, as it is told.
     pub(super) fn mark(&mut self, key: ConnectionKey, index: usize, position: Position, recovered: Option<bool>) {
         let (channel, kept_ms) = (&self.channels[index].channel, self.channels[index].resume_ms);
@@ -242,14 +261,16 @@ impl Shard {
             return;
         };
         let Some(visit) = connection.visit.as_ref().filter(|_| kept_ms > 0) else { return };
+        // A second answer to who is subscribed moves nothing, and what a program subscribes a page to has no mark.
+        let Some(recovered) = recovered else { return };
         let mut page = visit.page.lock();
         let was_known = page.marks.contains_key(channel);
         match recovered {
-            Some(true) => self.counters().resumed.fetch_add(1, Relaxed),
-            Some(false) if was_known => self.counters().resume_failed.fetch_add(1, Relaxed),
-            _ => 0,
+            true => self.counters().resumed.fetch_add(1, Relaxed),
+            false if was_known => self.counters().resume_failed.fetch_add(1, Relaxed),
+            false => 0,
         };
-        page.begin(channel, Mark { position, kept_ms }, recovered != Some(false), visit.pages.max_marks);
+        page.begin(channel, Mark { position, kept_ms }, recovered, visit.pages.max_marks);
     }
 
     /// A page has yet to get what follows this position, whatever it was told.
@@ -277,7 +298,7 @@ impl Shard {
         let Shard { connections, channels, cursors, .. } = self;
         let Some(connection) = connections.get_mut(key.index as usize) else { return };
         let Some(visit) = connection.visit.as_mut().filter(|_| connection.phase == Phase::Open) else { return };
-        if visit.asked.is_some() || now_ms < visit.asked_ms + PING_MS {
+        if !visit.looks(now_ms) {
             return;
         }
         let page = visit.page.lock();
@@ -300,7 +321,6 @@ impl Shard {
             return;
         }
         visit.asked = Some(sent);
-        visit.asked_ms = now_ms;
         self.push(key, &Push::Ping);
     }
 
@@ -372,6 +392,19 @@ mod tests {
         let apps = Apps::new(&[AppConfig { name: "other".into(), ..AppConfig::default() }]);
         let other = apps.by_name("other").expect("exists");
         assert_eq!(offset(&pages.visit(other, "page", SocketId::from_parts(5, 1)), "h"), None);
+    }
+
+    #[test]
+    fn a_page_is_looked_at_once_a_second_whether_or_not_there_is_something_to_ask_about() {
+        let mut page = visit(&pages(usize::MAX, 10), "page", 1);
+        let start = 5 * PING_MS;
+        let looks: Vec<_> = [0, 1, PING_MS - 1, PING_MS, PING_MS + 1, 2 * PING_MS].map(|ms| page.looks(start + ms)).into();
+        assert_eq!(looks, [true, false, false, true, false, true]);
+        // Not while an answer is awaited.
+        page.asked = Some(Vec::new());
+        assert!(!page.looks(start + 3 * PING_MS));
+        page.asked = None;
+        assert!(page.looks(start + 3 * PING_MS));
     }
 
     #[test]

@@ -119,15 +119,20 @@ impl Shard {
             (None, Ok(seat)) if self.was_given_away(key, &seat) => seat.give_up(),
             // Of a subscriber whose user has changed. Who is refused keeps the seat of before.
             (None, Ok(seat)) => {
-                let subscribed = self.has_cursor(key, index)
-                    || self.connection(key).is_some_and(|connection| connection.session.subscriptions.find(index as u32).is_some());
-                if let Some(roster) = self.channels[index].roster.as_mut().filter(|_| subscribed) {
+                let hears = self.hears(key, index);
+                if let Some(roster) = self.channels[index].roster.as_mut().filter(|_| hears) {
                     roster.sit_down(key.index, seat, false);
                 }
             }
             (None, Err(_)) => {}
         }
         self.close_channel_if_unused(index);
+    }
+
+    /// Whether a connection is subscribed, or on its way from the past.
+    pub(super) fn hears(&mut self, key: ConnectionKey, index: usize) -> bool {
+        self.has_cursor(key, index)
+            || self.connection(key).is_some_and(|connection| connection.session.subscriptions.find(index as u32).is_some())
     }
 
     /// Whether the connection is another user's by now than the one for whom it has the place.
@@ -293,15 +298,23 @@ impl Shard {
                 continue;
             }
             let is_subscribed = connection.session.subscriptions.find(index as u32).is_some();
-            // The newest request counts.
-            self.take_cursor(key, index);
-            if !is_subscribed && let (Place::Taken(seat), Some(roster)) = (place, &mut self.channels[index].roster) {
+            // A program has what it wants, and a client what it asked for before.
+            let is_content = matches!(request, JoinRequest::Program { .. }) && (is_subscribed || self.has_cursor(key, index));
+            if !is_content {
+                // The newest request counts.
+                self.take_cursor(key, index);
+            }
+            if !is_subscribed
+                && !is_content
+                && let (Place::Taken(seat), Some(roster)) = (place, &mut self.channels[index].roster)
+            {
                 roster.sit_down(key.index, seat, true);
             }
             match request {
                 JoinRequest::Client { id, recover } if !is_subscribed && self.begin_in_past(key, index, id.as_ref(), recover) => {
                     self.tell_of_subscription(key, index);
                 }
+                JoinRequest::Program { told } if is_content => hooks::answer(told, Acted::Done),
                 request => {
                     if !is_subscribed {
                         self.add_subscriber(key, index);
@@ -312,6 +325,9 @@ impl Shard {
                             self.tell_of_subscription(key, index);
                         }
                         JoinRequest::Program { told } => {
+                            // From here on its answers say nothing of what is before.
+                            let channel = self.channels[index].channel.clone();
+                            self.unmark(key, channel.scoped());
                             self.push_subscribed(key, index, None, false);
                             self.tell_of_subscription(key, index);
                             hooks::answer(told, Acted::Done);
