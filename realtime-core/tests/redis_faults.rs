@@ -5,7 +5,7 @@
 
 use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, Weak};
 
 use realtime_core::broker::redis::Redis;
 use realtime_core::broker::redis::publisher::{Publisher, PublisherOptions};
@@ -151,6 +151,44 @@ fn panics_and_goes_on(url: &str) {
     broker.stop();
     assert!(matches!(answer(broker.subscribe("e")), Err(BrokerError::Stopped)));
     assert!(matches!(answer(broker.subscribe("e")), Err(BrokerError::Stopped)), "nobody waits for what will not come");
+}
+
+/// Subscribes to a channel while it hands on what comes, and panics, once.
+#[derive(Default)]
+struct Subscriber {
+    broker: Mutex<Weak<Redis>>,
+    reply: Mutex<Option<Reply<Position>>>,
+}
+
+impl Deliver for Subscriber {
+    fn deliver(&self, _publish: &Publish<'_>, _position: Position) -> usize {
+        let broker = std::mem::take(&mut *self.broker.lock().unwrap()).upgrade().expect("what is published comes once");
+        *self.reply.lock().unwrap() = Some(broker.subscribe("refused"));
+        drop(broker);
+        panic!("as the test wants it")
+    }
+
+    fn interrupted(&self, _channel: &str, _position: Position) {}
+}
+
+#[test]
+fn what_a_panic_has_refused_is_not_heard() {
+    let cluster = RedisCluster::start(1, false, 30_000);
+    let url = Secret::from(cluster.url().as_str());
+    let broker = Arc::new(Redis::new(&BrokerConfig { url, patience: 30, ..BrokerConfig::default() }).unwrap());
+    let subscriber = Arc::new(Subscriber { broker: Mutex::new(Arc::downgrade(&broker)), ..Subscriber::default() });
+    broker.start(subscriber.clone()).unwrap();
+    subscribe(&broker, "c");
+    drop(answer(broker.publish(&Publish::new("c", "e", Payload::Text("x")))));
+    eventually("it has begun anew", || broker.failures() == 1 && broker.is_ready());
+    let reply = subscriber.reply.lock().unwrap().take().expect("it has subscribed");
+    assert!(answer(reply).unwrap_err().to_string().contains("may or may not"));
+    // What was asked for before has been asked for by then.
+    subscribe(&broker, "d");
+    let script = "return table.concat(redis.call('PUBSUB', 'SHARDCHANNELS'), ' ')";
+    let heard = cluster.nodes[0].command(&["EVAL", script, "0"]);
+    assert!(heard.contains("{d}") && !heard.contains("{refused}"), "{heard}");
+    broker.stop();
 }
 
 #[test]

@@ -20,7 +20,7 @@ use super::ear::{Ear, Said};
 use super::envelope;
 use super::keys;
 use super::link::{ANSWER_TIMEOUT, GRACE, LONG_QUEUE, Link, Lost, Pause, SILENT_TICKS, STOP_TICKS, SUBSCRIBE_BATCH, TICK, Topic};
-use super::slots::{SLOTS, Slots};
+use super::slots::{SLOTS, Slots, slot_of};
 use super::{Command, Subscription};
 use crate::error::BrokerError;
 use crate::patience::Patience;
@@ -123,7 +123,13 @@ impl<'l> Shards<'l> {
 
     fn on_request(&mut self, request: Subscription, others: &UnboundedSender<Subscription>) {
         match request {
-            Subscription::Begin(name) => self.hear(self.link.shared.keys.topic(&name), Topic::Channel(name)),
+            Subscription::Begin(name) => {
+                // It may have been refused meanwhile: nobody would ever say that it is not needed.
+                let is_wanted = self.link.shared.channels.lock().contains_key(&name);
+                if is_wanted {
+                    self.hear(self.link.shared.keys.topic(&name), Topic::Channel(name));
+                }
+            }
             Subscription::Confirmed(name, result) => self.refused.extend(self.link.on_confirmed(name, result)),
             Subscription::Checked(name, result) => self.link.on_checked(&name, result),
             Subscription::Listen(topic) if keys::is_of_a_channel(&topic) => {
@@ -258,11 +264,72 @@ fn leave(nodes: &mut HashMap<Box<str>, Node>, name: &str, topic: &str) {
     }
 }
 
-/// What one node is asked and has not answered.
-#[derive(PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Asked {
     Subscribe,
     Unsubscribe,
+}
+
+/// What one node is asked and has not answered, and what it is still to be asked.
+#[derive(Default)]
+struct Questions {
+    /// In their order.
+    asked: VecDeque<(Asked, String)>,
+    /// To be subscribed.
+    later: Vec<String>,
+}
+
+impl Questions {
+    /// Redis closes the connection of one who asks much and hears little.
+    fn may_ask(&self) -> bool {
+        self.asked.len() < SUBSCRIBE_BATCH
+    }
+
+    /// What may be asked now of what was put off.
+    fn next(&mut self) -> Vec<String> {
+        let count = if self.may_ask() { self.later.len().min(SUBSCRIBE_BATCH) } else { 0 };
+        let part = self.later.split_off(self.later.len() - count);
+        if self.later.is_empty() {
+            // Gives back what a crowd needed.
+            self.later = Vec::new();
+        }
+        part
+    }
+
+    /// What a refusal is about; `None`: nothing was asked.
+    fn refused(&mut self, reason: &str) -> Option<Refusal> {
+        // A slot that goes while its topic is given up has the topic given up by the server, which we take for the answer, and then
+        // our own command sent elsewhere.
+        let is_late = match (moved_to(reason), self.asked.front()) {
+            (Some(moved), Some((_, topic))) => slot_of(topic) != moved.slot,
+            (moved, None) => moved.is_some(),
+            (None, Some(_)) => false,
+        };
+        if is_late {
+            return Some(Refusal::Late);
+        }
+        self.asked.pop_front().map(|(what, topic)| Refusal::Of(what, topic))
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Refusal {
+    Of(Asked, String),
+    /// Of what has been answered already.
+    Late,
+}
+
+/// Where a server says that a slot is.
+struct Moved<'r> {
+    slot: usize,
+    host: &'r str,
+    port: &'r str,
+}
+
+fn moved_to(reason: &str) -> Option<Moved<'_>> {
+    let (slot, address) = reason.strip_prefix("MOVED ")?.split_once(' ')?;
+    let (host, port) = address.trim().rsplit_once(':')?;
+    Some(Moved { slot: slot.parse().ok()?, host, port })
 }
 
 /// The connection with one master.
@@ -272,8 +339,7 @@ struct Hearing<'l> {
     server: ConnectionInfo,
     signs: UnboundedSender<Sign>,
     topics: HashMap<String, Topic>,
-    /// In their order.
-    asked: VecDeque<(Asked, String)>,
+    questions: Questions,
     /// The topic on which the connection is tried, of a slot of this node.
     probe: Option<String>,
     /// Which of those that could be.
@@ -293,7 +359,7 @@ impl<'l> Hearing<'l> {
             server,
             signs,
             topics: HashMap::new(),
-            asked: VecDeque::new(),
+            questions: Questions::default(),
             probe: None,
             turn: 0,
             silent: 0,
@@ -353,16 +419,18 @@ impl<'l> Hearing<'l> {
 
     /// Hears until the connection is lost; `None`: nothing is left to be heard.
     async fn run(&mut self, mut ear: Ear, orders: &mut UnboundedReceiver<Order>) -> Option<Lost> {
-        self.asked.clear();
+        self.questions = Questions { later: self.topics.keys().cloned().collect(), ..Questions::default() };
         (self.silent, self.probe) = (0, None);
-        let topics: Vec<String> = self.topics.keys().cloned().collect();
-        if let Err(reason) = self.ask(&mut ear, Asked::Subscribe, topics).await {
-            return Some(reason);
-        }
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut taken = Vec::new();
         loop {
+            let mut part = self.questions.next();
+            // Some may have been given up meanwhile.
+            part.retain(|topic| self.topics.contains_key(topic));
+            if let Err(reason) = self.ask(&mut ear, Asked::Subscribe, part).await {
+                return Some(reason);
+            }
             let outcome = tokio::select! {
                 said = ear.hear() => match said {
                     Ok(said) => match self.on_said(said) {
@@ -371,7 +439,7 @@ impl<'l> Hearing<'l> {
                     },
                     Err(reason) => Err(reason),
                 },
-                count = orders.recv_many(&mut taken, SUBSCRIBE_BATCH) => {
+                count = orders.recv_many(&mut taken, SUBSCRIBE_BATCH), if self.questions.may_ask() => {
                     if count == 0 {
                         return None;
                     }
@@ -419,8 +487,7 @@ impl<'l> Hearing<'l> {
             let mut bytes = Vec::new();
             for topic in part {
                 Cmd::new().arg(command).arg(topic).write_packed_command(&mut bytes);
-                let what = if what == Asked::Subscribe { Asked::Subscribe } else { Asked::Unsubscribe };
-                self.asked.push_back((what, topic.clone()));
+                self.questions.asked.push_back((what, topic.clone()));
             }
             let limit = self.link.shared.patient(ANSWER_TIMEOUT);
             match Patience::new(limit).until(ear.send(&bytes)).await {
@@ -444,7 +511,7 @@ impl<'l> Hearing<'l> {
                 None => return Ok(self.stop.is_some() && payload == b"1" && self.probe.as_ref() == Some(&topic)),
             },
             Said::Subscribed(topic) => {
-                if self.asked.pop_front() != Some((Asked::Subscribe, topic.clone())) {
+                if self.questions.asked.pop_front() != Some((Asked::Subscribe, topic.clone())) {
                     return Err("it answers what it was not asked".into());
                 }
                 match self.topics.get(&topic) {
@@ -453,13 +520,13 @@ impl<'l> Hearing<'l> {
                     None => {}
                 }
             }
-            Said::Unsubscribed(topic) => match self.asked.front() {
-                Some((Asked::Unsubscribe, asked)) if *asked == topic => drop(self.asked.pop_front()),
+            Said::Unsubscribed(topic) => match self.questions.asked.front() {
+                Some((Asked::Unsubscribe, asked)) if *asked == topic => drop(self.questions.asked.pop_front()),
                 _ => self.on_gone(topic, false),
             },
-            Said::Refused(reason) => match self.asked.pop_front() {
-                Some((Asked::Subscribe, topic)) => self.on_refused(topic, &reason),
-                Some((Asked::Unsubscribe, _)) => {}
+            Said::Refused(reason) => match self.questions.refused(&reason) {
+                Some(Refusal::Of(Asked::Subscribe, topic)) => self.on_refused(topic, &reason),
+                Some(Refusal::Of(Asked::Unsubscribe, _) | Refusal::Late) => {}
                 None => return Err(reason),
             },
             Said::Other => {}
@@ -482,26 +549,21 @@ impl<'l> Hearing<'l> {
     }
 
     fn on_refused(&mut self, topic: String, reason: &str) {
-        let mut words = reason.split(' ');
-        let moved = words.next() == Some("MOVED");
-        if moved {
-            let slot = words.next().and_then(|slot| slot.parse().ok());
-            let address = words.next().and_then(|address| address.trim().rsplit_once(':'));
-            if let (Some(slot), Some((host, port))) = (slot, address) {
-                let (host, port) = (host.to_owned(), port.to_owned());
-                drop(self.link.senders.commands.send(Command::Moved { slot, host, port }));
-            }
+        let moved = moved_to(reason);
+        if let Some(Moved { slot, host, port }) = moved {
+            let (host, port) = (host.to_owned(), port.to_owned());
+            drop(self.link.senders.commands.send(Command::Moved { slot, host, port }));
         } else {
             self.link.trouble();
             let error = BrokerError::Unavailable { reason: format!("redis {}: {reason}", self.name) };
             self.lose(topic.clone(), &error);
         }
-        self.on_gone(topic, moved);
+        self.on_gone(topic, moved.is_some());
     }
 
     async fn tick(&mut self, ear: &mut Ear) -> Result<(), Lost> {
         self.stop = self.stop.map(|left| left.saturating_sub(1));
-        if self.probe.is_some() {
+        if self.probe.is_some() || !self.questions.asked.is_empty() {
             // Behind a long queue the probe has not even been sent yet.
             self.silent += u32::from(self.link.shared.waiting() < LONG_QUEUE);
         }
@@ -537,5 +599,54 @@ impl<'l> Hearing<'l> {
             }
         }
         None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn asked(what: Asked, topic: &str) -> (Asked, String) {
+        (what, topic.to_owned())
+    }
+
+    #[test]
+    fn a_node_is_asked_further_only_once_it_has_answered_most() {
+        let count = 3 * SUBSCRIBE_BATCH + 1;
+        let mut questions = Questions { later: (0..count).map(|number| number.to_string()).collect(), ..Questions::default() };
+        let mut seen = Vec::new();
+        let mut ask = |questions: &mut Questions| {
+            let part = questions.next();
+            questions.asked.extend(part.iter().map(|topic| asked(Asked::Subscribe, topic)));
+            seen.extend_from_slice(&part);
+            part.len()
+        };
+        assert_eq!((ask(&mut questions), questions.may_ask(), ask(&mut questions)), (SUBSCRIBE_BATCH, false, 0));
+        questions.asked.pop_front();
+        assert_eq!((ask(&mut questions), questions.may_ask(), ask(&mut questions)), (SUBSCRIBE_BATCH, false, 0));
+        questions.asked.drain(..SUBSCRIBE_BATCH - 1);
+        assert_eq!((questions.asked.len(), ask(&mut questions)), (SUBSCRIBE_BATCH, 0));
+        questions.asked.clear();
+        assert_eq!((ask(&mut questions), ask(&mut questions)), (SUBSCRIBE_BATCH, 0));
+        questions.asked.clear();
+        assert_eq!((ask(&mut questions), ask(&mut questions)), (1, 0));
+        seen.sort_unstable();
+        seen.dedup();
+        assert_eq!(seen.len(), count, "each once");
+    }
+
+    #[test]
+    fn what_is_sent_elsewhere_after_it_was_answered_is_nobodys_refusal() {
+        let (ours, other) = (slot_of("ours"), slot_of("other"));
+        assert_ne!(ours, other);
+        let moved = format!("MOVED {ours} 127.0.0.1:1");
+        let mut questions = Questions::default();
+        assert_eq!(questions.refused(&moved), Some(Refusal::Late));
+        assert_eq!(questions.refused("ERR unknown"), None);
+        questions.asked.extend([asked(Asked::Subscribe, "other"), asked(Asked::Unsubscribe, "ours"), asked(Asked::Subscribe, "other")]);
+        assert_eq!(questions.refused(&moved), Some(Refusal::Late));
+        assert_eq!(questions.refused(&format!("MOVED {other} 127.0.0.1:1")), Some(Refusal::Of(Asked::Subscribe, "other".into())));
+        assert_eq!(questions.refused(&moved), Some(Refusal::Of(Asked::Unsubscribe, "ours".into())));
+        assert_eq!(questions.refused("NOPERM no"), Some(Refusal::Of(Asked::Subscribe, "other".into())));
     }
 }
