@@ -694,6 +694,9 @@ impl Config {
                 format!("{length} bytes can be guessed, it needs {MIN_TOKEN_BYTES}; `openssl rand -hex 16` makes one"),
             );
         }
+        if !self.monitoring.token.expose().bytes().all(|byte| byte.is_ascii_graphic()) {
+            return invalid("monitoring.token", "a header carries letters, digits and signs, no blanks: nobody could present it".into());
+        }
         if self.auth.mode.is_none() && !address.ip().is_loopback() {
             return Err(ConfigError::UnsafeListen { address });
         }
@@ -1523,6 +1526,10 @@ mod tests {
         for (length, ok) in [(0, true), (1, false), (15, false), (16, true), (17, true)] {
             let token = ConfigBuilder::new().text(Source::Code, "monitoring.token", &"x".repeat(length)).and_then(ConfigBuilder::build);
             assert_eq!(token.is_ok(), ok, "{length}");
+        }
+        for token in [" 0123456789abcdef", "0123456789abcdef\t", "0123456789 abcdef", "0123456789abcdé"] {
+            let built = ConfigBuilder::new().text(Source::Code, "monitoring.token", token).and_then(ConfigBuilder::build);
+            assert!(built.is_err_and(|error| error.to_string().starts_with("setting `monitoring.token`: ")), "{token}");
         }
         let monitor = |listen: &str| ConfigBuilder::new().text(Source::Code, "monitoring.listen", listen).and_then(ConfigBuilder::build);
         assert!(monitor("").is_ok() && monitor("127.0.0.1:0").is_ok() && monitor("0.0.0.0:9100").is_ok() && monitor("nonsense").is_err());
