@@ -17,7 +17,7 @@ fn get(address: SocketAddr, path: &str, headers: &str) -> Response {
     client.response()
 }
 
-const TOKEN: &str = "a token of 16 by";
+const TOKEN: &str = "a-token-of-16-by";
 
 /// What one has to say where there is a token.
 fn bearer(token: &str) -> String {
