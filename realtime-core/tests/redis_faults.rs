@@ -17,7 +17,7 @@ use realtime_testkit::hub::{history, on_broker};
 use realtime_testkit::publishing::{publish, try_publish};
 use realtime_testkit::way::{Fate, Part, way_to};
 use realtime_testkit::{Client, DEADLINE, RedisCluster, RedisServer, eventually};
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// What a broker has handed on. One text panics, the first time that it comes.
 #[derive(Default)]
@@ -359,6 +359,13 @@ async fn who_comes_in_an_outage_is_not_kept_waiting_for_its_end() {
     outage.store(false, Ordering::Relaxed);
     // The place that was granted is given back.
     eventually("nobody is there", || hub.channel_users("room").is_ok_and(|users| users.is_empty()));
-    let answer = client.ask(json!({"action": "subscribe", "channel": "room"})).await;
+    let mut answer = Value::Null;
+    for _ in 0..3 {
+        answer = client.ask(json!({"action": "subscribe", "channel": "room"})).await;
+        // It may still be asked for over the line that has ended.
+        if answer["code"] != "unavailable" {
+            break;
+        }
+    }
     assert_eq!(answer["users"][0]["id"], "ada", "{answer}");
 }
