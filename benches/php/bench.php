@@ -62,6 +62,11 @@ function burst(string $operation, int $calls, string $message, CurlHandle $http)
                 bench_noop(CHANNEL, $message);
             }
             break;
+        case 'syscall':
+            for ($i = 0; $i < $calls; $i++) {
+                bench_syscall(CHANNEL, $message);
+            }
+            break;
         case 'handoff':
             for ($i = 0; $i < $calls; $i++) {
                 bench_handoff(CHANNEL, $message);
@@ -112,6 +117,11 @@ function single(string $operation, int $calls, string $message, int $pauseUs, Cu
             case 'noop':
                 $start = hrtime(true);
                 bench_noop(CHANNEL, $message);
+                $times[] = hrtime(true) - $start;
+                break;
+            case 'syscall':
+                $start = hrtime(true);
+                bench_syscall(CHANNEL, $message);
                 $times[] = hrtime(true) - $start;
                 break;
             case 'handoff':

@@ -1,5 +1,5 @@
-//! What a call from PHP into an extension costs at least: an empty function, a bare hand-off to another thread, a bare
-//! write to another process.
+//! What a call from PHP into an extension costs at least: an empty function, a system call that does nothing, a bare
+//! hand-off to another thread, a bare write to another process.
 
 use ext_php_rs::prelude::*;
 use ext_php_rs::types::Zval;
@@ -68,6 +68,12 @@ fn queue() -> &'static Queue {
 #[php_function]
 pub fn bench_noop(_channel: &Zval, _message: &Zval) {}
 
+/// Takes two arguments and asks the kernel for something that it has at hand.
+#[php_function]
+pub fn bench_syscall(_channel: &Zval, _message: &Zval) {
+    std::hint::black_box(std::os::unix::process::parent_id());
+}
+
 /// Copies both strings into one shared allocation, queues it, and wakes the consumer if it sleeps.
 #[php_function]
 pub fn bench_handoff(channel: &Zval, message: &Zval) {
@@ -97,5 +103,9 @@ pub fn bench_write(_channel: &Zval, message: &Zval) -> bool {
 /// Registers the functions.
 #[php_module]
 pub fn module(module: ModuleBuilder) -> ModuleBuilder {
-    module.function(wrap_function!(bench_noop)).function(wrap_function!(bench_handoff)).function(wrap_function!(bench_write))
+    module
+        .function(wrap_function!(bench_noop))
+        .function(wrap_function!(bench_syscall))
+        .function(wrap_function!(bench_handoff))
+        .function(wrap_function!(bench_write))
 }

@@ -34,6 +34,7 @@ const SINGLE: &str = "1 ms apart";
 const DISTANT: &str = "40 ms apart";
 pub(super) const PER_CALL: &str = "per call";
 const NOOP: &str = "empty function";
+const SYSCALL: &str = "one system call";
 const HANDOFF: &str = "Arc and queue";
 const NOBODY: &str = "broadcast(), 0 subscribers";
 const ONE: &str = "broadcast(), 1 subscriber";
@@ -68,6 +69,7 @@ impl Line {
     fn new(load: &'static str, name: &'static str) -> Self {
         let (operation, subscribers) = match name {
             NOOP => ("noop", 0),
+            SYSCALL => ("syscall", 0),
             HANDOFF => ("handoff", 0),
             HTTP => ("http", 0),
             ONE => ("broadcast", 1),
@@ -136,9 +138,9 @@ pub(crate) fn calls(options: &Options) -> Result<Part> {
     let mut processes =
         [0, 1, SUBSCRIBERS].into_iter().map(|subscribers| Process::start(options, port, subscribers)).collect::<Result<Vec<_>>>()?;
     let mut lines: Vec<Line> = [
-        (BURST, &[NOOP, HANDOFF, NOBODY, ONE, MANY, HTTP][..]),
-        (SINGLE, &[NOOP, HANDOFF, NOBODY, ONE, HTTP][..]),
-        (DISTANT, &[NOOP, HANDOFF, NOBODY, ONE, MANY][..]),
+        (BURST, &[NOOP, SYSCALL, HANDOFF, NOBODY, ONE, MANY, HTTP][..]),
+        (SINGLE, &[NOOP, SYSCALL, HANDOFF, NOBODY, ONE, HTTP][..]),
+        (DISTANT, &[NOOP, SYSCALL, HANDOFF, NOBODY, ONE, MANY][..]),
     ]
     .into_iter()
     .flat_map(|(load, names)| names.iter().map(move |name| Line::new(load, name)))
