@@ -9,7 +9,7 @@ use realtime_core::history::Query;
 use realtime_core::{Config, Hub, Payload, Position, Publish, PublishError, QueryError};
 use realtime_testkit::hub::{history, on_broker};
 use realtime_testkit::ledger::{Entrance, Ledger, Outcome, assert_true, assert_whole, follow, kept};
-use realtime_testkit::{Client, DEADLINE, RedisServer, config, eventually, sized};
+use realtime_testkit::{Client, DEADLINE, RedisServer, config, eventually, publishing, sized};
 use serde_json::{Value, json};
 
 /// A hub that has reached its Redis with both connections.
@@ -20,26 +20,18 @@ fn hub(server: &RedisServer, change: impl FnOnce(&mut Config)) -> Hub {
     })
 }
 
+/// Without an idempotency key: what comes again is another publication, and one that is refused once was never accepted.
 fn try_publish(hub: &Hub, channel: &str, text: &str) -> Result<Position, PublishError> {
     hub.publish(&Publish::new(channel, "e", Payload::Text(text))).map(|receipt| receipt.position)
 }
 
+/// At the first attempt.
 fn publish(hub: &Hub, channel: &str, text: &str) -> Position {
     try_publish(hub, channel, text).unwrap()
 }
 
 fn recover(channel: &str, position: Position) -> Value {
     json!({"action": "subscribe", "channel": channel, "recover": {"epoch": position.epoch.to_string(), "offset": position.offset}})
-}
-
-/// Publishes until it succeeds; what is on its way back fails meanwhile.
-fn publish_when_back(hub: &Hub, channel: &str, text: &str) -> Position {
-    let mut position = None;
-    eventually("publishing works again", || {
-        position = try_publish(hub, channel, text).ok();
-        position.is_some()
-    });
-    position.unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -177,12 +169,12 @@ async fn without_redis_publishing_fails_at_once_and_clients_stay() {
     client.expect_nothing().await;
 
     server.restart();
-    let after = publish_when_back(&hub, "h", "after");
+    let after = publishing::publish(&hub, "h", "after");
     assert_ne!(before.epoch, after.epoch);
     assert_eq!(client.expect("unsubscribed").await["code"], "interrupted");
     let answer = client.ask(recover("h", before)).await;
     assert_eq!(answer["recovered"], false);
-    publish_when_back(&hub, "plain", "after");
+    publishing::publish(&hub, "plain", "after");
     assert_eq!(plain.texts(1).await, ["after"]);
     let mut back = Client::connect(&hub).await;
     assert_eq!(back.ask(recover("h", Position { offset: after.offset - 1, ..after })).await["recovered"], true);
@@ -201,7 +193,7 @@ async fn a_server_that_keeps_everything_costs_no_client_its_recovery() {
     }
     assert_eq!(client.texts(20).await, acked);
     server.restart();
-    publish_when_back(&hub, "h", "after");
+    publishing::publish(&hub, "h", "after");
     assert_eq!(client.texts(1).await, ["after"]);
     let page = hub.history("h", &Query { limit: 1_000, ..Query::default() }).unwrap();
     assert_eq!(page.publications.len() as u64, page.position.offset);
@@ -378,7 +370,7 @@ async fn a_server_that_refuses_to_write_can_be_read() {
         assert_eq!(client.texts(1).await, ["1"]);
         server.command(&["CONFIG", "SET", setting, allows]);
     }
-    publish_when_back(&hub, "h", "2");
+    publishing::publish(&hub, "h", "2");
 }
 
 #[tokio::test]
@@ -503,7 +495,7 @@ fn refusals_are_errors_and_the_script_comes_back() {
     eventually("the connection is left", || commands(&server) != own);
     server.command(&["REPLICAOF", "NO", "ONE"]);
     // Another server counts, as far as anybody can tell: a new epoch, with what there is.
-    let after = publish_when_back(&hub, "h", "4");
+    let after = publishing::publish(&hub, "h", "4");
     assert_eq!((after.offset, after.epoch == before.epoch), (4, false));
 
     // NOAUTH: it is tried again until it is let in.
@@ -516,7 +508,7 @@ fn refusals_are_errors_and_the_script_comes_back() {
     refused_with(&hub, "auth");
     assert_eq!(server.command(&["PING"]), "-NOAUTH Authentication required.");
     server.commands(&[&["AUTH", "geheim"], &["CONFIG", "SET", "requirepass", ""]]);
-    assert_eq!(publish_when_back(&hub, "h", "5").offset, 5);
+    assert_eq!(publishing::publish(&hub, "h", "5").offset, 5);
 
     let kept: Vec<Position> = kept(&hub, "h").into_iter().map(|(position, _)| position).collect();
     assert_eq!(kept.iter().map(|position| position.offset).collect::<Vec<_>>(), [1, 2, 3, 4, 5], "what was refused is nowhere");
@@ -542,7 +534,7 @@ async fn while_redis_reads_its_disk_publishing_is_refused_and_then_goes_on() {
     assert_eq!(client.texts(3).await, ["1", "2", "3"]);
     assert_eq!(client.expect("pong").await["id"], 1, "who is there stays");
     server.command(&["CONFIG", "SET", "key-load-delay", "0"]);
-    assert_eq!(publish_when_back(&hub, "h", "4").offset, 4);
+    assert_eq!(publishing::publish(&hub, "h", "4").offset, 4);
     assert_eq!(client.texts(1).await, ["4"]);
     client.expect_nothing().await;
     assert_eq!(kept(&hub, "h").into_iter().map(|(_, id)| id).collect::<Vec<_>>(), ["1", "2", "3", "4"]);
