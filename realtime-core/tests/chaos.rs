@@ -58,23 +58,12 @@ fn publish_on(hub: &Hub, name: usize, stop: &AtomicBool, accepted: &AtomicUsize)
     log
 }
 
-fn some_fault(random: &mut Random) -> Fault {
-    let bytes = 200 + random.below(12_000);
-    match random.below(8) {
-        0 => Fault::HalfClose(bytes),
-        1 => Fault::Blackhole(bytes),
-        2 => Fault::Delay(2),
-        3 => Fault::Throttle(64),
-        _ => Fault::Reset(bytes),
-    }
-}
-
 /// Clients behind a proxy that breaks them, at least so often, two publishers on every hub, and what `meanwhile` does. It
 /// takes at least so long, and as much longer as a busy machine needs.
 async fn run(hubs: &[Hub], seed: u64, clients: usize, (length, breaks): (Duration, u64), meanwhile: impl FnOnce() + Send) -> Ledger {
     let mut proxies = Vec::new();
     for (at, hub) in hubs.iter().enumerate() {
-        proxies.push(Chaos::before(hub.local_addr(), seed + at as u64, some_fault).await);
+        proxies.push(Chaos::before(hub.local_addr(), seed + at as u64, |random| Fault::some(random, 12_000)).await);
     }
     let followers: Vec<_> = (0..clients)
         .map(|client| {

@@ -14,7 +14,6 @@ use realtime_testkit::chaos::{Chaos, Fault};
 use realtime_testkit::client::Received;
 use realtime_testkit::hub::{history, on_broker, resumed};
 use realtime_testkit::ledger::kept;
-use realtime_testkit::mutation::Random;
 use realtime_testkit::pages::{PageLog, Seen, check, follow};
 use realtime_testkit::pusher::{KEY, PusherClient, app, page_path, path};
 use realtime_testkit::{Client, Delayed, RedisServer, config, eventually, sized, start};
@@ -455,17 +454,6 @@ fn publish_on(hub: &Hub, name: usize, stop: &AtomicBool, published: &AtomicUsize
     log
 }
 
-fn some_fault(random: &mut Random) -> Fault {
-    let bytes = 200 + random.below(24_000);
-    match random.below(8) {
-        0 => Fault::HalfClose(bytes),
-        1 => Fault::Blackhole(bytes),
-        2 => Fault::Delay(2),
-        3 => Fault::Throttle(64),
-        _ => Fault::Reset(bytes),
-    }
-}
-
 /// Pages behind a proxy that breaks their connections at any byte, while two threads publish. No more pages a shard than
 /// one slice of a batch serves: then what was sent before a ping is known to the byte.
 async fn cut_at_any_byte(seed: u64) -> (Hub, Vec<PageLog>, Vec<(Position, String)>) {
@@ -474,7 +462,7 @@ async fn cut_at_any_byte(seed: u64) -> (Hub, Vec<PageLog>, Vec<(Position, String
         config.channels = vec![resumed("h", 100_000)];
         config.channels[0].history.as_mut().unwrap().bytes = 64 << 20;
     });
-    let proxy = Chaos::before(hub.local_addr(), seed, some_fault).await;
+    let proxy = Chaos::before(hub.local_addr(), seed, |random| Fault::some(random, 24_000)).await;
     let (pages, there) = (sized(24, 32), Arc::new(AtomicUsize::new(0)));
     let followers: Vec<_> = (0..pages)
         .map(|page| {

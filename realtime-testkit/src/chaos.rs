@@ -28,6 +28,20 @@ pub enum Fault {
     Throttle(usize),
 }
 
+impl Fault {
+    /// Any but [`Fault::None`], most often a reset. What comes after some bytes comes after 200 at least and less than `most` more.
+    pub fn some(random: &mut Random, most: usize) -> Fault {
+        let bytes = 200 + random.below(most);
+        match random.below(8) {
+            0 => Fault::HalfClose(bytes),
+            1 => Fault::Blackhole(bytes),
+            2 => Fault::Delay(2),
+            3 => Fault::Throttle(64),
+            _ => Fault::Reset(bytes),
+        }
+    }
+}
+
 /// See the module's documentation. It ends with this value.
 pub struct Chaos {
     address: SocketAddr,
