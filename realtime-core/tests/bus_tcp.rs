@@ -13,7 +13,7 @@ use realtime_core::bus::client::{Client, ClientError, ClientOptions};
 use realtime_core::bus::frame::{BusQuery, Request, Response, frame_length};
 use realtime_core::bus::seal::{Handshake, MIN_SECRET_BYTES, NONCE_BYTES, Role};
 use realtime_core::{Hub, StartError, User};
-use realtime_testkit::bus::{publication as publish, survives_restarts};
+use realtime_testkit::bus::{publication as publish, publishes_in_order, survives_restarts};
 use realtime_testkit::{Client as WebSocket, DEADLINE, config, eventually, fresh_directory, start};
 use serde_json::Value;
 
@@ -45,18 +45,8 @@ async fn whoever_knows_the_secret_publishes_in_order_asks_and_disconnects() {
     let mut subscriber = WebSocket::subscribed(&hub, "c").await;
     hub.set_user(subscriber.socket_id(), Some(User::new("7", None).unwrap())).unwrap();
     let mut client = client(&hub);
-    for number in 0..500 {
-        client.publish(&publish("c", &number.to_string())).unwrap();
-    }
-    let numbers: Vec<String> = (500..5_000).map(|number| number.to_string()).collect();
-    client.batch(numbers.iter().map(|number| publish("c", number))).unwrap();
-    let large = "x".repeat(200_000);
-    assert_eq!(client.publish_with_receipt(&publish("c", &large)).unwrap().position.offset, 5_001);
-    for number in 0..5_000 {
-        assert_eq!(subscriber.expect("message").await["data"], number.to_string());
-    }
-    assert_eq!(subscriber.expect("message").await["data"], large);
-    assert_eq!(client.query::<Value>(&BusQuery::Stats).unwrap()["published"], 5_001);
+    let published = publishes_in_order(&hub, &mut client).await;
+    assert_eq!(client.query::<Value>(&BusQuery::Stats).unwrap()["published"], published);
     let closed: usize = client.query(&BusQuery::DisconnectUser { user: "7".into(), code: 4009, reason: "bye".into() }).unwrap();
     assert_eq!((closed, subscriber.closed().await.0), (1, 4009));
 }

@@ -12,7 +12,7 @@ use realtime_core::bus::client::{Client, ClientError, ClientOptions};
 use realtime_core::bus::frame::BusQuery;
 use realtime_core::hooks::Kind;
 use realtime_core::{Config, Hub};
-use realtime_testkit::bus::{publication as publish, survives_restarts};
+use realtime_testkit::bus::{publication as publish, publishes_in_order, survives_restarts};
 use realtime_testkit::{Certified, Client as WebSocket, DEADLINE, config, eventually, start};
 use serde_json::Value;
 
@@ -63,24 +63,12 @@ fn refused(client: &mut Client) -> String {
 async fn publications_receipts_and_questions_go_over_tls_in_order() {
     let own = Certified::new("DNS:localhost");
     let hub = hub_of(&own);
-    let mut subscriber = WebSocket::subscribed(&hub, "c").await;
     let mut client = client(&hub, &own);
-    for number in 0..500 {
-        client.publish(&publish("c", &number.to_string())).unwrap();
-    }
-    let numbers: Vec<String> = (500..5_000).map(|number| number.to_string()).collect();
-    client.batch(numbers.iter().map(|number| publish("c", number))).unwrap();
-    // More than a record has room for, and than TLS keeps at once.
-    let large = "x".repeat(200_000);
-    assert_eq!(client.publish_with_receipt(&publish("c", &large)).unwrap().position.offset, 5_001);
-    for number in 0..5_000 {
-        assert_eq!(subscriber.expect("message").await["data"], number.to_string());
-    }
-    assert_eq!(subscriber.expect("message").await["data"], large);
+    let published = publishes_in_order(&hub, &mut client).await;
     let numbers: Vec<String> = (1..=100).map(|number| number.to_string()).collect();
     let receipts = client.publish_with_receipts(&numbers.iter().map(|number| publish("d", number)).collect::<Vec<_>>()).unwrap();
     assert!(receipts.iter().map(|receipt| receipt.position.offset).eq(1..=100));
-    assert_eq!(client.query::<Value>(&BusQuery::Stats).unwrap()["published"], 5_101);
+    assert_eq!(client.query::<Value>(&BusQuery::Stats).unwrap()["published"], published + 100);
     let left = client.certificate_expiry().unwrap().duration_since(SystemTime::now()).unwrap();
     assert!(left > Duration::from_secs(86_400) && left <= Duration::from_secs(2 * 86_400), "{left:?}");
 }

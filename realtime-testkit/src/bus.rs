@@ -7,6 +7,7 @@ use realtime_core::bus::frame::{BusAct, BusPublish, BusQuery};
 use realtime_core::history::Keeping;
 use realtime_core::{Hub, Payload, SocketId};
 
+use crate::client::Client as WebSocket;
 use crate::wait::{DEADLINE, eventually};
 
 /// A text, as the event `e`.
@@ -43,6 +44,25 @@ fn program(hub: &Hub) -> Client {
 
 fn act(connection: SocketId, act: BusAct) -> BusQuery {
     BusQuery::Act { connection: connection.to_string(), shard: None, act }
+}
+
+/// What every way to a hub has to do: publications one by one, in a batch and larger than a read arrive in order at a
+/// subscriber of `hub`, and a receipt says where the last one stands. Returns how many there were.
+pub async fn publishes_in_order(hub: &Hub, client: &mut Client) -> u64 {
+    let mut subscriber = WebSocket::subscribed(hub, "c").await;
+    let texts: Vec<String> = (0..5_000).map(|number| number.to_string()).collect();
+    let (single, batch) = texts.split_at(500);
+    for text in single {
+        client.publish(&publication("c", text)).unwrap();
+    }
+    client.batch(batch.iter().map(|text| publication("c", text))).unwrap();
+    // More than a record of TLS has room for, and than rustls keeps at once.
+    let large = "x".repeat(200_000);
+    assert_eq!(client.publish_with_receipt(&publication("c", &large)).unwrap().position.offset, 5_001);
+    for text in texts.iter().chain([&large]) {
+        assert_eq!(subscriber.expect("message").await["data"], **text);
+    }
+    5_001
 }
 
 /// Publishes over `client` to `first` and to the hubs that `again` starts in its place, with and without a call between.

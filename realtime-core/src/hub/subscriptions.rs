@@ -22,10 +22,7 @@ impl Shard {
     pub(crate) fn join(&mut self, key: ConnectionKey, name: &str, request: JoinRequest) {
         let node = self.node.clone();
         let name = node.channel_ref(name);
-        let index = match self.find_channel(name) {
-            Some(index) => index,
-            None => self.open_channel(name),
-        };
+        let index = self.find_channel(name).unwrap_or_else(|| self.open_channel(name));
         let Some(connection) = self.connections.get_mut(key.index as usize) else { return };
         connection.session.joining += 1;
         self.channels[index].joining.push(Joining { connection: key, request, place: Place::Free });
@@ -40,10 +37,7 @@ impl Shard {
     pub(crate) fn enter(&mut self, key: ConnectionKey, name: &str, rules: RoomRules, signed: Option<User>, request: JoinRequest) {
         let node = self.node.clone();
         let name = node.channel_ref(name);
-        let index = match self.find_channel(name) {
-            Some(index) => index,
-            None => self.open_channel(name),
-        };
+        let index = self.find_channel(name).unwrap_or_else(|| self.open_channel(name));
         let Some(connection) = self.connections.get_mut(key.index as usize) else { return };
         connection.session.joining += 1;
         let follows = signed.is_none();

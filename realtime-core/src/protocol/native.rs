@@ -160,19 +160,7 @@ fn encode_json(publication: &Publication, out: &mut Vec<u8>) -> MessageKind {
 
 /// False: there are no words for it.
 fn write_push(push: &Push<'_>, out: &mut Vec<u8>) -> bool {
-    if matches!(
-        push,
-        Push::Refused { .. }
-            | Push::SubscriptionRefused { .. }
-            | Push::NoLastValue { .. }
-            | Push::NotRecovered { .. }
-            | Push::Ping
-            | Push::SignedIn { .. }
-            | Push::Counted { .. }
-            | Push::Watched { .. }
-    ) {
-        return false;
-    }
+    let before = out.len();
     let mut object = Object::new(out);
     match push {
         Push::Connected { socket_id, ping_interval_ms, user_id } => {
@@ -251,7 +239,6 @@ fn write_push(push: &Push<'_>, out: &mut Vec<u8>) -> bool {
             object.text("message", &error.message);
             write_id(&mut object, error.id.as_ref());
         }
-        // See above.
         Push::Refused { .. }
         | Push::SubscriptionRefused { .. }
         | Push::NoLastValue { .. }
@@ -259,7 +246,10 @@ fn write_push(push: &Push<'_>, out: &mut Vec<u8>) -> bool {
         | Push::Ping
         | Push::SignedIn { .. }
         | Push::Counted { .. }
-        | Push::Watched { .. } => {}
+        | Push::Watched { .. } => {
+            out.truncate(before);
+            return false;
+        }
     }
     object.end();
     true
