@@ -4,7 +4,8 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::{ConfigError, Secret};
+use super::error::invalid;
+use super::{Config, ConfigError, Secret};
 use crate::outbound::{Address, check_header};
 
 /// Who may connect.
@@ -283,6 +284,49 @@ impl FastCgiConfig {
     }
 }
 
-fn invalid<T>(key: &str, reason: impl Into<String>) -> Result<T, ConfigError> {
-    Err(ConfigError::InvalidValue { key: key.into(), reason: reason.into() })
+impl Config {
+    /// Whether connections have to say whose they are.
+    pub(crate) fn authenticates(&self) -> bool {
+        self.auth.modes().iter().any(|mode| *mode != AuthMode::None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::ConfigBuilder;
+
+    #[test]
+    fn authentication_is_written_out_and_complete_or_refused() {
+        let build = |text: &str| ConfigBuilder::new().toml(text).and_then(ConfigBuilder::build);
+        let fastcgi = |rest: &str| format!("[auth]\nmode = \"callback\"\n[auth.callback]\nfastcgi = {{ {rest} }}");
+        for text in [
+            "[auth]\nmode = \"jwt\"\n[auth.jwt]\nsecret = \"0123456789abcdef0123456789abcdef\"".to_owned(),
+            "[auth]\nmode = [\"callback\"]\n[auth.callback]\nurl = \"https://app.test/auth\"".into(),
+            fastcgi("socket = \"/run/php.sock\", script = \"/srv/auth.php\""),
+            fastcgi("socket = \"php:9000\", script = \"/srv/auth.php\", uri = \"/realtime/auth\""),
+        ] {
+            assert!(build(&text).is_ok(), "{text}: {:?}", build(&text).err());
+        }
+        for (text, fault) in [
+            ("[auth]\nmode = \"jwt\"".to_owned(), "needs `secret` or `keys`"),
+            ("[auth]\nmode = \"callback\"".into(), "needs `url` or `fastcgi`"),
+            ("[auth]\nmode = [\"jwt\", \"none\"]".into(), "stands alone"),
+            ("[auth]\nmode = [\"jwt\", \"jwt\"]".into(), "named twice"),
+            ("[auth]\nmode = \"jwt\"\n[auth.jwt]\nsecret = \"short\"".into(), "HS256 needs 32"),
+            ("[auth.jwt]\nleeway_ms = 30001".into(), "more than 30000"),
+            ("[auth.callback]\nurl = \"ftp://a.test/\"".into(), "does not begin with http"),
+            ("[auth.callback]\nurl = \"http://a/\"\nheaders = [\"Proxy\"]".into(), "`Proxy` is not passed on"),
+            (fastcgi("script = \"/srv/auth.php\""), "`socket` is missing"),
+            (fastcgi("socket = \"/run/php.sock\", script = \"auth.php\""), "absolute path"),
+            ("[[channels]]\nmatch = \"*\"\naccess = \"callback\"".into(), "needs `auth.callback`"),
+        ] {
+            // What only the hub reads when it starts is an error of the start.
+            let error =
+                build(&text).and_then(|built| crate::auth::Authenticator::new(&built.config).map(drop)).expect_err(&text).to_string();
+            assert!(error.contains(fault), "{text}: {error}");
+        }
+        let shown = serde_json::to_string(&build("[auth.jwt]\nsecret = \"0123456789abcdef0123456789abcdef\"").expect("valid").config)
+            .expect("JSON");
+        assert!(!shown.contains("0123456789abcdef"), "{shown}");
+    }
 }

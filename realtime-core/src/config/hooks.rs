@@ -4,6 +4,7 @@ use data_encoding::BASE64;
 use serde::{Deserialize, Serialize};
 
 use super::auth::FastCgiConfig;
+use super::error::invalid;
 use super::{ConfigError, Secret};
 use crate::hooks::Kind;
 use crate::outbound::Address;
@@ -61,7 +62,6 @@ const PREFIX: &str = "whsec_";
 
 impl HooksConfig {
     pub(super) fn validate(&self) -> Result<(), ConfigError> {
-        let invalid = |key: &str, reason| Err(ConfigError::InvalidValue { key: key.into(), reason });
         if let Some(kind) = self.required.iter().find(|kind| !matches!(kind, Kind::Connect | Kind::Subscribe)) {
             return invalid("hooks.required", format!("{kind:?} is not decided by anybody; only connect and subscribe are").to_lowercase());
         }
@@ -78,7 +78,7 @@ impl HooksConfig {
             return invalid("hooks.webhooks", format!("there are {}, the limit is {MAX_WEBHOOKS}", self.webhooks.len()));
         }
         for (at, webhook) in self.webhooks.iter().enumerate() {
-            webhook.check().or_else(|reason| invalid(&format!("hooks.webhooks[{at}]"), reason))?;
+            webhook.check().or_else(|reason| invalid(format!("hooks.webhooks[{at}]"), reason))?;
         }
         Ok(())
     }

@@ -390,7 +390,7 @@ impl HubBuilder {
             }
         };
         let local_addr = listener.local_addr()?;
-        let monitoring = match config.monitoring_address()? {
+        let monitoring = match config.monitoring.address()? {
             Some(address) => Some(http::bind(address).map_err(|source| StartError::Bind { address, source })?),
             None => None,
         };
