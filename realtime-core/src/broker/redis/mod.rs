@@ -10,9 +10,11 @@
 mod address;
 pub(crate) mod calls;
 mod cluster;
+mod commands;
 mod connection;
 mod ear;
 mod envelope;
+mod heard;
 pub(crate) mod keys;
 mod link;
 pub mod publisher;
@@ -21,6 +23,7 @@ pub(crate) mod scripts;
 mod servers;
 mod shards;
 mod slots;
+mod subscriptions;
 
 use std::collections::HashMap;
 use std::sync::Arc;

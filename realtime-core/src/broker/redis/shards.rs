@@ -16,11 +16,14 @@ use redis::{Cmd, ConnectionInfo};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::watch;
 
+use super::commands::LONG_QUEUE;
 use super::ear::{Ear, Said};
 use super::envelope;
+use super::heard::Topic;
 use super::keys;
-use super::link::{ANSWER_TIMEOUT, GRACE, LONG_QUEUE, Link, Lost, Pause, SILENT_TICKS, STOP_TICKS, SUBSCRIBE_BATCH, TICK, Topic};
+use super::link::{ANSWER_TIMEOUT, GRACE, Link, Lost, Pause};
 use super::slots::{SLOTS, Slots, slot_of};
+use super::subscriptions::{SILENT_TICKS, STOP_TICKS, SUBSCRIBE_BATCH, TICK};
 use super::{Command, Subscription};
 use crate::error::BrokerError;
 use crate::patience::Patience;
