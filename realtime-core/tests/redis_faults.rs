@@ -90,6 +90,10 @@ impl Event {
         self.1.notify_all();
     }
 
+    fn has_happened(&self) -> bool {
+        *self.0.lock().unwrap()
+    }
+
     fn wait(&self) {
         let (happened, late) = self.1.wait_timeout_while(self.0.lock().unwrap(), DEADLINE, |happened| !*happened).unwrap();
         assert!(*happened, "{late:?}");
@@ -226,6 +230,110 @@ fn where_a_channel_stands_is_asked_once_it_is_heard() {
     comes.wait();
     let published = say(&other, "new", "before it is heard").unwrap();
     may_come.happens();
+    assert_eq!(answer(reply).unwrap(), published);
+    broker.stop();
+    other.stop();
+}
+
+/// Ends a connection that asks for the new channel with this word: the first one, or all.
+fn ends_at(word: &'static str, always: bool) -> (Arc<AtomicBool>, impl Fn(Part<'_>) -> Fate + Send + Sync + 'static) {
+    let armed = Arc::new(AtomicBool::new(false));
+    let is_armed = armed.clone();
+    let judge = move |part: Part<'_>| {
+        let is_it = !part.is_answer && part.has(word) && part.has("{new}");
+        if is_it && if always { is_armed.load(Ordering::Relaxed) } else { is_armed.swap(false, Ordering::Relaxed) } {
+            return Fate::Ends;
+        }
+        Fate::Passes
+    };
+    (armed, judge)
+}
+
+/// A cluster of one master behind a way.
+fn cluster_behind(judge: impl Fn(Part<'_>) -> Fate + Send + Sync + 'static) -> (RedisCluster, String) {
+    let cluster = RedisCluster::start(1, false, 30_000);
+    let port = way_to(cluster.nodes[0].port(), judge).to_string();
+    assert_eq!(cluster.nodes[0].command(&["CONFIG", "SET", "cluster-announce-port", &port]), "+OK");
+    (cluster, format!("redis+cluster://127.0.0.1:{port}"))
+}
+
+fn goes_on_over_the_next_line(url: &str, armed: &AtomicBool) {
+    let (broker, heard) = broker_at(url);
+    subscribe(&broker, "old");
+    armed.store(true, Ordering::Relaxed);
+    answer(broker.subscribe("new")).unwrap();
+    assert!(!armed.load(Ordering::Relaxed), "a line has ended");
+    for channel in ["old", "new"] {
+        eventually("it is published", || say(&broker, channel, channel).is_ok());
+        eventually("it is heard", || heard.has(channel));
+    }
+    broker.stop();
+}
+
+#[test]
+fn who_subscribes_as_a_line_ends_is_heard_over_the_next_one() {
+    let server = RedisServer::start();
+    for word in ["SUBSCRIBE", "EVALSHA"] {
+        let (armed, judge) = ends_at(word, false);
+        goes_on_over_the_next_line(&format!("redis://127.0.0.1:{}/0", way_to(server.port(), judge)), &armed);
+        let (armed, judge) = ends_at(word, false);
+        let (_cluster, url) = cluster_behind(judge);
+        goes_on_over_the_next_line(&url, &armed);
+    }
+}
+
+#[test]
+fn who_subscribes_and_has_every_line_end_is_refused() {
+    let server = RedisServer::start();
+    for word in ["SUBSCRIBE", "EVALSHA"] {
+        let (armed, judge) = ends_at(word, true);
+        let (_cluster, url) = cluster_behind(judge);
+        let (alone, judge) = ends_at(word, true);
+        for (url, armed) in [(url, armed), (format!("redis://127.0.0.1:{}/0", way_to(server.port(), judge)), alone)] {
+            let (broker, heard) = broker_at(&url);
+            subscribe(&broker, "old");
+            armed.store(true, Ordering::Relaxed);
+            let error = answer(broker.subscribe("new")).unwrap_err();
+            assert!(matches!(error, BrokerError::Unavailable { .. }), "{error}");
+            // The others are heard, as before.
+            eventually("it is published and heard", || say(&broker, "old", "x").is_ok() && heard.has("x"));
+            broker.stop();
+        }
+    }
+}
+
+#[test]
+fn where_a_channel_stands_is_not_what_was_asked_before_its_line_ended() {
+    let server = RedisServer::start();
+    let (is_asked, may_answer) = (Arc::new(Event::default()), Arc::new(Event::default()));
+    let is_heard_again = Arc::new(Event::default());
+    let armed = Arc::new(AtomicBool::new(false));
+    let judge = {
+        let (is_asked, may_answer, is_heard_again, armed) = (is_asked.clone(), may_answer.clone(), is_heard_again.clone(), armed.clone());
+        move |part: Part<'_>| {
+            if !part.is_answer && part.has("EVALSHA") && part.has("{new}") && armed.swap(false, Ordering::Relaxed) {
+                // The server has answered before anything else happens; who asked hears it late.
+                is_asked.happens();
+            } else if part.is_answer && part.bytes.starts_with(b"*5") && part.has("$16") && is_asked.has_happened() {
+                may_answer.wait();
+            } else if part.is_answer && part.has("subscribe") && part.has("{new}") && is_asked.has_happened() {
+                is_heard_again.happens();
+            }
+            Fate::Passes
+        }
+    };
+    let (broker, _) = broker(way_to(server.port(), judge));
+    let (other, _) = self::broker(server.port());
+    subscribe(&broker, "old");
+    eventually("the other one publishes", || say(&other, "warm-up", "x").is_ok());
+    armed.store(true, Ordering::Relaxed);
+    let reply = broker.subscribe("new");
+    is_asked.wait();
+    eventually("the server has answered", || server.command(&["EXISTS", "realtime:{new}:meta"]) == ":1");
+    server.command(&["CLIENT", "KILL", "TYPE", "pubsub"]);
+    let published = say(&other, "new", "while nobody hears").unwrap();
+    is_heard_again.wait();
+    may_answer.happens();
     assert_eq!(answer(reply).unwrap(), published);
     broker.stop();
     other.stop();

@@ -85,8 +85,9 @@ impl Node {
             }
             _ => return Some(command),
         };
-        let Command::Run(call, done, Way { hops, .. }) = command else { return Some(command) };
-        let command = Command::Run(call, done, Way { asking: ask, hops: hops + 1 });
+        let Command::Run(call, done, way) = command else { return Some(command) };
+        let hops = way.hops;
+        let command = Command::Run(call, done, Way { asking: ask, hops: hops + 1, ..way });
         let target = error.details().and_then(|details| {
             let (slot, address) = details.split_once(' ')?;
             let (host, port) = address.trim().rsplit_once(':')?;

@@ -1,4 +1,7 @@
 //! Carries out what is asked of Redis, on one connection: of a single server, or of one node of a cluster.
+//!
+//! What a connection that ends has not answered fails, because it may have happened; what only reads is asked again on the next
+//! connection, once. What comes while that is being made waits a moment.
 
 use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::{Pipeline, Value};
@@ -7,7 +10,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use super::Command;
 use super::calls::Replicas;
 use super::cluster::Node;
-use super::link::{ANSWER_TIMEOUT, GRACE, Link, Lost, Pause, in_time, uncertainty};
+use super::link::{ANSWER_TIMEOUT, GRACE, Link, Lost, Pause, Unanswered, answer_to, in_time, uncertainty};
 use super::scripts::{Script, accepted, server_error};
 use crate::error::BrokerError;
 use crate::patience::Patience;
@@ -26,14 +29,15 @@ impl Link {
         let what = node.map_or_else(|| "redis".to_owned(), |node| format!("redis {}", node.server.addr()));
         let mut pause = Pause::of(node.map_or(&self.shared.connected[0], |node| &node.connected));
         let mut error = BrokerError::Unavailable { reason: "redis: no connection yet".into() };
+        let mut again = Vec::new();
         loop {
-            let Some(connected) = self.connect_while_waiting(queue, node, &error).await else { return };
+            let Some(connected) = self.connect_while_waiting(queue, node, &error).await else { break };
             let reason = match connected {
                 Ok((connection, scripts)) => {
                     pause.succeeded(&what);
-                    match self.carry_out_all(connection, scripts, queue, node).await {
+                    match self.carry_out_all(connection, scripts, queue, &mut again, node).await {
                         Some(reason) => reason,
-                        None => return,
+                        None => break,
                     }
                 }
                 Err(reason) => reason,
@@ -42,17 +46,27 @@ impl Link {
                 node.trouble();
             }
             error = BrokerError::Unavailable { reason: format!("{what}: {reason}") };
+            // The next attempt is a moment away: until that has failed everything waits for it.
+            let may_wait = pause.is_connected();
             let until = tokio::time::Instant::now() + pause.failed(&what, &reason);
-            loop {
+            if !may_wait {
+                again.drain(..).for_each(|command| self.fail(command, &error));
+            }
+            let mut ends = false;
+            while !ends {
                 tokio::select! {
                     () = tokio::time::sleep_until(until) => break,
-                    command = queue.recv() => match command {
+                    command = queue.recv(), if !may_wait => match command {
                         Some(command) => self.fail(command, &error),
-                        None => return,
+                        None => ends = true,
                     },
                 }
             }
+            if ends {
+                break;
+            }
         }
+        again.into_iter().for_each(|command| self.fail(command, &error));
     }
 
     /// A connection. What is asked for meanwhile waits for it a moment, and then fails; `None`: nothing will come.
@@ -99,19 +113,26 @@ impl Link {
         mut connection: MultiplexedConnection,
         mut scripts: Scripts,
         queue: &mut UnboundedReceiver<Command>,
+        again: &mut Vec<Command>,
         node: Option<&Node>,
     ) -> Option<Lost> {
         let mut batch = Vec::new();
         loop {
             batch.clear();
-            if queue.recv_many(&mut batch, BATCH).await == 0 {
+            batch.append(again);
+            if batch.is_empty() && queue.recv_many(&mut batch, BATCH).await == 0 {
                 return None;
             }
             let (mut answers, mut confirmed) = match self.send(&mut connection, &scripts, &batch).await {
                 Ok(answered) => answered,
-                Err(reason) => {
+                Err(Unanswered { reason, is_late }) => {
                     let error = uncertainty(&reason);
-                    batch.drain(..).for_each(|command| self.fail(command, &error));
+                    for mut command in batch.drain(..) {
+                        match !is_late && command.ask_again() {
+                            true => again.push(command),
+                            false => self.fail(command, &error),
+                        }
+                    }
                     return Some(reason);
                 }
             };
@@ -132,7 +153,7 @@ impl Link {
                                 *answer = again.pop().unwrap_or_default();
                                 confirmed = confirmed.and(with);
                             }
-                            Err(reason) => {
+                            Err(Unanswered { reason, .. }) => {
                                 uncertain = Some(at);
                                 broken = Some(reason);
                             }
@@ -166,7 +187,7 @@ impl Link {
     }
 
     /// What the server says to each of a batch, and whether enough replicas have the publications in it.
-    async fn send(&self, connection: &mut MultiplexedConnection, scripts: &Scripts, batch: &[Command]) -> Result<Answers, Lost> {
+    async fn send(&self, connection: &mut MultiplexedConnection, scripts: &Scripts, batch: &[Command]) -> Result<Answers, Unanswered> {
         let mut pipeline = Pipeline::with_capacity(batch.len() + 1);
         for command in batch {
             match command {
@@ -200,7 +221,7 @@ impl Link {
             pipeline.add_command(replicas.wait());
             limit += replicas.timeout();
         }
-        let mut answers = in_time(limit, connection.req_packed_commands(&pipeline, 0, pipeline.len())).await?;
+        let mut answers = answer_to(limit, connection.req_packed_commands(&pipeline, 0, pipeline.len())).await?;
         let confirmed = replicas.map_or(Ok(()), |replicas| replicas.confirmed(answers.pop().unwrap_or_default()));
         if answers.len() > batch.len() {
             let mut all = answers.into_iter();

@@ -1,6 +1,7 @@
 //! What is heard of channels, wherever it comes from: in its order to those who are here, and what was missed is looked for.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
 use redis::Value;
 
@@ -24,6 +25,13 @@ const CHECK_LIMIT: usize = 512;
 pub(super) enum Topic {
     Channel(Box<str>),
     Listener(Arc<dyn Listener>),
+}
+
+/// Where a channel stands, or what followed a position: what has to be asked, without the lock.
+struct Question {
+    channel: Channel,
+    since: Option<Position>,
+    number: u64,
 }
 
 /// What has to be handed on, without the lock.
@@ -56,10 +64,10 @@ impl Link {
                     Some(*position)
                 }
             };
-            questions.push((name.clone(), subscribed.channel.clone(), since));
+            questions.push((name.clone(), self.question(subscribed, since)));
         }
         drop(channels);
-        questions.into_iter().for_each(|(name, channel, since)| self.ask(name, channel, since));
+        questions.into_iter().for_each(|(name, question)| self.ask(name, question));
     }
 
     /// Hands on what follows; looks for what is missing before what does not.
@@ -83,14 +91,14 @@ impl Link {
                     State::Live(last) => {
                         let last = *last;
                         subscribed.state = State::Checking { position: last, early: vec![(position, envelope)], asked: true };
-                        question = Some((subscribed.channel.clone(), last));
+                        question = Some(self.question(subscribed, Some(last)));
                     }
                 }
             }
         }
         self.hand_on(name, out);
-        if let Some((channel, since)) = question {
-            self.ask(name.into(), channel, Some(since));
+        if let Some(question) = question {
+            self.ask(name.into(), question);
         }
     }
 
@@ -113,14 +121,15 @@ impl Link {
     }
 
     /// Gives the channel back if its subscription has come to nothing.
-    pub(super) fn on_confirmed(&self, name: Box<str>, result: Result<Position, BrokerError>) -> Option<Box<str>> {
+    pub(super) fn on_confirmed(&self, name: Box<str>, number: u64, result: Result<Position, BrokerError>) -> Option<Box<str>> {
         let mut channels = self.shared.channels.lock();
-        let Some(Subscribed { state: state @ State::Asked { .. }, .. }) = channels.get_mut(&name) else { return None };
+        let subscribed = channels.get_mut(&name).filter(|subscribed| subscribed.question == number)?;
+        let Subscribed { state: state @ State::Asked { .. }, .. } = subscribed else { return None };
         let position = match &result {
             Ok(position) => *position,
             Err(_) => Position { epoch: Epoch(0), offset: 0 },
         };
-        let State::Asked { waiting, early } = std::mem::replace(state, State::Live(position)) else { return None };
+        let State::Asked { waiting, early, .. } = std::mem::replace(state, State::Live(position)) else { return None };
         if result.is_err() {
             channels.remove(&name);
         }
@@ -130,34 +139,35 @@ impl Link {
         result.is_err().then_some(name)
     }
 
-    pub(super) fn on_checked(&self, name: &str, result: Result<Page, BrokerError>) {
-        let Ok(page) = result else { return self.note_unchecked(name) };
+    pub(super) fn on_checked(&self, name: &str, number: u64, result: Result<Page, BrokerError>) {
         let mut channels = self.shared.channels.lock();
-        let Some(Subscribed { state, channel, suspect, .. }) = channels.get_mut(name) else { return };
-        let State::Checking { position, early, .. } = state else { return };
+        let Some(subscribed) = channels.get_mut(name).filter(|subscribed| subscribed.question == number) else { return };
+        let Subscribed { state: State::Checking { position, early, asked }, suspect, .. } = subscribed else { return };
+        let Ok(page) = result else { return *asked = false };
+        let position = *position;
         let mut out = Vec::new();
         let mut question = None;
         let mut waiting = std::mem::take(early);
         let seen = std::mem::take(suspect);
-        if page.continues(*position) {
+        if page.continues(position) {
             let reached = match page.publications.last() {
                 Some(last) if page.more => last.position,
                 _ => page.top,
             };
             out.extend(page.publications.into_iter().map(Out::Kept));
             if page.more {
-                question = Some((channel.clone(), reached));
-                *state = State::Checking { position: reached, early: std::mem::take(&mut waiting), asked: true };
+                question = Some(self.question(subscribed, Some(reached)));
+                subscribed.state = State::Checking { position: reached, early: std::mem::take(&mut waiting), asked: true };
             } else {
-                *state = State::Live(reached);
+                subscribed.state = State::Live(reached);
             }
         } else if page.top.epoch == position.epoch
             && (seen.is_none_or(|seen| seen <= position.offset)
                 || waiting.first().is_some_and(|(first, _)| first.epoch == position.epoch && first.offset == position.offset + 1))
         {
             // What is not kept may still be on its way.
-            *suspect = Some(page.top.offset);
-            *state = State::Live(*position);
+            subscribed.suspect = Some(page.top.offset);
+            subscribed.state = State::Live(position);
         } else {
             // What has been announced since goes on from where it begins, for those who can live with a gap.
             let base = match waiting.first() {
@@ -165,12 +175,12 @@ impl Link {
                 _ => page.top,
             };
             out.push(Out::Interrupted(base));
-            *state = State::Live(base);
+            subscribed.state = State::Live(base);
         }
         drop(channels);
         self.hand_on(name, out);
-        if let Some((channel, since)) = question {
-            self.ask(name.into(), channel, Some(since));
+        if let Some(question) = question {
+            self.ask(name.into(), question);
         }
         self.announce(name, waiting);
     }
@@ -197,28 +207,33 @@ impl Link {
                 _ => None,
             };
             if let Some(since) = since {
-                questions.push((name.clone(), subscribed.channel.clone(), since));
+                questions.push((name.clone(), self.question(subscribed, Some(since))));
             }
             true
         });
-        questions.into_iter().for_each(|(name, channel, since)| self.ask(name, channel, Some(since)));
+        questions.into_iter().for_each(|(name, question)| self.ask(name, question));
         unused
     }
 
-    pub(super) fn refuse_asked(&self, error: &BrokerError) {
+    /// A line has ended. Subscriptions that it has not confirmed are refused, unless they may wait for the next one.
+    pub(super) fn refuse_asked(&self, error: &BrokerError, may_wait: bool) {
         let mut refused = Vec::new();
         self.shared.channels.lock().retain(|_, subscribed| match &mut subscribed.state {
-            State::Asked { waiting, .. } => {
-                refused.append(waiting);
-                false
+            State::Asked { waiting, again, .. } => {
+                let stays = may_wait && !std::mem::replace(again, true);
+                if !stays {
+                    refused.append(waiting);
+                }
+                stays
             }
             _ => true,
         });
         refused.into_iter().for_each(|resolver| resolver.resolve(Err(error.clone())));
     }
 
-    /// A topic that cannot be heard just now. True: nobody waits for it, or whoever did has been refused.
-    pub(super) fn fail_heard(&self, topic: &str, heard: &Topic, error: &BrokerError) -> bool {
+    /// A topic that cannot be heard just now; who subscribes may wait for the next line. True: nobody waits for it, or whoever did
+    /// has been refused.
+    pub(super) fn fail_heard(&self, topic: &str, heard: &Topic, error: &BrokerError, may_wait: bool) -> bool {
         let name = match heard {
             Topic::Channel(name) => name,
             Topic::Listener(listener) => {
@@ -228,7 +243,12 @@ impl Link {
         };
         let mut channels = self.shared.channels.lock();
         let waiting = match channels.get_mut(name) {
-            Some(Subscribed { state: State::Asked { waiting, .. }, .. }) => std::mem::take(waiting),
+            Some(Subscribed { state: State::Asked { waiting, again, .. }, .. }) => {
+                if may_wait && !std::mem::replace(again, true) {
+                    return false;
+                }
+                std::mem::take(waiting)
+            }
             Some(_) => return false,
             None => return true,
         };
@@ -244,9 +264,15 @@ impl Link {
         }
     }
 
-    /// Asks for where a channel stands, or for what followed a position; the answer comes back on
-    /// the queue of subscriptions.
-    fn ask(&self, name: Box<str>, channel: Channel, since: Option<Position>) {
+    fn question(&self, subscribed: &mut Subscribed, since: Option<Position>) -> Question {
+        let number = self.shared.questions.fetch_add(1, Relaxed) + 1;
+        subscribed.question = number;
+        Question { channel: subscribed.channel.clone(), since, number }
+    }
+
+    /// The answer comes back on the queue of subscriptions.
+    fn ask(&self, name: Box<str>, question: Question) {
+        let Question { channel, since, number } = question;
         let range = match since {
             Some(position) => Range { after: position.offset, limit: CHECK_LIMIT, bytes: 1 << 20, ..Range::default() },
             None => Range { after: u64::MAX, ..Range::default() },
@@ -256,8 +282,8 @@ impl Link {
         let done = move |answer: Result<Value, BrokerError>| {
             let result = answer.and_then(|answer| shared.page(&channel, answer));
             let answer = match since {
-                Some(_) => Subscription::Checked(name, result),
-                None => Subscription::Confirmed(name, result.map(|page| page.top)),
+                Some(_) => Subscription::Checked(name, number, result),
+                None => Subscription::Confirmed(name, number, result.map(|page| page.top)),
             };
             drop(answers.send(answer));
         };

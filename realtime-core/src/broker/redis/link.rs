@@ -41,7 +41,13 @@ pub(super) type Lost = String;
 
 impl Link {
     /// Until the broker stops. What panics in between (whoever is called from here) costs what was under way, and is begun anew.
-    pub(super) fn run(self, mut commands: UnboundedReceiver<Command>, mut subscriptions: UnboundedReceiver<Subscription>, first: Runtime) {
+    pub(super) fn run(self, commands: UnboundedReceiver<Command>, subscriptions: UnboundedReceiver<Subscription>, first: Runtime) {
+        self.go_on(commands, subscriptions, first);
+        // Who still waits for a line that will not come.
+        self.refuse_asked(&BrokerError::Stopped, false);
+    }
+
+    fn go_on(&self, mut commands: UnboundedReceiver<Command>, mut subscriptions: UnboundedReceiver<Subscription>, first: Runtime) {
         let mut next = Some(first);
         loop {
             let served = panic::catch_unwind(AssertUnwindSafe(|| {
@@ -102,7 +108,7 @@ impl Link {
 
     /// Everything has to be heard anew: who waits is refused, what was heard is asked for again.
     fn forget_connections(&self) {
-        self.refuse_asked(&failed());
+        self.refuse_asked(&failed(), false);
         let listeners: Vec<(String, Arc<dyn Listener>)> =
             self.shared.listeners.lock().iter().map(|(topic, listener)| (topic.clone(), listener.clone())).collect();
         listeners.iter().for_each(|(topic, listener)| listener.lose(topic));
@@ -145,10 +151,19 @@ pub(super) fn uncertainty(reason: &str) -> BrokerError {
 }
 
 pub(super) async fn in_time<T>(limit: Duration, work: impl Future<Output = Result<T, RedisError>>) -> Result<T, Lost> {
+    answer_to(limit, work).await.map_err(|unanswered| unanswered.reason)
+}
+
+/// Why there is no answer, and whether it would have come too late.
+pub(super) struct Unanswered {
+    pub(super) reason: Lost,
+    pub(super) is_late: bool,
+}
+
+pub(super) async fn answer_to<T>(limit: Duration, work: impl Future<Output = Result<T, RedisError>>) -> Result<T, Unanswered> {
     match Patience::new(limit).until(work).await {
-        Some(Ok(value)) => Ok(value),
-        Some(Err(error)) => Err(error.to_string()),
-        None => Err(format!("no answer within {} ms", limit.as_millis())),
+        Some(answer) => answer.map_err(|error| Unanswered { reason: error.to_string(), is_late: false }),
+        None => Err(Unanswered { reason: format!("no answer within {} ms", limit.as_millis()), is_late: true }),
     }
 }
 
@@ -169,6 +184,11 @@ impl<'l> Pause<'l> {
         if std::mem::take(&mut self.failures) > 0 {
             tracing::info!("{what}: connected again");
         }
+    }
+
+    /// Whether there was a connection until now.
+    pub(super) fn is_connected(&self) -> bool {
+        self.connected.load(Relaxed)
     }
 
     pub(super) fn failed(&mut self, what: &str, reason: &str) -> Duration {

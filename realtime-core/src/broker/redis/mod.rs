@@ -84,6 +84,8 @@ struct Shared {
     listeners: Mutex<HashMap<String, Arc<dyn Listener>>>,
     /// Held once by each request that waits.
     places: Arc<()>,
+    /// Questions about channels that have been asked: see [`Subscribed::question`].
+    questions: AtomicU64,
     /// Whether there is a connection for commands, and one for subscriptions.
     connected: [AtomicBool; 2],
     /// Announcements and entries that were not publications.
@@ -102,12 +104,14 @@ struct Subscribed {
     /// Offset that the last check found and that nothing was known of: the announcement may have
     /// been on its way. If it has not come by the next check it is lost.
     suspect: Option<u64>,
+    /// Number of the question that was asked last: answers to those before it come too late.
+    question: u64,
     state: State,
 }
 
 enum State {
-    /// The server has not confirmed it.
-    Asked { waiting: Vec<Resolver<Position>>, early: Vec<(Position, Vec<u8>)> },
+    /// The server has not confirmed it. `again`: a line has ended meanwhile, and it is asked for over the next one, once.
+    Asked { waiting: Vec<Resolver<Position>>, early: Vec<(Position, Vec<u8>)>, again: bool },
     /// What has been handed on; what follows will be.
     Live(Position),
     /// Something may be missing behind this position: it is being looked for. What is announced
@@ -155,11 +159,21 @@ struct Way {
     asking: bool,
     /// Servers that have sent it on.
     hops: u8,
+    /// A connection has ended before its answer.
+    again: bool,
 }
 
 impl Command {
     fn is_publication(&self) -> bool {
         matches!(self, Command::Run(Call { script: Script::Publish, .. }, ..))
+    }
+
+    /// Whether it may be sent again whose connection has ended before its answer: it only reads, and has not been sent again yet.
+    fn ask_again(&mut self) -> bool {
+        match self {
+            Command::Run(Call { script: Script::Read | Script::Look, .. }, _, way) => !std::mem::replace(&mut way.again, true),
+            _ => false,
+        }
     }
 
     fn is_asking(&self) -> bool {
@@ -212,10 +226,10 @@ pub(crate) trait Listener: Send + Sync {
 /// For the link of subscriptions.
 enum Subscription {
     Begin(Box<str>),
-    /// The position of a channel whose subscription has been confirmed.
-    Confirmed(Box<str>, Result<Position, BrokerError>),
-    /// What is missing on a channel.
-    Checked(Box<str>, Result<Page, BrokerError>),
+    /// The position of a channel whose subscription has been confirmed, and the question's number.
+    Confirmed(Box<str>, u64, Result<Position, BrokerError>),
+    /// What is missing on a channel, and the question's number.
+    Checked(Box<str>, u64, Result<Page, BrokerError>),
     /// A topic of a [`Listener`] is to be heard, or no longer.
     Listen(String),
     Unlisten(String),
@@ -249,6 +263,7 @@ impl Redis {
                 channels: Mutex::default(),
                 listeners: Mutex::default(),
                 places: Arc::default(),
+                questions: AtomicU64::new(0),
                 connected: Default::default(),
                 malformed: AtomicU64::new(0),
                 failures: AtomicU64::new(0),
@@ -386,9 +401,9 @@ impl Broker for Redis {
         }
         let (resolver, pending) = promise();
         let name: Box<str> = channel.into();
-        let state = State::Asked { waiting: vec![resolver], early: Vec::new() };
+        let state = State::Asked { waiting: vec![resolver], early: Vec::new(), again: false };
         let known = Channel::new(channel, crate::message::channel_hash(channel));
-        channels.insert(name.clone(), Subscribed { channel: known, unused_since: None, suspect: None, state });
+        channels.insert(name.clone(), Subscribed { channel: known, unused_since: None, suspect: None, question: 0, state });
         match senders.subscriptions.send(Subscription::Begin(name)) {
             Ok(()) => Reply::Later(pending),
             Err(refused) => {

@@ -133,8 +133,8 @@ impl<'l> Shards<'l> {
                     self.hear(self.link.shared.keys.topic(&name), Topic::Channel(name));
                 }
             }
-            Subscription::Confirmed(name, result) => self.refused.extend(self.link.on_confirmed(name, result)),
-            Subscription::Checked(name, result) => self.link.on_checked(&name, result),
+            Subscription::Confirmed(name, number, result) => self.refused.extend(self.link.on_confirmed(name, number, result)),
+            Subscription::Checked(name, number, result) => self.link.on_checked(&name, number, result),
             Subscription::Listen(topic) if keys::is_of_a_channel(&topic) => {
                 let listener = self.link.shared.listeners.lock().get(&topic).cloned();
                 if let Some(listener) = listener {
@@ -160,7 +160,7 @@ impl<'l> Shards<'l> {
         // Who waits for it hears at once that there is no node for it.
         if let Some(Placed { topic: heard, node: None, .. }) = self.topics.get(&topic) {
             let error = BrokerError::Unavailable { reason: "redis: no node of the cluster has this channel's slot".into() };
-            if self.link.fail_heard(&topic, heard, &error) {
+            if self.link.fail_heard(&topic, heard, &error, false) {
                 self.topics.remove(&topic);
             }
         }
@@ -388,11 +388,13 @@ impl<'l> Hearing<'l> {
                 }
                 Err(reason) => reason,
             };
+            // The next attempt is a moment away: until that has failed who subscribes waits for it.
+            let may_wait = pause.is_connected();
             let until = tokio::time::Instant::now() + pause.failed(&what, &reason);
             link.trouble();
             let error = BrokerError::Unavailable { reason: format!("redis {}: {reason}", self.name) };
             let topics: Vec<String> = self.topics.keys().cloned().collect();
-            topics.into_iter().for_each(|topic| self.lose(topic, &error));
+            topics.into_iter().for_each(|topic| self.lose(topic, &error, may_wait));
             if self.stop.is_some() {
                 return;
             }
@@ -402,7 +404,9 @@ impl<'l> Hearing<'l> {
                     order = orders.recv() => match order {
                         Some(Order::Hear(topic, heard)) => {
                             self.topics.insert(topic.clone(), heard);
-                            self.lose(topic, &error);
+                            if !may_wait {
+                                self.lose(topic, &error, false);
+                            }
                         }
                         Some(Order::Forget(topic)) => drop(self.topics.remove(&topic)),
                         Some(Order::Stop) | None => return,
@@ -413,8 +417,8 @@ impl<'l> Hearing<'l> {
     }
 
     /// A topic is not heard until the connection is back.
-    fn lose(&mut self, topic: String, error: &BrokerError) {
-        if self.topics.get(&topic).is_some_and(|heard| self.link.fail_heard(&topic, heard, error)) {
+    fn lose(&mut self, topic: String, error: &BrokerError, may_wait: bool) {
+        if self.topics.get(&topic).is_some_and(|heard| self.link.fail_heard(&topic, heard, error, may_wait)) {
             self.topics.remove(&topic);
             drop(self.signs.send(Sign::Dropped { topic }));
         }
@@ -559,7 +563,7 @@ impl<'l> Hearing<'l> {
         } else {
             self.link.trouble();
             let error = BrokerError::Unavailable { reason: format!("redis {}: {reason}", self.name) };
-            self.lose(topic.clone(), &error);
+            self.lose(topic.clone(), &error, false);
         }
         self.on_gone(topic, moved.is_some());
     }

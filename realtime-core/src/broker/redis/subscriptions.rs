@@ -49,19 +49,23 @@ impl Link {
                 }
                 Err(reason) => reason,
             };
+            // The next attempt is a moment away: until that has failed who subscribes waits for it.
+            let may_wait = pause.is_connected();
             let until = tokio::time::Instant::now() + pause.failed("redis subscriptions", &reason);
             let error = BrokerError::Unavailable { reason: format!("redis: {reason}") };
-            self.fail_asked(&error);
+            self.fail_asked(&error, may_wait);
             self.lose_topics();
             loop {
                 tokio::select! {
                     () = tokio::time::sleep_until(until) => break,
                     request = queue.recv() => match request {
                         None | Some(Subscription::Stop) => return,
-                        Some(Subscription::Begin(_)) => self.fail_asked(&error),
+                        // All that is wanted by then will be asked for.
+                        Some(Subscription::Begin(_) | Subscription::Listen(_)) if may_wait => {}
+                        Some(Subscription::Begin(_)) => self.fail_asked(&error, false),
                         // Answers from before: all will be asked again.
                         Some(Subscription::Confirmed(..)) => {}
-                        Some(Subscription::Checked(name, _)) => self.note_unchecked(&name),
+                        Some(Subscription::Checked(name, ..)) => self.note_unchecked(&name),
                         Some(Subscription::Listen(_)) => self.lose_topics(),
                         Some(Subscription::Unlisten(_)) => {}
                     },
@@ -71,9 +75,9 @@ impl Link {
     }
 
     /// Refuses the subscriptions that have not been confirmed, where one link has them all.
-    fn fail_asked(&self, error: &BrokerError) {
+    fn fail_asked(&self, error: &BrokerError, may_wait: bool) {
         if self.servers.cluster().is_none() {
-            self.refuse_asked(error);
+            self.refuse_asked(error, may_wait);
         }
     }
 
@@ -144,8 +148,10 @@ impl Hearing<'_> {
                                 // In their order: it may be listened to again.
                                 lost = lost.and(self.listen(std::mem::take(&mut listen)).await).and(self.unlisten(topic).await);
                             }
-                            Subscription::Confirmed(name, result) => self.refused.extend(self.link.on_confirmed(name, result)),
-                            Subscription::Checked(name, result) => self.link.on_checked(&name, result),
+                            Subscription::Confirmed(name, number, result) => {
+                                self.refused.extend(self.link.on_confirmed(name, number, result));
+                            }
+                            Subscription::Checked(name, number, result) => self.link.on_checked(&name, number, result),
                             Subscription::Stop => {
                                 self.stop = Some(STOP_TICKS * self.link.shared.patience());
                                 let topic = self.link.shared.keys.probe(self.link.shared.node);
