@@ -30,7 +30,7 @@ demo := php-examples/demo
 help: ## List the commands
 	@echo 'Usage: make COMMAND'
 	@echo
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## Install what this machine lacks (lists it first; root only for that)
 	@scripts/setup
@@ -87,7 +87,10 @@ install-capi: ## Install the C library from build/ and its header; PREFIX=/usr/l
 	@echo "To use it:  cc program.c \$$(pkg-config --cflags --libs realtime)"
 	@$(if $(DESTDIR),,echo "The loader finds it after:  ldconfig   (as root; or set LD_LIBRARY_PATH=$(libdir))")
 
-demo: build ## Show this machine live in a browser; ADDRESS, HUB_PORT and PAGE_PORT choose the addresses
+# Needs the extension alone: who tries it out waits for nothing else.
+demo: ## Show this machine live in a browser; ADDRESS, HUB_PORT and PAGE_PORT choose the addresses
+	@scripts/setup build
+	@$(MAKE) --no-print-directory build-extension
 	@echo '==> Starting the demo'
 	@exec $(run_php) $(demo)/poller.php
 
