@@ -50,7 +50,7 @@ namespace {
      *   `history`: false keeps it out of the channel's history.
      *   `ttl_ms`: milliseconds after which it leaves the channel's history, where that is sooner than
      *   the channel's policy says; at least 1.
-     *   `app`: `default` is the only one.
+     *   `app`: the app that `realtime.app` names; another one is refused.
      *
      * @return mixed null; with one argument Laravel's `PendingBroadcast`.
      *
