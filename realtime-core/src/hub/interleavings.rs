@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use mio::{Interest, Registry, Token};
 
+use super::builder::{Assembled, HubBuilder};
+use super::handle::{Hub, HubInner};
 use super::shard::Shard;
-use super::{Assembled, Hub, HubBuilder, HubInner};
 use crate::auth::Admission;
 use crate::config::Config;
 use crate::error::StartError;

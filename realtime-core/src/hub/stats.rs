@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 
 use serde::Serialize;
 
+use super::node::Node;
 use crate::close::CloseReason;
 
 /// What one shard counts.
@@ -128,7 +129,7 @@ pub struct Stats {
 }
 
 impl Stats {
-    pub(crate) fn add(&mut self, counters: &ShardCounters) {
+    fn add(&mut self, counters: &ShardCounters) {
         self.subscriptions += counters.subscriptions.load(Relaxed) as u64;
         self.delivered += counters.delivered.load(Relaxed);
         self.delivered_bytes += counters.sent_bytes.load(Relaxed);
@@ -143,5 +144,37 @@ impl Stats {
         self.closed_slow += counters.closed_slow.load(Relaxed);
         self.closed_pong_timeout += counters.closed_pong.load(Relaxed);
         self.closed_protocol += counters.closed_protocol.load(Relaxed);
+    }
+}
+
+impl Node {
+    pub(crate) fn stats(&self) -> Stats {
+        let mut stats = Stats {
+            connections: self.connections.load(Relaxed) as u64,
+            published: self.published.load(Relaxed),
+            queue_full: self.queue_full.load(Relaxed),
+            ingress_bytes: self.routes.ingress.queued() as u64,
+            history_bytes: self.broker.history_bytes() as u64,
+            held_bytes: self.windows.as_ref().map_or(0, |windows| windows.held_bytes() as u64),
+            resume_bytes: self.pages.as_ref().map_or(0, |pages| pages.away_bytes() as u64),
+            conflated: self.windows.as_ref().map_or(0, |windows| windows.conflated.load(Relaxed)),
+            refused: self.refused.load(Relaxed),
+            bus_errors: self.bus_errors.load(Relaxed),
+            bus_refused: self.bus_refused.load(Relaxed),
+            events_dropped: self.hooks.dropped(),
+            uptime_ms: self.started.elapsed().as_millis() as u64,
+            panics: self.broker.failures(),
+            ..Stats::default()
+        };
+        if let Some(callback) = &self.auth.callback {
+            (stats.callbacks, stats.callbacks_queued) = callback.load();
+        }
+        self.routes.interest.for_each(|channel, subscribers| {
+            stats.channels += u64::from(subscribers > 0 && !channel.is_internal());
+        });
+        for shard in &self.shards {
+            stats.add(&shard.counters);
+        }
+        stats
     }
 }
