@@ -489,6 +489,31 @@ async fn a_connection_that_changes_hands_while_the_application_thinks_does_not_g
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_is_renewed_while_the_application_thinks_counts() {
+    let gate = Arc::new(Semaphore::new(0));
+    let application = gated(&gate, |_| async { (200, r#"{"allowed":true}"#.into()) }).await;
+    let hub = channel_hub(&application, |config| {
+        config.auth.mode = Some(AuthModes::One(AuthMode::Jwt));
+        config.auth.jwt.secret = application::SECRET.into();
+        config.auth.callback.timeout_ms = 60_000;
+    });
+    let with = |channels: Value| application::sign(&json!({"sub": "ada", "exp": now_ms() / 1000 + 60, "channels": channels}));
+    let mut client = Client::connect_to(&hub, &format!("/ws?token={}", with(json!(["ask-*"])))).await;
+    for channel in ["ask-a", "ask-b"] {
+        client.send_json(json!({"action": "subscribe", "channel": channel, "id": channel})).await;
+    }
+    eventually("the application is asked", || application.count() == 2);
+    client.send_json(json!({"action": "auth", "token": with(json!(["ask-b"]))})).await;
+    assert_eq!(client.expect_error("unauthorized").await["id"], "ask-a");
+    client.expect("authenticated").await;
+    gate.add_permits(2);
+    assert_eq!(client.expect("subscribed").await["channel"], "ask-b");
+    eventually("it has answered", || application.under_way.load(Ordering::SeqCst) == 0);
+    client.expect_nothing().await;
+    assert_eq!(hub.stats().subscriptions, 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_subscription_fails_closed_when_nobody_answers() {
     let application = gated(&Arc::new(Semaphore::new(0)), |_| async { (200, r#"{"allowed":true}"#.into()) }).await;
     let hub = channel_hub(&application, |config| config.auth.callback.timeout_ms = 100);

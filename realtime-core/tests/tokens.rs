@@ -3,13 +3,16 @@
 
 mod application;
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use application::{now_ms, sign, token};
 use realtime_core::config::{Access, AuthMode, AuthModes, ChannelPolicy};
+use realtime_core::hub::HubBuilder;
 use realtime_core::{Config, Hub, Payload};
+use realtime_testkit::Delayed;
 use realtime_testkit::client::{Client, Received};
-use realtime_testkit::hub::start;
+use realtime_testkit::hub::{config, start};
 use realtime_testkit::wait::{DEADLINE, eventually};
 use serde_json::json;
 
@@ -243,6 +246,31 @@ async fn channels_of_a_token_are_all_that_it_is_good_for() {
 }
 
 #[tokio::test]
+async fn a_renewed_token_stops_what_waits_for_the_broker_and_is_not_covered_any_more() {
+    let broker = Arc::new(Delayed::new(Duration::from_millis(1)));
+    let settings = config(|config| {
+        config.auth.mode = Some(AuthModes::One(AuthMode::Jwt));
+        config.auth.jwt.secret = application::SECRET.into();
+    });
+    let hub = HubBuilder::new(settings).broker(broker.clone()).start().unwrap();
+    let with = |channels: serde_json::Value| sign(&json!({"sub": "ada", "exp": now_ms() / 1000 + 60, "channels": channels}));
+    let mut client = Client::connect_to(&hub, &format!("/ws?token={}", with(json!(["news", "room"])))).await;
+    eventually("it hears what is sent to its user", || hub.stats().subscriptions == 1);
+    broker.pause();
+    for channel in ["news", "room"] {
+        client.send_json(json!({"action": "subscribe", "channel": channel, "id": channel})).await;
+    }
+    client.send_json(json!({"action": "auth", "token": with(json!(["news"]))})).await;
+    let refused = client.expect_error("unauthorized").await;
+    assert_eq!(refused["id"], "room");
+    client.expect("authenticated").await;
+    broker.resume();
+    assert_eq!(client.expect("subscribed").await["channel"], "news");
+    client.expect_nothing().await;
+    assert_eq!(hub.stats().subscriptions, 2);
+}
+
+#[tokio::test]
 async fn rights_travel_with_a_connection() {
     let hub = hub(|_| {});
     let token = sign(&json!({"sub": "ada", "exp": soon(), "channels": ["a"]}));
@@ -303,4 +331,15 @@ async fn a_host_that_gives_a_connection_to_a_user_ends_what_its_token_said() {
     client.subscribe("b").await;
     assert_eq!(ends.closed().await.0, 4203);
     client.expect_nothing().await;
+
+    // One that has yet to say who it is gets what it came for.
+    let mut pending = Client::open(&hub, "/ws/news").await;
+    let socket = pending.expect("connected").await["socket_id"].as_str().unwrap().parse().unwrap();
+    assert!(hub.set_user(socket, Some(realtime_core::User::new("eve", None).unwrap())).unwrap());
+    assert_eq!(pending.expect("subscribed").await["channel"], "news");
+    // Nobody is not somebody.
+    let mut nobody = Client::connect(&hub).await;
+    assert!(hub.set_user(nobody.socket_id(), None).unwrap());
+    nobody.send_json(json!({"action": "subscribe", "channel": "news"})).await;
+    nobody.expect_error("unauthenticated").await;
 }

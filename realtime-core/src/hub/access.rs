@@ -6,7 +6,7 @@
 use std::sync::{Arc, Weak};
 
 use super::Node;
-use super::fanout::{Asker, ConnectionKey, JoinRequest};
+use super::fanout::{Asker, ConnectionKey, JoinRequest, LocalChannel};
 use super::shard::{Job, Phase, Shard};
 use crate::auth::callback::Question;
 use crate::auth::{Admission, Denied, Identity, signature};
@@ -19,6 +19,7 @@ use crate::session::rights::{Asked, Awaiting, Checking, Rights};
 /// Questions of one connection that are under way at once; the others wait their turn, so that one
 /// client does not fill the queue.
 const MAX_UNDER_WAY: usize = 4;
+const NOT_COVERED: &str = "the credential is not good for this channel";
 
 /// The control thread's answer to one question of a connection.
 pub(crate) enum Decision {
@@ -195,7 +196,7 @@ impl Shard {
         let session = &connection.session;
         let covered = session.rights.as_ref().is_none_or(|rights| rights.grant.covers(channel));
         let allowed = match node.config.access(channel) {
-            _ if !covered => Err("the credential is not good for this channel".to_owned()),
+            _ if !covered => Err(NOT_COVERED.to_owned()),
             Access::Public => Ok(Gate::Open(None)),
             Access::Authenticated if session.user.is_some() => Ok(Gate::Open(None)),
             Access::Authenticated => Err("this channel is for users, and the connection is nobody's".to_owned()),
@@ -377,12 +378,14 @@ impl Shard {
         }
     }
 
-    /// A further credential of the same user. What it does not cover ends.
+    /// A further credential of the same user. What it does not cover ends, or does not begin.
     fn renew(&mut self, key: ConnectionKey, identity: Identity) {
         let Some(connection) = self.connection(key) else { return };
         let session = &mut connection.session;
         session.user = Some(Box::new(identity.user));
-        session.rights.get_or_insert_default().grant = identity.grant.clone();
+        let rights = session.rights.get_or_insert_default();
+        rights.grant = identity.grant.clone();
+        let asked: Vec<Asked> = rights.asked.extract_if(.., |asked| !identity.grant.covers(&asked.channel)).collect();
         let mut joined: Vec<u32> = session.subscriptions.iter().map(|subscription| subscription.channel).collect();
         joined.extend(self.cursor_channels(key));
         self.show_user(key);
@@ -398,6 +401,32 @@ impl Shard {
             self.close_channel_if_unused(index as usize);
             self.push(key, &Push::Unsubscribed { id: None, channel: channel.name() });
         }
+        // And what waits for the application, or for the broker.
+        let error = || ProtocolError::refusal("unauthorized", NOT_COVERED);
+        for Asked { id, channel, .. } in asked {
+            let error = self.subscription_refused(key, &channel, error().with_id(id));
+            self.push(key, &Push::Error(&error));
+        }
+        self.ask_next(key);
+        for index in self.joining_channels(key) {
+            let channel = self.channels[index].channel.clone();
+            if channel.is_internal() || identity.grant.covers(channel.name()) {
+                continue;
+            }
+            for joining in self.take_joining(key, index) {
+                self.refuse(key, &channel, joining.request, error());
+            }
+            self.close_channel_if_unused(index);
+        }
+    }
+
+    /// The channels on which a connection waits to become a subscriber.
+    fn joining_channels(&mut self, key: ConnectionKey) -> Vec<usize> {
+        if self.connection(key).is_none_or(|connection| connection.session.joining == 0) {
+            return Vec::new();
+        }
+        let waits = |channel: &LocalChannel| channel.joining.iter().any(|joining| joining.connection == key);
+        self.channels.iter().filter(|(_, channel)| waits(channel)).map(|(index, _)| index).collect()
     }
 }
 

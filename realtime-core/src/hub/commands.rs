@@ -25,7 +25,7 @@ const RELAY_EVENT: &str = "client-message";
 
 /// A client's question for a history, while the broker thinks.
 pub(crate) struct HistoryAnswer {
-    connection: ConnectionKey,
+    pub(super) connection: ConnectionKey,
     id: Option<RequestId>,
     /// Without its app.
     channel: String,
@@ -274,6 +274,9 @@ impl Shard {
         match reply {
             Reply::Now(result) => self.on_history(&answer, result),
             Reply::Later(promise) => {
+                if let Some(connection) = self.connection(key) {
+                    connection.pace.histories += 1;
+                }
                 let (weak, shard) = (Arc::downgrade(&node), self.index);
                 promise.then(move |result| {
                     if let Some(node) = weak.upgrade() {
@@ -285,7 +288,15 @@ impl Shard {
         Ok(())
     }
 
-    pub(super) fn on_history(&mut self, answer: &HistoryAnswer, result: Result<Page, BrokerError>) {
+    /// The broker has answered a client's question for a history.
+    pub(super) fn on_late_history(&mut self, answer: &HistoryAnswer, result: Result<Page, BrokerError>) {
+        let Some(connection) = self.connection(answer.connection) else { return };
+        connection.pace.histories -= 1;
+        self.on_history(answer, result);
+        self.go_on_if_room(answer.connection);
+    }
+
+    fn on_history(&mut self, answer: &HistoryAnswer, result: Result<Page, BrokerError>) {
         let id = answer.id.as_ref();
         match result {
             Ok(page) => {
@@ -301,14 +312,7 @@ impl Shard {
 
     /// Takes back what a connection asked for and the broker has not answered; false: nothing.
     pub(crate) fn stop_waiting(&mut self, key: ConnectionKey, index: usize) -> bool {
-        let waiting = &mut self.channels[index].joining;
-        let before = waiting.len();
-        waiting.retain(|joining| joining.connection != key);
-        let gone = before - waiting.len();
-        if let Some(connection) = self.connection(key) {
-            connection.session.joining -= gone as u32;
-        }
-        let gone = gone > 0 || self.drop_cursor(key, index, true);
+        let gone = !self.take_joining(key, index).is_empty() || self.drop_cursor(key, index, true);
         self.close_channel_if_unused(index);
         gone
     }

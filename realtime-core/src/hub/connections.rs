@@ -11,6 +11,7 @@ use mio::Token;
 use slab::Slab;
 
 use super::fanout::ConnectionKey;
+use super::pacing::Pace;
 use super::shard::{Accepted, CLOSE_MS, Connection, Phase, READ_BYTES, Shard};
 use crate::auth::jwt::MAX_TOKEN_BYTES;
 use crate::close::{CloseCode, CloseReason};
@@ -135,14 +136,15 @@ impl Shard {
             held: None,
             announced: false,
             visit: None,
+            pace: Pace::default(),
         }));
         Some(key)
     }
 
     /// Reads what is there. `to_the_end`: the peer's end may be behind it, of which there will be no further event.
     pub(super) fn read(&mut self, key: ConnectionKey, to_the_end: bool) {
-        // What it sends while it waits for a decision waits in its socket.
-        if self.connection(key).is_none_or(|connection| connection.held.is_some()) {
+        // What it sends while it waits for a decision, or for room, waits in its socket.
+        if self.connection(key).is_none_or(|connection| connection.is_not_read()) {
             return;
         }
         let mut buffer = std::mem::take(&mut self.buffer);
@@ -157,7 +159,7 @@ impl Shard {
                     connection.session.heartbeat.heard(now_ms);
                     self.consume(key, &mut buffer[..received]);
                     turns += 1;
-                    if self.connection(key).is_some_and(|connection| connection.held.is_some()) {
+                    if self.connection(key).is_some_and(|connection| connection.is_not_read()) {
                         break None;
                     }
                     // More would be an event of its own, but the end may have come with this one.
@@ -203,7 +205,7 @@ impl Shard {
                     Err(_) => return,
                 }
             }
-            if self.keep_input_back(key, input) {
+            if self.keep_input_back(key, input) || self.pace(key, input) {
                 break;
             }
             match format.framing.next(&mut inbound, &mut input, &limits) {
@@ -250,7 +252,7 @@ impl Shard {
     }
 
     pub(super) fn on_writable(&mut self, key: ConnectionKey) {
-        let (now_ms, node_limit) = (self.now_ms, self.node.config.limits.outbox_bytes);
+        let now_ms = self.now_ms;
         let Some(connection) = self.connection(key) else { return };
         connection.session.outbox.unblock();
         if connection.session.outbox.is_empty() {
@@ -264,11 +266,8 @@ impl Shard {
             // Who takes bytes is alive, even if our ping is still behind them.
             connection.session.heartbeat.heard(now_ms);
         }
-        let may_go_on = connection.session.outbox.bytes() <= node_limit / 4;
         self.settle(key, written);
-        if may_go_on && !self.cursors.is_empty() {
-            self.resume_cursors(key);
-        }
+        self.go_on_if_room(key);
     }
 
     /// Sends a frame to one connection, or queues it.

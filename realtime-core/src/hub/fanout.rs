@@ -214,6 +214,11 @@ impl LocalChannel {
         }
     }
 
+    /// Whether its subscribers are told who is there.
+    pub(crate) fn shows_users(&self) -> bool {
+        self.roster.as_ref().is_some_and(|roster| roster.rules.shows)
+    }
+
     /// How far its subscribers have been served; `None` until it is live.
     pub(crate) fn reached(&self) -> Option<Reached> {
         let version = self.roster.as_ref().map_or(0, |roster| roster.version());

@@ -380,6 +380,7 @@ impl Shard {
         let shard = self.index;
         let Some(connection) = self.connection(key) else { return };
         connection.held = None;
+        connection.pace.drop_input();
         let announced = std::mem::take(&mut connection.announced);
         let handler = connection.handler.take();
         if let Some(handler) = &handler {

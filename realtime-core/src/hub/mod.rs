@@ -24,6 +24,7 @@ mod lost_time;
 mod manners;
 mod node;
 pub(crate) mod others;
+mod pacing;
 pub(crate) mod query;
 mod recovery;
 mod resume;

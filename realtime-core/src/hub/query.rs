@@ -124,11 +124,16 @@ impl Shard {
 
     /// The host says whose a connection is. What its credential said is over.
     fn set_user(&mut self, key: ConnectionKey, user: Option<User>, asker: Asker) {
-        if self.give_user(key, user, Some(asker))
-            && let Some(rights) = self.connection(key).and_then(|connection| connection.session.rights.as_mut())
-        {
-            rights.grant = Grant::default();
-            rights.awaiting = None;
+        let is_somebody = user.is_some();
+        if !self.give_user(key, user, Some(asker)) {
+            return;
+        }
+        let Some(rights) = self.connection(key).and_then(|connection| connection.session.rights.as_mut()) else { return };
+        rights.grant = Grant::default();
+        // Who is nobody's still has to say whose it is.
+        let awaiting = if is_somebody { rights.awaiting.take() } else { None };
+        for command in awaiting.map(|awaiting| awaiting.commands).unwrap_or_default() {
+            self.carry_out(key, command);
         }
     }
 
@@ -229,6 +234,7 @@ impl Shard {
             connection.phase == Phase::Open
                 && session.joining == 0
                 && connection.held.is_none()
+                && connection.pace.is_settled()
                 && session.rights.as_ref().is_none_or(|rights| rights.is_settled())
         });
         // A batch that is under way may or may not have reached this connection.

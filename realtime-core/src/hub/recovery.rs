@@ -27,6 +27,8 @@ use crate::protocol::{ProtocolError, Push, Recover, RequestId};
 const STEP_PUBLICATIONS: usize = 256;
 /// Bytes of their bodies.
 const STEP_BYTES: usize = 64 << 10;
+/// Parts that a connection waits for at once. Those that come while it is behind are asked for again.
+const READS_AT_ONCE: u32 = 16;
 /// How long a turn of the shard goes on with steps.
 const TURN: Duration = Duration::from_micros(250);
 
@@ -169,11 +171,12 @@ impl Shard {
 
     /// Asks for the next part.
     fn step(&mut self, key: CursorKey) {
-        let limit = self.node.config.limits.outbox_bytes;
-        let Some(waiting) = self.connection(key.connection).map(|connection| connection.session.outbox.bytes()) else { return };
+        let has_room = self.has_room(key.connection);
+        let Some(connection) = self.connection(key.connection) else { return };
+        let may_ask = has_room && connection.pace.reads < READS_AT_ONCE;
         let Some(cursor) = self.cursor(key) else { return };
-        if cursor.reading || waiting > limit / 4 {
-            // The answer, or the outbox, takes it up again.
+        if cursor.reading || !may_ask {
+            // The answer, that to another question, or the outbox takes it up again.
             return;
         }
         let (index, aim, offset) = (cursor.channel, cursor.aim, cursor.offset);
@@ -196,6 +199,9 @@ impl Shard {
                 if let Some(cursor) = self.cursor(key) {
                     cursor.reading = true;
                 }
+                if let Some(connection) = self.connection(key.connection) {
+                    connection.pace.reads += 1;
+                }
                 let (weak, shard) = (std::sync::Arc::downgrade(&node), self.index);
                 promise.then(move |result| {
                     if let Some(node) = weak.upgrade() {
@@ -208,6 +214,10 @@ impl Shard {
 
     /// The broker has answered a cursor.
     pub(super) fn on_answer(&mut self, key: CursorKey, until: u64, result: Result<Page, BrokerError>) {
+        if let Some(connection) = self.connection(key.connection) {
+            connection.pace.reads -= 1;
+        }
+        self.ask_for_more(key.connection);
         let Some(cursor) = self.cursor(key) else { return };
         cursor.reading = false;
         let index = cursor.channel;
@@ -216,6 +226,14 @@ impl Shard {
             channel.answered();
         }
         self.close_channel_if_unused(index);
+    }
+
+    /// Lets as many of a connection's cursors ask as may.
+    fn ask_for_more(&mut self, key: ConnectionKey) {
+        let Some(reads) = self.connection(key).map(|connection| connection.pace.reads) else { return };
+        let Some(cursors) = self.cursors.get(&key.index) else { return };
+        let waiting = cursors.iter().filter(|cursor| !cursor.reading).take(READS_AT_ONCE.saturating_sub(reads) as usize);
+        self.ready.extend(waiting.map(|cursor| CursorKey { connection: key, number: cursor.number }));
     }
 
     /// Gives a part of the history, up to `until`, to the cursor's connection.
@@ -241,6 +259,10 @@ impl Shard {
         result: Result<Page, BrokerError>,
     ) {
         let Some(top) = self.channels[index].position else { return };
+        if result.is_ok() && !matches!(aim, Aim::Follow) && !self.has_room(key.connection) {
+            // Answers to others have come meanwhile: this is asked again when they are taken.
+            return;
+        }
         let page = match (result, aim) {
             (Ok(page), _) => page,
             (Err(_), Aim::Follow) => return self.interrupt(key.connection, index),
@@ -302,7 +324,10 @@ impl Shard {
             }
         }
         let is_newest = matches!(aim, Aim::Newest(_));
-        let Some(given) = self.give(key, page.publications.iter().map(|publication| &**publication)) else { return };
+        // The newest is behind the position that the client has been told: it goes out whatever else waits.
+        let Some(given) = self.give(key, page.publications.iter().map(|publication| &**publication), usize::from(is_newest)) else {
+            return;
+        };
         let Some(cursor) = self.cursor(key) else { return };
         cursor.aim = Aim::Follow;
         cursor.offset = match page.publications.get(given) {
@@ -328,7 +353,7 @@ impl Shard {
                 return;
             };
             let count = between.len();
-            match self.give(key, between.iter().map(|delivery| &delivery.publication)) {
+            match self.give(key, between.iter().map(|delivery| &delivery.publication), 0) {
                 None => return,
                 Some(given) if given < count => {
                     if let Some(cursor) = self.cursor(key)
@@ -376,9 +401,9 @@ impl Shard {
         true
     }
 
-    /// Writes publications to a cursor's connection until its outbox is half full; says how many.
-    /// `None`: the cursor is gone.
-    fn give<'p>(&mut self, key: CursorKey, publications: impl Iterator<Item = &'p Publication>) -> Option<usize> {
+    /// Writes publications to a cursor's connection, `first` of them in any case, until its outbox is half full; says how
+    /// many. `None`: the cursor is gone.
+    fn give<'p>(&mut self, key: CursorKey, publications: impl Iterator<Item = &'p Publication>, first: usize) -> Option<usize> {
         let node = self.node.clone();
         let limit = node.config.limits.outbox_bytes;
         let mut scratch = std::mem::take(&mut self.scratch);
@@ -388,7 +413,7 @@ impl Shard {
             let session = &connection.session;
             let format = &node.formats[usize::from(session.format)];
             for publication in publications {
-                if session.outbox.bytes() + joined.len() > limit / 2 {
+                if given >= first && session.outbox.bytes() + joined.len() > limit / 2 {
                     break;
                 }
                 given += 1;

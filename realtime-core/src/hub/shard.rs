@@ -24,6 +24,7 @@ use super::hooks::Held;
 use super::inbox::Inbox;
 use super::lost_time::{LostTime, thread_time};
 use super::manners::Manners;
+use super::pacing::Pace;
 use super::query::Query;
 use super::recovery::{Cursor, CursorKey};
 use super::resume::Visit;
@@ -122,6 +123,14 @@ pub(crate) struct Connection {
     pub(super) announced: bool,
     /// Of a page that may come back.
     pub(super) visit: Option<Box<Visit>>,
+    pub(super) pace: Pace,
+}
+
+impl Connection {
+    /// Whether what its client sends stays in its socket for now.
+    pub(super) fn is_not_read(&self) -> bool {
+        self.held.is_some() || self.pace.holds_input()
+    }
 }
 
 /// Where a connection is in its life.
@@ -343,7 +352,7 @@ impl Shard {
             Job::Wake(shards) => self.node.routes.wake_both_halves(shards),
             Job::Accept(accepted) => self.accept(*accepted),
             Job::Page { cursor, until, result } => self.on_answer(cursor, until, result),
-            Job::History { answer, result } => self.on_history(&answer, result),
+            Job::History { answer, result } => self.guard(answer.connection, |shard| shard.on_late_history(&answer, result)),
             Job::Interrupted { channel, position } => self.on_interrupted(&channel, position),
             Job::Subscribed { channel, opening, result } => self.on_subscribed(&channel, opening, result),
             Job::News(delivery) => {
@@ -416,6 +425,10 @@ impl Shard {
                     Over::Unauthenticated => self.close(key, CloseReason::Unauthorized, "not authenticated in time"),
                 }
                 continue;
+            }
+            if connection.is_not_read() {
+                // Its silence says nothing. What it waits for has a deadline of its own, or is the outbox, which has one above.
+                connection.session.heartbeat.heard(now_ms);
             }
             let is_page = connection.visit.is_some();
             match connection.session.heartbeat.check(now_ms, heartbeat.ping_interval_ms, heartbeat.pong_timeout_ms) {

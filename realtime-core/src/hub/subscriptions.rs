@@ -244,8 +244,17 @@ impl Shard {
         }
     }
 
+    /// Takes out what a connection waits for on a channel.
+    pub(super) fn take_joining(&mut self, key: ConnectionKey, index: usize) -> Vec<Joining> {
+        let taken: Vec<Joining> = self.channels[index].joining.extract_if(.., |joining| joining.connection == key).collect();
+        if let Some(connection) = self.connection(key) {
+            connection.session.joining -= taken.len() as u32;
+        }
+        taken
+    }
+
     /// Tells whoever asked for a subscription why there is none.
-    fn refuse(&mut self, key: ConnectionKey, channel: &Channel, request: JoinRequest, error: ProtocolError) {
+    pub(super) fn refuse(&mut self, key: ConnectionKey, channel: &Channel, request: JoinRequest, error: ProtocolError) {
         match request {
             JoinRequest::Client { id, .. } => {
                 let error = self.subscription_refused(key, channel.name(), error.with_id(id));
@@ -284,6 +293,12 @@ impl Shard {
         for Joining { connection: key, request, place } in std::mem::take(&mut self.channels[index].joining) {
             if matches!(place, Place::Awaited) {
                 self.channels[index].joining.push(Joining { connection: key, request, place });
+                continue;
+            }
+            let tells_users = !matches!(request, JoinRequest::User { .. }) && self.channels[index].shows_users();
+            if tells_users && !self.has_room(key) {
+                self.channels[index].joining.push(Joining { connection: key, request, place });
+                self.join_later(key, index);
                 continue;
             }
             let Some(connection) = self.connection(key) else { continue };
@@ -438,6 +453,7 @@ impl Shard {
 
     pub(super) fn leave_all(&mut self, key: ConnectionKey, at_once: bool) {
         self.drop_cursors(key, at_once);
+        self.drop_joins(key);
         while let Some(last) = self.connection(key).and_then(|connection| connection.session.subscriptions.len().checked_sub(1)) {
             self.leave(key, last, at_once);
         }
