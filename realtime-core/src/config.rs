@@ -73,10 +73,10 @@ pub struct Config {
     /// Who may connect.
     pub auth: AuthConfig,
     /// Origins that may open connections: `https://app.example.com`, `https://*.example.com`, or
-    /// `*`. Default empty: the host that the request names, whatever its port; any for protocols
-    /// whose clients send nothing by which a browser could speak for its user (Pusher's). The entry
-    /// `default` keeps that beside others. A request without an `Origin` header does not come from
-    /// a browser and is always allowed.
+    /// `*`. Default empty: the host that the request names, whatever its port (`localhost`,
+    /// `127.0.0.1` and `[::1]` are one host); any for protocols whose clients send nothing by which
+    /// a browser could speak for its user (Pusher's). The entry `default` keeps that beside others.
+    /// A request without an `Origin` header does not come from a browser and is always allowed.
     pub allowed_origins: Vec<String>,
     /// Addresses or networks (`10.0.0.0/8`) of proxies whose `X-Forwarded-For` is believed. Default:
     /// loopback.

@@ -416,7 +416,12 @@ async fn upgrade(
     let opening = if anywhere || origin::is_allowed(origin, host, allowed) {
         opening
     } else {
-        Err(refusal(403, "origin_not_allowed", format!("origin {} may not connect", origin.unwrap_or_default())))
+        let text = format!(
+            "origin {} may not connect to {}: see `allowed_origins`",
+            origin.unwrap_or_default(),
+            host.unwrap_or("a hub without a name")
+        );
+        Err(refusal(403, "origin_not_allowed", text))
     };
     let mut opening = opening.or_else(|refusal| match protocol.refuse(&refusal) {
         Some(code) => Ok(Opening { refused: Some(Box::new(Refused { code, message: refusal.message })), ..Opening::default() }),

@@ -2,15 +2,19 @@
 
 /// Decides by the request's `Origin` and `Host`.
 ///
-/// With an empty list an origin must have the request's own host, whatever the port. Entries of
-/// the list are `*`, an origin, an origin whose host starts with `*.`, which stands for one or
+/// With an empty list an origin must have the request's own host, whatever the port; the names of
+/// a browser's own machine are one host. Entries of the list are `*`, an origin, an origin whose host starts with `*.`, which stands for one or
 /// more whole labels, or `default`, which stands for what holds without a list. Compared without
 /// regard to case. `null` matches only `*`.
 pub(crate) fn is_allowed(origin: Option<&str>, host: Option<&str>, allowed: &[String]) -> bool {
     let Some(origin) = origin else { return true };
     let origin = origin.to_ascii_lowercase();
     let own_host = || match (host_of(&origin), host) {
-        (Some(from), Some(host)) => from == without_port(&host.to_ascii_lowercase()),
+        (Some(from), Some(host)) => {
+            let host = host.to_ascii_lowercase();
+            let host = without_port(&host);
+            from == host || (is_loopback(from) && is_loopback(host))
+        }
         _ => false,
     };
     if has_default(allowed) && own_host() {
@@ -37,6 +41,11 @@ fn matches(entry: &str, origin: &str) -> bool {
     scheme == from_scheme
         && host_of(origin).is_some()
         && from_host.strip_suffix(host).is_some_and(|labels| labels.len() > 1 && labels.ends_with('.') && !labels.starts_with('.'))
+}
+
+/// Whether browsers take this host for their own machine, whatever name servers say.
+fn is_loopback(host: &str) -> bool {
+    matches!(host, "localhost" | "127.0.0.1" | "[::1]")
 }
 
 /// The host of a serialised origin (RFC 6454 section 6.1), without port; `None` for anything else.
@@ -80,6 +89,13 @@ mod tests {
             (Some("https://A.test:8443"), Some("a.TEST:8080"), true),
             (Some("http://[::1]:3000"), Some("[::1]:8080"), true),
             (Some("http://127.0.0.1:8000"), Some("127.0.0.1:8080"), true),
+            (Some("http://localhost:8000"), Some("127.0.0.1:8080"), true),
+            (Some("http://127.0.0.1:8000"), Some("LocalHost:8080"), true),
+            (Some("http://[::1]"), Some("localhost:8080"), true),
+            (Some("http://localhost"), Some("a.test"), false),
+            (Some("http://a.test"), Some("localhost:8080"), false),
+            (Some("http://localhost.evil.test"), Some("localhost:8080"), false),
+            (Some("http://127.0.0.1.evil.test"), Some("127.0.0.1:8080"), false),
             (Some("http://b.test"), Some("a.test"), false),
             (Some("http://a.test.evil.test"), Some("a.test"), false),
             (Some("http://evil-a.test"), Some("a.test"), false),
