@@ -33,7 +33,7 @@ pub use error::ConfigError;
 use error::invalid;
 pub use heartbeat::HeartbeatConfig;
 pub use hooks::{HooksConfig, HooksWebhookConfig};
-pub use layers::{ConfigBuilder, EffectiveConfig, Source};
+pub use layers::{ConfigBuilder, EffectiveConfig, LARAVEL_VARIABLES, Source};
 pub use limits::Limits;
 pub use logging::{LogFormat, LogLevel};
 pub use monitoring::MonitoringConfig;

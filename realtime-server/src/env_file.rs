@@ -6,22 +6,12 @@
 use std::collections::BTreeMap;
 
 use realtime_core::ConfigError;
+use realtime_core::config::LARAVEL_VARIABLES;
 use serde_json::{Map, Value, json};
 
 /// Switches that would change what a hub does, and have no counterpart here. What stands beside one is its harmless value.
 const NOT_SUPPORTED: [(&str, &str); 3] =
     [("REVERB_SCALING_ENABLED", "false"), ("REVERB_APP_RATE_LIMITING_ENABLED", "false"), ("REVERB_MAX_REQUEST_SIZE", "10000")];
-
-/// What the Laravel package has under the hub's prefix, and the hub does not.
-const OF_THE_PACKAGE: [&str; 7] = [
-    "REALTIME_APP_ID",
-    "REALTIME_APP_KEY",
-    "REALTIME_APP_SECRET",
-    "REALTIME_API_URL",
-    "REALTIME_ENCRYPTION_MASTER_KEY",
-    "REALTIME_QUEUE",
-    "REALTIME_TRANSPORT",
-];
 
 /// A file's variables.
 pub(crate) type Variables = BTreeMap<String, String>;
@@ -123,7 +113,7 @@ pub(crate) fn read(variables: &Variables, origins_listed: bool) -> Result<Applic
     }
     let own = variables
         .iter()
-        .filter(|(name, value)| name.starts_with("REALTIME_") && !OF_THE_PACKAGE.contains(&name.as_str()) && !value.is_empty());
+        .filter(|(name, value)| name.starts_with("REALTIME_") && !LARAVEL_VARIABLES.contains(&name.as_str()) && !value.is_empty());
     Ok(Application { settings: settings.into(), own: own.map(|(name, value)| (name.clone(), value.clone())).collect(), warnings })
 }
 

@@ -71,8 +71,13 @@ fn start(args: &ServeArgs, config: Config) -> Result<(Hub, Option<Followed>), Fa
     let addresses = BusAddress::list(config.socket.as_deref().unwrap_or_default()).unwrap_or_default();
     let configured = addresses.iter().find_map(|address| address.path().map(PathBuf::from));
     let format = config.log_format;
+    let listen = config.listen.clone();
     let mut builder = HubBuilder::new(config);
     if let Some(listener) = handed.clients {
+        let address = listener.local_addr()?.to_string();
+        if listen != address && listen != Config::default().listen {
+            tracing::warn!(%listen, %address, "`listen` is not used: systemd has opened the clients' socket, and its unit says where");
+        }
         builder = builder.listener(listener);
     }
     let bus = match (handed.bus, configured) {

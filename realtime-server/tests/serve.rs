@@ -265,9 +265,11 @@ impl Activation {
         let mut shell = Command::new("sh");
         place.prepare(&mut shell);
         shell.args(["-c", script, env!("CARGO_BIN_EXE_realtime"), "serve", "--log-format", "json"]);
-        shell.env("REALTIME_SOCKET", place.path("not-this-one.sock"));
+        shell.env("REALTIME_SOCKET", place.path("not-this-one.sock")).env("REALTIME_LISTEN", "127.0.0.1:1");
         shell.stdin(OwnedFd::from(self.clients.try_clone().unwrap())).stdout(OwnedFd::from(self.bus.try_clone().unwrap()));
         let process = Lines::of_stderr(&mut shell);
+        let overruled: Value = process.find(|line| line.contains("`listen` is not used").then(|| serde_json::from_str(line).unwrap()));
+        assert!(overruled.to_string().contains("127.0.0.1:1\""), "{overruled}");
         let listening: Value = process.find(|line| line.contains("listening").then(|| serde_json::from_str(line).unwrap()));
         assert_eq!(listening["bus"], place.socket().to_str().unwrap());
         Server { process, address: self.clients.local_addr().unwrap(), bus: Some(place.socket()) }

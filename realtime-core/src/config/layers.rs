@@ -10,6 +10,17 @@ use super::schema::{check_keys, from_text, leaf_names, lookup, nearest, parse_te
 use super::{Config, ConfigError};
 use crate::bus::socket::default_path;
 
+/// `REALTIME_*` variables that are the Laravel package's own, and no settings of a hub.
+pub const LARAVEL_VARIABLES: [&str; 7] = [
+    "REALTIME_APP_ID",
+    "REALTIME_APP_KEY",
+    "REALTIME_APP_SECRET",
+    "REALTIME_API_URL",
+    "REALTIME_ENCRYPTION_MASTER_KEY",
+    "REALTIME_QUEUE",
+    "REALTIME_TRANSPORT",
+];
+
 /// Where a value came from, weakest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Source {
@@ -57,6 +68,8 @@ pub struct EffectiveConfig {
 pub struct ConfigBuilder {
     layers: BTreeMap<Source, Map<String, Value>>,
     warnings: Vec<String>,
+    /// Whether the environment has the app's key under the Laravel package's name.
+    laravel_app: bool,
 }
 
 impl ConfigBuilder {
@@ -78,12 +91,17 @@ impl ConfigBuilder {
     }
 
     /// Takes `REALTIME_*` variables: `REALTIME_LISTEN`, `REALTIME_LIMITS__OUTBOX_BYTES`. One that
-    /// names no setting becomes a warning, because orchestrators inject some of their own.
+    /// names no setting becomes a warning, because orchestrators inject some of their own; those of
+    /// the Laravel package ([`LARAVEL_VARIABLES`]) are passed over.
     pub fn environment(mut self, variables: impl IntoIterator<Item = (String, String)>) -> Self {
         let schema = schema();
         for (name, text) in variables {
             let Some(rest) = name.strip_prefix("REALTIME_") else { continue };
             let path: Vec<String> = rest.to_ascii_lowercase().split("__").map(str::to_owned).collect();
+            if LARAVEL_VARIABLES.contains(&name.as_str()) {
+                self.laravel_app |= rest == "APP_KEY" && !text.is_empty();
+                continue;
+            }
             let Some(template) = lookup(&schema, &path) else {
                 self.warnings.push(format!("ignored {name}: no such setting"));
                 continue;
@@ -146,7 +164,12 @@ impl ConfigBuilder {
         let mut config = parse(merged)?;
         config.socket.get_or_insert_with(|| default_path().to_string_lossy().into_owned());
         config.validate()?;
-        Ok(EffectiveConfig { config, origins, warnings: self.warnings })
+        let mut warnings = self.warnings;
+        // Whoever starts the program with the package's variables means this; the package itself gives `apps`.
+        if self.laravel_app && config.apps.iter().all(|app| app.key.is_empty()) {
+            warnings.push("ignored REALTIME_APP_KEY: no app has it; apps are REALTIME_APPS, or a .env file's with --env-file".into());
+        }
+        Ok(EffectiveConfig { config, origins, warnings })
     }
 }
 
@@ -255,6 +278,17 @@ mod tests {
     fn an_unknown_variable_is_a_warning() {
         let effective = ConfigBuilder::new().environment(env(&[("REALTIME_PORT", "tcp://1"), ("HOME", "/")])).build().expect("valid");
         assert_eq!(effective.warnings, ["ignored REALTIME_PORT: no such setting"]);
+    }
+
+    #[test]
+    fn the_laravel_packages_variables_are_passed_over_unless_its_app_is_missed() {
+        let variables = env(&LARAVEL_VARIABLES.map(|name| (name, "x")));
+        let effective = ConfigBuilder::new().environment(variables.clone()).build().expect("valid");
+        assert_eq!(effective.warnings.len(), 1, "{:?}", effective.warnings);
+        assert!(effective.warnings[0].contains("REALTIME_APP_KEY"), "{:?}", effective.warnings);
+        let app = json!({"apps": [{"name": "default", "id": "1", "key": "x", "secret": "y"}]});
+        let builder = ConfigBuilder::new().environment(variables).layer(Source::Code, app).expect("known");
+        assert_eq!(builder.build().expect("valid").warnings, [""; 0]);
     }
 
     #[test]
