@@ -1,7 +1,11 @@
 //! Everything that happens before a connection is one: plain requests, bad handshakes, who may come in.
 
+use std::io::ErrorKind;
+use std::thread;
+
 use realtime_testkit::hub::resident_bytes;
-use realtime_testkit::raw::{RawClient, upgrade};
+use realtime_testkit::pusher::{ApiRequest, app};
+use realtime_testkit::raw::{RawClient, Response, upgrade};
 use realtime_testkit::{Client, eventually, start};
 use serde_json::Value;
 
@@ -151,6 +155,68 @@ fn a_slow_handshake_ends_at_its_deadline() {
     silent = RawClient::tcp(hub.local_addr());
     silent.expect_end();
     connected.subscribe("still here");
+}
+
+#[test]
+fn who_does_not_read_its_answers_loses_its_place() {
+    let hub = start(|config| {
+        (config.limits.max_handshakes, config.limits.handshake_timeout_ms) = (2, 2_000);
+        config.monitoring.listen = "127.0.0.1:0".into();
+    });
+    let watched = hub.monitoring_addr().unwrap();
+    thread::scope(|scope| {
+        for (address, path) in [(hub.local_addr(), "/health"), (hub.local_addr(), "/health"), (watched, "/metrics")] {
+            scope.spawn(move || {
+                let mut greedy = RawClient::tcp_narrow(address);
+                let requests = format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n").repeat(100);
+                let ended = loop {
+                    if let Err(error) = greedy.try_write(requests.as_bytes()) {
+                        break error;
+                    }
+                };
+                assert!(matches!(ended.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe), "{path}: {ended}");
+            });
+        }
+    });
+    eventually("their places are free", || RawClient::tcp(hub.local_addr()).upgrade_if_possible("/ws"));
+}
+
+#[test]
+fn a_stranger_cannot_stay_by_asking_again_and_who_shows_a_credential_can() {
+    let hub = start(|config| {
+        config.limits.handshake_timeout_ms = 3_000;
+        config.monitoring.token = "a-token-of-16-by".into();
+        config.apps = vec![app()];
+    });
+    let [mut stranger, mut forger, mut watching, mut server] = [(); 4].map(|()| RawClient::tcp(hub.local_addr()));
+    let forged = ApiRequest { secret: "guessed".into(), ..ApiRequest::get("channels", &[]) };
+    let ask = |client: &mut RawClient| {
+        client.write(b"GET /metrics HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer a-token-of-16-by\r\n\r\n");
+        client.response()
+    };
+    let sign = |client: &mut RawClient| ApiRequest::get("channels", &[]).send_over(client);
+    let is_last = |response: &Response| response.header("connection") == Some("close");
+    let mut ended = [false; 2];
+    eventually("both have had their last answer", || {
+        if !ended[0] {
+            stranger.write(b"GET /ready HTTP/1.1\r\nHost: a\r\n\r\n");
+            let answer = stranger.response();
+            assert_eq!(answer.status, 200);
+            ended[0] = is_last(&answer);
+        }
+        if !ended[1] {
+            let answer = forged.send_over(&mut forger);
+            assert_eq!(answer.status, 401);
+            ended[1] = is_last(&answer);
+        }
+        for (answer, who) in [(ask(&mut watching), "token"), (sign(&mut server), "signature")] {
+            assert_eq!((answer.status, is_last(&answer)), (200, false), "{who}");
+        }
+        ended == [true; 2]
+    });
+    stranger.expect_end();
+    forger.expect_end();
+    assert_eq!((ask(&mut watching).status, sign(&mut server).status), (200, 200));
 }
 
 #[tokio::test]

@@ -21,6 +21,7 @@ use serde_json::{Value, json};
 use crate::apps::AppId;
 use crate::hub::Node;
 use crate::transport::http::{Answer, Asked, full};
+use crate::transport::stay::Stay;
 pub(crate) use body::Bodies;
 
 /// Whether a path is one of the API's.
@@ -63,11 +64,11 @@ enum Call<'a> {
 
 /// Answers one request.
 pub(crate) async fn serve(node: Arc<Node>, asked: Asked) -> Answer {
-    let Asked { client: peer, path, request } = asked;
+    let Asked { client: peer, path, request, stay } = asked;
     let mut answer = if *request.method() == Method::OPTIONS {
         preflight()
     } else {
-        match respond(&node, &path, request).await {
+        match respond(&node, &path, request, &stay).await {
             Ok(value) => text(StatusCode::OK, "application/json", value.to_string()),
             Err(Fault { status, message }) => {
                 node.refused.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
@@ -103,7 +104,7 @@ fn text(status: StatusCode, kind: &'static str, body: String) -> Answer {
 }
 
 /// `path` is the request's below the hub's own.
-async fn respond(node: &Arc<Node>, path: &str, request: Request<Incoming>) -> Result<Value, Fault> {
+async fn respond(node: &Arc<Node>, path: &str, request: Request<Incoming>, stay: &Stay) -> Result<Value, Fault> {
     let (head, body) = request.into_parts();
     let segments = path.split('/').skip(1).map(|segment| percent_decode_str(segment).decode_utf8()).collect::<Result<Vec<_>, _>>();
     let segments = segments.map_err(|_| Fault::bad("the path is not UTF-8"))?;
@@ -126,6 +127,7 @@ async fn respond(node: &Arc<Node>, path: &str, request: Request<Incoming>) -> Re
     let signed = |path: &str| query.check_signature(config.secret.expose(), head.method.as_str(), path);
     // Pusher's SDKs sign the path that they ask for; one behind a proxy that adds the hub's does not know that.
     signed(head.uri.path()).or_else(|fault| if path == head.uri.path() { Err(fault) } else { signed(path).map_err(|_| fault) })?;
+    stay.recognize();
     if config.disabled {
         return Err(Fault::new(StatusCode::FORBIDDEN, "this app is disabled"));
     }

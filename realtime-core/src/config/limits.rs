@@ -24,7 +24,8 @@ pub struct Limits {
     /// Bytes of the body of one HTTP API request. Default 1 MiB; past it 413. All bodies under way
     /// may hold 64 times as much; past that 503.
     pub max_request_bytes: usize,
-    /// Time to send a complete request head, and again a complete body. Default 5,000.
+    /// Time to send a complete request head, again a complete body, and to take the answer. A connection on which nobody has
+    /// shown a credential for so long gets one more answer and is closed. Default 5,000.
     pub handshake_timeout_ms: u64,
     /// Connections that have not been upgraded, plain HTTP ones included. Default 4,096; past it
     /// new ones are dropped.

@@ -4,6 +4,7 @@
 //! shard; what the client sent behind its request goes with it.
 
 use std::convert::Infallible;
+use std::error::Error as _;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd;
@@ -28,6 +29,7 @@ use tokio::sync::{Notify, Semaphore, mpsc};
 use tungstenite::handshake::derive_accept_key;
 
 use super::link::TcpLink;
+use super::stay::{Bounded, Stay};
 use super::{monitoring, origin};
 use crate::api;
 use crate::auth::Admission;
@@ -160,7 +162,7 @@ async fn accept(node: Arc<Node>, listener: TcpListener, mut arriving: mpsc::Rece
             Ok(stream) => {
                 let peer = stream.peer_addr().map_or(IpAddr::from([0; 4]), |peer| peer.ip());
                 let stream = Tracked::new(stream);
-                // Past the limit the newest is dropped: the others end by their deadline.
+                // Past the limit the newest is dropped: the others end by their deadlines (`Stay`, `http1`).
                 let Ok(permit) = handshakes.clone().try_acquire_owned() else {
                     node.refused.fetch_add(1, Ordering::Relaxed);
                     tracing::info!(limit = node.config.limits.max_handshakes, "too many handshakes at once; connection dropped");
@@ -196,11 +198,15 @@ async fn monitor(node: Arc<Node>, listener: std::net::TcpListener) {
                 let Ok(place) = places.clone().try_acquire_owned() else { continue };
                 let node = node.clone();
                 tokio::spawn(async move {
+                    let stay = stay(&node);
                     let service = service_fn(|request: Request<Incoming>| {
-                        let answer = monitoring::answer(&node, request.uri().path(), &request)
+                        let answer = monitoring::answer(&node, request.uri().path(), &request, &stay)
                             .unwrap_or_else(|| Err(refusal(404, "not_found", "nothing is served on this path")));
-                        std::future::ready(Ok::<_, Infallible>(answer.unwrap_or_else(|refusal| refused(&refusal))))
+                        let mut answer = answer.unwrap_or_else(|refusal| refused(&refusal));
+                        stay.settle(&mut answer);
+                        std::future::ready(Ok::<_, Infallible>(answer))
                     });
+                    let stream = Bounded::new(stream, stay.clone());
                     if let Err(error) = http1(&node).serve_connection(TokioIo::new(stream), service).await {
                         tracing::debug!(%error, "a request of who watches the hub was not served");
                     }
@@ -272,14 +278,25 @@ impl AsyncWrite for Tracked {
 }
 
 async fn serve(node: Arc<Node>, stream: Tracked, peer: IpAddr) {
+    let stay = stay(&node);
     let service = service_fn(|request| {
-        let node = node.clone();
-        async move { Ok::<_, Infallible>(respond(&node, peer, request).await) }
+        let (node, stay) = (node.clone(), stay.clone());
+        async move {
+            let mut answer = respond(&node, peer, request, &stay).await;
+            stay.settle(&mut answer);
+            Ok::<_, Infallible>(answer)
+        }
     });
+    let stream = Bounded::new(stream, stay.clone());
     if let Err(error) = http1(&node).serve_connection(TokioIo::new(stream), service).with_upgrades().await {
         node.refused.fetch_add(1, Ordering::Relaxed);
-        tracing::info!(%peer, %error, "request refused");
+        let cause = error.source().map(tracing::field::display);
+        tracing::info!(%peer, %error, cause, "request refused");
     }
+}
+
+fn stay(node: &Node) -> Arc<Stay> {
+    Arc::new(Stay::new(Duration::from_millis(node.config.limits.handshake_timeout_ms)))
 }
 
 /// HTTP/1.1 within the limits.
@@ -311,6 +328,7 @@ pub(crate) struct Asked {
     pub(crate) client: IpAddr,
     pub(crate) path: String,
     pub(crate) request: Request<Incoming>,
+    pub(crate) stay: Arc<Stay>,
 }
 
 /// Asked in order, before the protocols.
@@ -319,12 +337,12 @@ const ROUTES: [Route; 2] = [
     Route { serves: api::serves, handle: |node, asked| Box::pin(async move { Ok(api::serve(node, asked).await) }) },
 ];
 
-async fn respond(node: &Arc<Node>, peer: IpAddr, request: Request<Incoming>) -> Answer {
+async fn respond(node: &Arc<Node>, peer: IpAddr, request: Request<Incoming>, stay: &Arc<Stay>) -> Answer {
     let client = client_address(peer, request.headers(), &node.trusted_proxies);
     let target = request.uri().clone();
     let answer = match below(target.path(), &node.config.path) {
         Some(path) => match ROUTES.iter().find(|route| (route.serves)(path)) {
-            Some(route) => (route.handle)(node.clone(), Asked { client, path: path.to_owned(), request }).await,
+            Some(route) => (route.handle)(node.clone(), Asked { client, path: path.to_owned(), request, stay: stay.clone() }).await,
             None => open(node, request, path, client).await,
         },
         None => Err(refusal(404, "not_found", format!("everything is served below {}", node.config.path))),
@@ -499,11 +517,11 @@ struct Place {
 
 impl Place {
     fn take(mut self, upgraded: hyper::upgrade::Upgraded, format: u16, opening: Opening, admission: Admission) {
-        let Ok(parts) = upgraded.downcast::<TokioIo<Tracked>>() else {
+        let Ok(parts) = upgraded.downcast::<TokioIo<Bounded<Tracked>>>() else {
             tracing::error!("an upgraded connection is not a TCP socket");
             return;
         };
-        match parts.io.into_inner().into_std() {
+        match parts.io.into_inner().into_inner().into_std() {
             Ok(stream) => {
                 self.taken = true;
                 self.node.hand_over(self.shard, Box::new(TcpLink::new(stream)), format, opening, admission, parts.read_buf);

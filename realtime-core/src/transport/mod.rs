@@ -7,6 +7,7 @@ pub(crate) mod http;
 pub(crate) mod link;
 mod monitoring;
 pub(crate) mod origin;
+pub(crate) mod stay;
 pub mod websocket;
 
 use std::io::{self, IoSlice};

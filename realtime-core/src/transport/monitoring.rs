@@ -8,6 +8,7 @@ use hyper::header::{self, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 
 use super::http::{Answer, Asked, full, json, refusal};
+use super::stay::Stay;
 use crate::auth::signature::{sign, verify};
 use crate::config::Secret;
 use crate::hub::Node;
@@ -30,20 +31,25 @@ pub(super) fn among_clients(node: &Node, asked: &Asked) -> Result<Answer, Refusa
         "/metrics" if node.monitoring_addr.is_some() || node.config.monitoring.token.is_empty() => {
             Err(refusal(403, "not_here", "metrics are served at monitoring.listen, or here to who has monitoring.token"))
         }
-        path => answer(node, path, &asked.request).unwrap_or_else(|| Err(refusal(404, "not_found", "nothing is served on this path"))),
+        path => answer(node, path, &asked.request, &asked.stay)
+            .unwrap_or_else(|| Err(refusal(404, "not_found", "nothing is served on this path"))),
     }
 }
 
 /// The answer to anybody, of the metrics to who has the token if there is one; `None`: it is none of these paths.
-pub(super) fn answer<B>(node: &Node, path: &str, request: &Request<B>) -> Option<Result<Answer, Refusal>> {
+pub(super) fn answer<B>(node: &Node, path: &str, request: &Request<B>, stay: &Stay) -> Option<Result<Answer, Refusal>> {
     let make = match path {
         "/health" => health,
         "/ready" => ready,
         "/metrics" => metrics,
         _ => return None,
     };
-    if path == "/metrics" && !has_token(request, &node.config.monitoring.token) {
+    let token = &node.config.monitoring.token;
+    if path == "/metrics" && !has_token(request, token) {
         return Some(Err(refusal(401, "unauthorized", "metrics are asked for with `Authorization: Bearer` and monitoring.token")));
+    }
+    if path == "/metrics" && !token.is_empty() {
+        stay.recognize();
     }
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         return Some(Err(refusal(405, "method_not_allowed", "use GET")));
