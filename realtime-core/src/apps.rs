@@ -81,11 +81,6 @@ impl App {
         self.connections.fetch_update(Relaxed, Relaxed, |open| (open < limit).then_some(open + 1)).is_ok()
     }
 
-    /// Counts one that has been admitted and moved here.
-    pub(crate) fn arrive(&self) {
-        self.connections.fetch_add(1, Relaxed);
-    }
-
     /// One of them is gone.
     pub(crate) fn leave(&self) {
         self.connections.fetch_sub(1, Relaxed);

@@ -1,12 +1,23 @@
 //! A defect in one connection's handling costs that connection, one in a shard's own work that shard: never the hub.
 #![expect(clippy::unwrap_used, reason = "a test's helper fails by panicking")]
 
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
+
+use realtime_core::broker::memory::Memory;
+use realtime_core::broker::{Broker, Deliver, Published, Reply};
+use realtime_core::config::AppConfig;
+use realtime_core::error::BrokerError;
+use realtime_core::history::{Page, Range};
+use realtime_core::hooks::Kind;
 use realtime_core::hub::HubBuilder;
-use realtime_core::message::Publication;
+use realtime_core::message::{Position, Publication};
 use realtime_core::protocol::{Command, Inbound, MessageKind, OpenRequest, Opening, Protocol, ProtocolError, ProtocolState, Push, Refusal};
 use realtime_core::transport::websocket::WebSocket;
-use realtime_core::{Hub, Payload, Publish};
-use realtime_testkit::{Client, Pipes, Received, config, eventually, on_time};
+use realtime_core::{Hub, Payload, Publish, User};
+use realtime_testkit::pusher::{ApiRequest, KEY, app, path};
+use realtime_testkit::{Client, DEADLINE, Pipes, Received, config, eventually, on_time};
+use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -118,4 +129,108 @@ async fn a_shard_that_fails_takes_its_connections_and_the_others_go_on() {
         }
     }
     assert_eq!(heard, 14);
+}
+
+/// A memory broker that knows which channels it is asked for.
+struct Asked {
+    memory: Memory,
+    channels: Mutex<BTreeSet<String>>,
+}
+
+impl Broker for Asked {
+    fn start(&self, deliver: Arc<dyn Deliver>) -> Result<(), BrokerError> {
+        self.memory.start(deliver)
+    }
+
+    fn publish(&self, publish: &Publish<'_>) -> Reply<Published> {
+        self.memory.publish(publish)
+    }
+
+    fn subscribe(&self, channel: &str) -> Reply<Position> {
+        self.channels.lock().unwrap().insert(channel.into());
+        self.memory.subscribe(channel)
+    }
+
+    fn unsubscribe(&self, channel: &str) {
+        self.channels.lock().unwrap().remove(channel);
+        self.memory.unsubscribe(channel);
+    }
+
+    fn read(&self, channel: &str, range: &Range) -> Reply<Page> {
+        self.memory.read(channel, range)
+    }
+}
+
+/// What workers hear next of channels and of ends of connections, sorted.
+fn events(hub: &Hub, count: usize) -> Vec<String> {
+    let next = || {
+        let leased: Value = serde_json::from_str(&hub.next_event(None, DEADLINE).unwrap().unwrap()).unwrap();
+        hub.event_done(leased["number"].as_u64().unwrap());
+        let event = &leased["event"];
+        format!("{} {}", event["kind"].as_str().unwrap(), event["channel"].as_str().or(event["reason"].as_str()).unwrap())
+    };
+    let mut events: Vec<String> = (0..count).map(|_| next()).collect();
+    events.sort();
+    events
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_counted_after_a_shard_has_failed_is_what_the_others_have() {
+    let broker = Arc::new(Asked { memory: Memory::new(1_000, 1_000, 1 << 20).unwrap(), channels: Mutex::default() });
+    let config = config(|config| {
+        config.apps = vec![AppConfig { max_connections: 7, ..app() }];
+        config.hooks.events = vec![Kind::Disconnect, Kind::Occupied, Kind::Vacated];
+    });
+    let hub = HubBuilder::new(config).protocol(Fragile, WebSocket).broker(broker.clone()).start().unwrap();
+    let connections = || ApiRequest::get("connections", &[]).send(&hub).body;
+    let refused = async || {
+        let mut client = Client::open(&hub, &path(KEY)).await;
+        assert_eq!(client.closed().await.0, 4004);
+    };
+    // They go to one shard and the other in turn.
+    let mut crowd = Vec::new();
+    for channel in ["left", "stays", "left", "stays", "left", "stays"] {
+        let mut client = Client::connect(&hub).await;
+        client.subscribe("both").await;
+        client.subscribe(channel).await;
+        crowd.push(client);
+    }
+    let mut broken = fragile(&hub).await;
+    broken.send_text("sub|broken").await;
+    assert!(broken.text().await.starts_with("on|broken|"));
+    assert_eq!(events(&hub, 4), ["occupied both", "occupied broken", "occupied left", "occupied stays"]);
+    refused().await;
+    eventually("seven are there", || hub.stats().connections == 7);
+    publish(&hub, "broken", "x");
+    eventually("a shard has failed", || hub.stats().connections == 3);
+    assert_eq!(
+        events(&hub, 6),
+        ["disconnect internal", "disconnect internal", "disconnect internal", "disconnect internal", "vacated broken", "vacated left"]
+    );
+    let stats = hub.stats();
+    assert_eq!((stats.panics, stats.subscriptions, stats.channels, stats.ingress_bytes), (1, 6, 2, 0));
+    let heard: Vec<(String, usize)> = hub.channels().into_iter().map(|channel| (channel.name, channel.subscribers)).collect();
+    assert_eq!(heard, [("both".to_owned(), 3), ("stays".to_owned(), 3)]);
+    assert_eq!(*broker.channels.lock().unwrap(), BTreeSet::from(["both".to_owned(), "stays".to_owned()]));
+    assert_eq!(connections(), "{\"connections\":3}");
+    for (channel, matched) in [("left", 0), ("broken", 0), ("both", 3), ("stays", 3)] {
+        assert_eq!(hub.publish(&Publish::new(channel, "e", Payload::Text("x"))).unwrap().matched, matched, "{channel}");
+    }
+    // What is asked of all shards is asked of those that are left.
+    assert!(hub.set_user(crowd[1].socket_id(), Some(User::new("ada", None).unwrap())).unwrap());
+    assert_eq!(hub.channel_users("stays").unwrap().len(), 1);
+    // Whoever comes back gets in: four, and then the app has as many as it may have.
+    let mut back = Vec::new();
+    for _ in 0..4 {
+        let mut client = Client::connect(&hub).await;
+        client.subscribe("left").await;
+        back.push(client);
+    }
+    assert_eq!((events(&hub, 1), connections()), (vec!["occupied left".to_owned()], "{\"connections\":7}".to_owned()));
+    refused().await;
+    for client in back {
+        client.close().await;
+    }
+    assert_eq!(events(&hub, 5).last(), Some(&"vacated left".to_owned()));
+    eventually("they are gone", || hub.stats().connections == 3 && connections() == "{\"connections\":3}");
 }

@@ -290,11 +290,11 @@ impl Hooks {
         }
     }
 
-    /// A channel has a subscriber less.
-    pub(crate) fn unsubscribed(&self, channel: &Channel) {
+    /// A channel has so many subscribers less.
+    pub(crate) fn unsubscribed(&self, channel: &Channel, subscribers: usize) {
         let mut occupied = self.occupied.lock();
         let Some(count) = occupied.get_mut(channel) else { return };
-        *count -= 1;
+        *count -= subscribers;
         if *count == 0 {
             occupied.remove(channel);
             self.tell(&Event { app: channel.app(), channel: Some(channel.name()), ..Event::new(Kind::Vacated) });

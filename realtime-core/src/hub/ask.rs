@@ -41,7 +41,7 @@ impl Node {
     pub(super) fn channel_users_here(&self, app: AppId, channel: &str) -> Result<Vec<ChannelUser>, QueryError> {
         let channel = self.apps.scope(app, channel);
         let parts = self.ask(|answer| Query::ChannelUsers { channel: channel.clone().into_owned(), answer })?;
-        Ok(merged(parts.into_iter().flatten()))
+        Ok(merged(parts.into_iter().flat_map(|(_, users)| users)))
     }
 
     fn shows(&self, channel: &str) -> bool {
@@ -91,7 +91,7 @@ impl Node {
             callback.forget(self.apps.of(app).name(), user_id);
         }
         let counts = self.ask(|answer| Query::DisconnectUser { app, user: user_id.to_owned(), code, reason: reason.to_owned(), answer })?;
-        Ok(counts.into_iter().sum())
+        Ok(counts.into_iter().map(|(_, count)| count).sum())
     }
 
     /// See [`Hub::ban_user`].
@@ -119,7 +119,7 @@ impl Node {
     /// See [`Hub::set_user`].
     pub(crate) fn set_user(&self, app: AppId, socket: SocketId, user: Option<User>) -> Result<bool, QueryError> {
         let found = self.ask(|answer| Query::SetUser { app, socket, user: user.clone(), answer })?;
-        Ok(found.into_iter().any(|here| here))
+        Ok(found.into_iter().any(|(_, here)| here))
     }
 
     /// Subscriptions to a channel on this node.
@@ -167,11 +167,17 @@ impl Node {
         })
     }
 
-    /// Asks every shard; the answers are in the shards' order.
-    pub(super) fn ask<T>(&self, question: impl Fn(Sender<T>) -> Query) -> Result<Vec<T>, QueryError> {
-        let receivers: Vec<_> = (0..self.shards.len()).map(|shard| self.send(shard, &question)).collect();
+    /// Asks every shard that has not failed; gives their numbers and answers.
+    pub(super) fn ask<T>(&self, question: impl Fn(Sender<T>) -> Query) -> Result<Vec<(usize, T)>, QueryError> {
+        let working = (0..self.shards.len()).filter(|shard| !self.has_failed(*shard));
+        let asked: Vec<_> = working.map(|shard| (shard, self.send(shard, &question))).collect();
         let mut patience = Patience::new(QUERY_TIMEOUT);
-        receivers.into_iter().map(|receiver| receive(&receiver, &mut patience)).collect()
+        let answers = asked.into_iter().filter_map(|(shard, receiver)| match receive(&receiver, &mut patience) {
+            // Meanwhile.
+            Err(QueryError::Stopped) if self.has_failed(shard) => None,
+            answer => Some(answer.map(|answer| (shard, answer))),
+        });
+        answers.collect()
     }
 
     pub(super) fn ask_one<T>(&self, shard: usize, question: impl FnOnce(Sender<T>) -> Query) -> Result<T, QueryError> {

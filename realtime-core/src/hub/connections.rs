@@ -10,6 +10,7 @@ use bytes::Bytes;
 use mio::Token;
 use slab::Slab;
 
+use super::counted::Counted;
 use super::fanout::ConnectionKey;
 use super::pacing::Pace;
 use super::shard::{Accepted, CLOSE_MS, Connection, Phase, READ_BYTES, Shard};
@@ -57,33 +58,26 @@ impl Shard {
 
     pub(super) fn accept(&mut self, accepted: Accepted) {
         if self.draining.is_some() {
-            self.node.connections.fetch_sub(1, Relaxed);
-            self.counters().connections.fetch_sub(1, Relaxed);
             return;
         }
-        let Accepted { link, format, opening, admission, early } = accepted;
+        let Accepted { place, link, format, opening, admission, early } = accepted;
         let Ok(socket_id) = SocketId::random() else {
-            tracing::error!("no random numbers; connection refused");
-            self.node.connections.fetch_sub(1, Relaxed);
-            self.counters().connections.fetch_sub(1, Relaxed);
-            return;
+            return tracing::error!("no random numbers; connection refused");
         };
         let session = SessionState::new(socket_id, opening.app, format, opening.state, self.now_ms);
-        let Some(key) = self.insert(link, session) else { return };
+        let Some(key) = self.insert(link, session, place) else { return };
         if let Some(refused) = opening.refused {
             self.guard(key, |shard| shard.turn_away(key, refused.code, &refused.message));
             return;
         }
-        let app = self.node.clone();
-        let app = app.apps.of(opening.app);
-        if !app.admit() {
+        let connection = &mut self.connections[key.index as usize];
+        if !connection.place.admit(opening.app) {
             let code = self.node.formats[usize::from(format)].protocol.close_code(CloseReason::OverQuota);
-            let message = format!("the app may have {} connections on this hub", app.config().max_connections);
+            let limit = self.node.apps.of(opening.app).config().max_connections;
+            let message = format!("the app may have {limit} connections on this hub");
             self.guard(key, |shard| shard.turn_away(key, code, &message));
             return;
         }
-        let connection = &mut self.connections[key.index as usize];
-        connection.admitted = true;
         if let (Some(page), Some(pages)) = (&opening.page, &self.node.pages) {
             connection.visit = Some(Box::new(pages.visit(opening.app, page, socket_id)));
         }
@@ -107,7 +101,7 @@ impl Shard {
     }
 
     /// Takes a connection in and polls it.
-    pub(crate) fn insert(&mut self, mut link: Box<dyn Link>, session: SessionState) -> Option<ConnectionKey> {
+    pub(crate) fn insert(&mut self, mut link: Box<dyn Link>, session: SessionState, mut place: Counted) -> Option<ConnectionKey> {
         if self.connections.is_empty() {
             // The first connection after a rest starts the sweep anew.
             self.sweep_due = Instant::now() + self.sweep_interval();
@@ -118,12 +112,10 @@ impl Shard {
         let key = ConnectionKey { index: entry.key() as u32, generation: self.next_generation };
         if let Err(error) = link.register(self.poll.registry(), Self::token(key)) {
             tracing::error!(%error, "cannot poll a connection");
-            self.node.connections.fetch_sub(1, Relaxed);
-            self.counters().connections.fetch_sub(1, Relaxed);
             return None;
         }
         self.by_socket.insert(session.socket_id, key.index);
-        self.node.shards[self.index].counters.count_format(session.format, true);
+        place.arrive(session.format);
         entry.insert(Box::new(Connection {
             link,
             session,
@@ -131,7 +123,7 @@ impl Shard {
             phase: Phase::Open,
             lagging: false,
             crowded: false,
-            admitted: false,
+            place,
             handler: None,
             held: None,
             announced: false,
@@ -402,13 +394,7 @@ impl Shard {
             self.node.user_leaves(connection.session.app, &user.shared_id(), self.index);
         }
         connection.link.deregister(self.poll.registry());
-        self.counters().count_format(connection.session.format, false);
-        if connection.admitted {
-            self.node.apps.of(connection.session.app).leave();
-        }
         drop(connection);
-        self.counters().connections.fetch_sub(1, Relaxed);
-        self.node.connections.fetch_sub(1, Relaxed);
         if self.connections.is_empty() {
             self.note_deliveries();
             // Gives back what a crowd needed.
@@ -424,11 +410,15 @@ impl Shard {
         self.crowded -= usize::from(connection.crowded);
         self.by_socket.remove(&connection.session.socket_id);
         connection.link.deregister(self.poll.registry());
-        self.counters().count_format(connection.session.format, false);
-        if connection.admitted {
-            self.node.apps.of(connection.session.app).leave();
-        }
         Some(connection)
+    }
+
+    /// Those who want to hear of its end hear that a connection goes with its shard.
+    pub(super) fn lose(&mut self, key: ConnectionKey) {
+        if self.connection(key).is_some_and(|connection| connection.phase == Phase::Open) {
+            self.counters().count_close(CloseReason::Internal);
+            self.departed(key, CloseReason::Internal);
+        }
     }
 
     pub(super) fn carry_out(&mut self, key: ConnectionKey, command: Command) {

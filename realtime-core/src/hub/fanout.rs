@@ -279,6 +279,14 @@ impl LocalChannel {
         self.subscribers.get(slot).copied()
     }
 
+    /// Takes all subscribers out; says how many there were.
+    pub(crate) fn abandon(&mut self) -> usize {
+        let lost = self.live();
+        (self.subscribers, self.gone) = (Vec::new(), 0);
+        self.load.subscribers.fetch_sub(lost, Ordering::Relaxed);
+        lost
+    }
+
     /// Queues a publication unless its subscribers have, or will have, seen it.
     pub(crate) fn queue(&mut self, delivery: Arc<Delivery>) {
         let position = delivery.publication.position;

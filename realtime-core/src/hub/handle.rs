@@ -228,7 +228,7 @@ impl Hub {
         let node = &self.0.node;
         let to = to % node.shards.len();
         let described = node.ask(|answer| Query::Describe { socket, answer })?;
-        let Some((from, channels)) = described.into_iter().enumerate().find_map(|(shard, names)| Some((shard, names?))) else {
+        let Some((from, channels)) = described.into_iter().find_map(|(shard, names)| Some((shard, names?))) else {
             return Ok(false);
         };
         if from == to {
@@ -250,7 +250,7 @@ impl Hub {
                 return Err(error);
             }
         };
-        let frozen = match node.ask_one(from, |answer| Query::Freeze { socket, reached, deadline, answer }) {
+        let mut frozen = match node.ask_one(from, |answer| Query::Freeze { socket, reached, deadline, answer }) {
             Ok(Some(frozen)) => frozen,
             Ok(None) => {
                 forget(channels);
@@ -261,8 +261,7 @@ impl Hub {
                 return Err(error);
             }
         };
-        node.shards[from].counters.connections.fetch_sub(1, Ordering::Relaxed);
-        node.shards[to].counters.connections.fetch_add(1, Ordering::Relaxed);
+        frozen.place.move_to(to);
         node.ask_one(to, |answer| Query::Thaw { frozen: Box::new(frozen), expected: channels, answer })
     }
 
@@ -271,10 +270,10 @@ impl Hub {
     pub fn attach_sink(&self, channels: &[&str], sink: Box<dyn FrameSink>) -> Result<(), QueryError> {
         channels.iter().try_for_each(|channel| validate_channel(channel))?;
         let node = &self.0.node;
-        let Some(shard) = node.place() else { return Err(QueryError::Stopped) };
+        let Some(place) = node.place() else { return Err(QueryError::Stopped) };
         let subscribe = |channel: &&str| Command::Subscribe { id: None, channel: (*channel).to_owned(), recover: None, credentials: None };
         let opening = Opening { commands: channels.iter().map(subscribe).collect(), ..Opening::default() };
-        node.hand_over(shard, Box::new(SinkLink(sink)), 0, opening, Admission::Nobody, Bytes::new());
+        node.hand_over(place, Box::new(SinkLink(sink)), 0, opening, Admission::Nobody, Bytes::new());
         Ok(())
     }
 

@@ -33,8 +33,8 @@ impl Explored {
     pub fn start(config: Config) -> Result<Explored, StartError> {
         let Assembled { node, pollers, .. } = HubBuilder::new(config).assemble()?;
         let shards = pollers.into_iter().enumerate().map(|(index, (poll, inbox))| {
-            let shard = Shard::new(index, node.clone(), inbox, poll);
-            shuttle::thread::spawn(move || shard.run())
+            let mut shard = Shard::new(index, node.clone(), inbox, poll);
+            shuttle::thread::spawn(move || shard.run().expect("a shard polls"))
         });
         let shards = Mutex::new(shards.collect());
         Ok(Explored { hub: Hub(Arc::new(HubInner { node, running: Mutex::new(None) })), shards })
@@ -43,12 +43,12 @@ impl Explored {
     /// A client of the native protocol, connected; what is written to this end is masked frames.
     pub fn connect(&self) -> io::Result<UnixStream> {
         let node = &self.hub.0.node;
-        let shard = node.place().ok_or(io::ErrorKind::NotConnected)?;
+        let place = node.place().ok_or(io::ErrorKind::NotConnected)?;
         let (ours, theirs) = UnixStream::pair()?;
         ours.set_nonblocking(true)?;
         theirs.set_nonblocking(true)?;
         let link = Box::new(UnixLink(mio::net::UnixStream::from_std(theirs)));
-        node.hand_over(shard, link, 0, Opening::default(), Admission::Nobody, Bytes::new());
+        node.hand_over(place, link, 0, Opening::default(), Admission::Nobody, Bytes::new());
         Ok(ours)
     }
 

@@ -10,6 +10,7 @@ mod ask;
 mod builder;
 mod commands;
 mod connections;
+mod counted;
 mod counts;
 mod delivery;
 mod fanout;
@@ -41,6 +42,7 @@ mod windows;
 
 pub use app::App;
 pub use builder::HubBuilder;
+pub(crate) use counted::Counted;
 pub use handle::Hub;
 pub(crate) use node::Node;
 pub use stats::Stats;

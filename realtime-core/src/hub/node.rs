@@ -5,7 +5,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
 
 use super::counts::Counts;
@@ -14,22 +13,21 @@ use super::ingress::{ChannelLoad, Full};
 use super::resume::Pages;
 use super::roster::Attendance;
 use super::routes::Routes;
-use super::shard::{Accepted, Job};
+use super::shard::Job;
 use super::stats::ShardCounters;
 use super::watchlists::Watchlists;
 use super::windows::Windows;
 use crate::api;
 use crate::apps::Apps;
-use crate::auth::{Admission, Authenticator, Users};
+use crate::auth::{Authenticator, Users};
 use crate::broker::{Broker, Published, Reply};
 use crate::config::Config;
 use crate::error::PublishError;
 use crate::history::{Page, Range};
 use crate::hooks::Hooks;
 use crate::message::{Channel, ChannelRef, Position, Publish, channel_hash};
-use crate::protocol::{Format, Opening};
+use crate::protocol::Format;
 use crate::sync::Mutex;
-use crate::transport::link::Link;
 
 /// What shards, transport and handle share.
 pub(crate) struct Node {
@@ -164,46 +162,19 @@ impl Node {
         self.publish(publish, Duration::ZERO)
     }
 
-    /// The shard with the fewest connections, with a place on it taken; `None` when the hub is full.
-    pub(crate) fn place(&self) -> Option<usize> {
-        let taken = self.connections.fetch_add(1, Ordering::Relaxed);
-        if taken >= self.config.limits.max_connections {
-            self.connections.fetch_sub(1, Ordering::Relaxed);
-            return None;
-        }
-        let working = self.shards.iter().enumerate().filter(|(_, shard)| !shard.failed.load(Ordering::Relaxed));
-        let Some((index, shard)) = working.min_by_key(|(_, shard)| shard.counters.connections.load(Ordering::Relaxed)) else {
-            self.connections.fetch_sub(1, Ordering::Relaxed);
-            return None;
-        };
-        shard.counters.connections.fetch_add(1, Ordering::Relaxed);
-        Some(index)
-    }
-
-    /// A panic outside a connection's handler has ended a shard. Its connections are gone, and come
-    /// back to the others; publications no longer wait for it.
+    /// A shard has ended that was not told to. Its connections are gone, and come back to the others; publications no longer wait
+    /// for it.
     pub(super) fn shard_failed(&self, index: usize) {
         let shard = &self.shards[index];
         tracing::error!(shard = index, "a shard has failed; its connections are closed");
         shard.failed.store(true, Ordering::Relaxed);
-        shard.counters.panics.fetch_add(1, Ordering::Relaxed);
         shard.inbox.close();
         self.users.clear(index);
         self.watchlists.clear(index);
-        self.connections.fetch_sub(shard.counters.connections.swap(0, Ordering::Relaxed), Ordering::Relaxed);
     }
 
-    /// Gives a place back that no connection took.
-    pub(crate) fn give_back(&self, shard: usize) {
-        self.connections.fetch_sub(1, Ordering::Relaxed);
-        self.shards[shard].counters.connections.fetch_sub(1, Ordering::Relaxed);
-    }
-
-    /// Hands a connection to the shard on which it has a place.
-    pub(crate) fn hand_over(&self, shard: usize, link: Box<dyn Link>, format: u16, opening: Opening, admission: Admission, early: Bytes) {
-        if !self.shards[shard].inbox.push(Job::Accept(Box::new(Accepted { link, format, opening, admission, early }))) {
-            self.give_back(shard);
-        }
+    pub(super) fn has_failed(&self, shard: usize) -> bool {
+        self.shards[shard].failed.load(Ordering::Relaxed)
     }
 
     /// Reads what is kept of a channel.

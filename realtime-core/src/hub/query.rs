@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::apps::AppId;
 
+use super::counted::Counted;
 use super::fanout::{Asker, ConnectionKey};
 use super::hooks::{Act, Told, Verdict};
 use super::resume::Visit;
@@ -69,6 +70,7 @@ impl Reached {
 
 /// A connection between two shards.
 pub(crate) struct Frozen {
+    pub(crate) place: Counted,
     pub(crate) link: Box<dyn Link>,
     /// [`FrozenSession`], encoded.
     pub(crate) session: Vec<u8>,
@@ -280,7 +282,7 @@ impl Shard {
             self.unpin(&names);
             return;
         };
-        let Connection { link, session, visit, .. } = *connection;
+        let Connection { place, link, session, visit, .. } = *connection;
         if let Some(user) = &session.user {
             self.node.user_sets_out(session.app, &user.shared_id(), self.index);
         }
@@ -300,7 +302,7 @@ impl Shard {
             watchlist: watchlist.map(|list| list.entries()).unwrap_or_default(),
             protocol_errors: session.protocol_errors,
         };
-        let frozen = postcard::to_stdvec(&frozen).ok().map(|session| Frozen { link, session, seats, visit });
+        let frozen = postcard::to_stdvec(&frozen).ok().map(|session| Frozen { place, link, session, seats, visit });
         match answer.send(frozen) {
             // The asker has given up by now: the connection goes on here.
             Err(SendError(Some(frozen))) => self.thaw(Box::new(frozen), names, mpsc::channel().0),
@@ -358,11 +360,9 @@ impl Shard {
         state.outbox = Outbox::from_bytes(session.outbox, session.outbox_begun, self.now_ms);
         state.protocol_errors = session.protocol_errors;
         state.heartbeat = Heartbeat::new(self.now_ms);
-        let arrived = self.insert(frozen.link, state);
+        let arrived = self.insert(frozen.link, state, frozen.place);
         if let Some(key) = arrived {
-            self.connections[key.index as usize].admitted = true;
             self.connections[key.index as usize].visit = frozen.visit;
-            self.node.apps.of(app).arrive();
             let mut seats = frozen.seats;
             for (name, reached) in &session.subscriptions {
                 let Some(index) = self.find_channel(self.node.channel_ref(name)) else { continue };

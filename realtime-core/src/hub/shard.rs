@@ -7,6 +7,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, ErrorKind};
 use std::os::fd::AsRawFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
@@ -18,6 +19,7 @@ use slab::Slab;
 use super::Node;
 use super::access::Decision;
 use super::commands::HistoryAnswer;
+use super::counted::Counted;
 use super::delivery::{Delivery, Scratch};
 use super::fanout::{ConnectionKey, LocalChannel};
 use super::hooks::Held;
@@ -95,6 +97,7 @@ pub(crate) enum Job {
 
 /// A connection as the transport hands it over.
 pub(crate) struct Accepted {
+    pub(crate) place: Counted,
     pub(crate) link: Box<dyn Link>,
     pub(crate) format: u16,
     pub(crate) opening: Opening,
@@ -113,8 +116,7 @@ pub(crate) struct Connection {
     pub(super) lagging: bool,
     /// Counted in the shard's number of connections that are more than half full.
     pub(super) crowded: bool,
-    /// Counted among its app's connections.
-    pub(super) admitted: bool,
+    pub(super) place: Counted,
     /// The program that handles it.
     pub(super) handler: Option<Arc<Handler>>,
     /// What it waits for a program to decide.
@@ -247,8 +249,8 @@ impl Shard {
         &self.node.shards[self.index].counters
     }
 
-    /// Runs until drained.
-    pub(crate) fn run(mut self) {
+    /// Runs until drained. After an error, or a panic, the shard is good for [`Shard::give_up`] alone.
+    pub(crate) fn run(&mut self) -> io::Result<()> {
         let mut events = Events::with_capacity(1024);
         let mut jobs = Vec::new();
         loop {
@@ -261,8 +263,8 @@ impl Shard {
             if let Err(error) = self.poll.poll(&mut events, timeout)
                 && error.kind() != ErrorKind::Interrupted
             {
-                tracing::error!(%error, shard = self.index, "poll failed, the shard ends");
-                break;
+                tracing::error!(%error, shard = self.index, "poll failed");
+                return Err(error);
             }
             self.tell_time();
             for event in &events {
@@ -292,6 +294,7 @@ impl Shard {
             }
         }
         self.end();
+        Ok(())
     }
 
     fn tell_time(&mut self) {
@@ -469,12 +472,35 @@ impl Shard {
         self.connections.is_empty()
     }
 
-    fn end(mut self) {
+    fn end(&mut self) {
         self.inbox.close();
-        let keys: Vec<_> = (0..self.connections.capacity()).filter_map(|index| self.key(index)).collect();
-        for key in keys {
+        for key in self.keys() {
             self.remove(key, CloseReason::Shutdown);
         }
+    }
+
+    fn keys(&self) -> Vec<ConnectionKey> {
+        (0..self.connections.capacity()).filter_map(|index| self.key(index)).collect()
+    }
+
+    /// The end of a shard that has failed: what others know of its connections and channels is taken back, and as much of it as
+    /// another fault leaves. Connections' places, in counts and on channels, are objects, and go with them.
+    pub(crate) fn give_up(mut self) {
+        let index = self.index;
+        let carefully = |work: &mut dyn FnMut()| {
+            if catch_unwind(AssertUnwindSafe(work)).is_err() {
+                tracing::error!(shard = index, "another panic in what a failed shard leaves behind");
+            }
+        };
+        for key in self.keys() {
+            carefully(&mut || self.lose(key));
+        }
+        carefully(&mut || self.cursors.clear());
+        for channel in 0..self.channels.capacity() {
+            carefully(&mut || self.abandon_channel(channel));
+        }
+        let mut rest = Some(self);
+        carefully(&mut || drop(rest.take()));
     }
 }
 

@@ -445,7 +445,7 @@ impl Shard {
         }
         self.counters().subscriptions.fetch_sub(1, Relaxed);
         if self.node.hooks.counts_subscribers() && !self.channels[index].channel.is_internal() {
-            self.node.hooks.unsubscribed(&self.channels[index].channel);
+            self.node.hooks.unsubscribed(&self.channels[index].channel, 1);
         }
         self.count_changed(index);
         self.close_channel_if_unused(index);
@@ -457,6 +457,22 @@ impl Shard {
         while let Some(last) = self.connection(key).and_then(|connection| connection.session.subscriptions.len().checked_sub(1)) {
             self.leave(key, last, at_once);
         }
+    }
+
+    /// Stops hearing a channel as it is, with all its subscribers.
+    pub(super) fn abandon_channel(&mut self, index: usize) {
+        let Some(mut local) = self.channels.try_remove(index) else { return };
+        // Users leave before their channel is vacated.
+        drop((local.roster.take(), std::mem::take(&mut local.joining)));
+        let lost = local.abandon();
+        self.counters().subscriptions.fetch_sub(lost, Relaxed);
+        if self.node.hooks.counts_subscribers() && !local.channel.is_internal() {
+            self.node.hooks.unsubscribed(&local.channel, lost);
+        }
+        if local.tells_count {
+            self.node.count_changed(&local.channel, &local.load);
+        }
+        self.node.lose_interest(&local.channel, self.index);
     }
 
     /// Stops hearing a channel that nobody here needs.

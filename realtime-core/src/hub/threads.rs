@@ -57,11 +57,16 @@ impl Running {
         let (ended, endings) = mpsc::channel();
         let mut threads = Vec::new();
         for (index, (poll, inbox)) in pollers.into_iter().enumerate() {
-            let shard = Shard::new(index, node.clone(), inbox, poll);
+            let mut shard = Shard::new(index, node.clone(), inbox, poll);
             let node = node.clone();
             threads.push(spawn(format!("rt-shard-{index}"), &ended, move || {
-                if catch_unwind(AssertUnwindSafe(|| shard.run())).is_err() {
+                let ended = catch_unwind(AssertUnwindSafe(|| shard.run()));
+                if ended.is_err() {
+                    node.shards[index].counters.panics.fetch_add(1, Ordering::Relaxed);
+                }
+                if !matches!(ended, Ok(Ok(()))) {
                     node.shard_failed(index);
+                    shard.give_up();
                 }
             })?);
         }

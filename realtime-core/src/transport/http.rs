@@ -36,7 +36,7 @@ use crate::auth::Admission;
 use crate::auth::connect::{ConnectRequest, FromPage, chosen_subprotocol, client_address};
 use crate::descriptors;
 use crate::hooks::Kind;
-use crate::hub::Node;
+use crate::hub::{Counted, Node};
 use crate::protocol::{OpenRequest, Opening, Refusal, Refused};
 
 /// Connections that the kernel keeps while the control thread is busy.
@@ -458,14 +458,14 @@ async fn upgrade(
     }
     let (opening, admission) = admit(node, &request, client, format, opening, from_page).await?;
     let format = u16::try_from(format).map_err(|_| refusal(500, "internal", "too many formats"))?;
-    let Some(shard) = node.place() else {
+    let Some(place) = node.place() else {
         return Err(refusal(503, "too_many_connections", format!("this hub takes {} connections", node.config.limits.max_connections)));
     };
-    let place = Place { node: node.clone(), shard, taken: false };
     let upgraded = hyper::upgrade::on(&mut request);
+    let hub = node.clone();
     tokio::spawn(async move {
         match upgraded.await {
-            Ok(upgraded) => place.take(upgraded, format, opening, admission),
+            Ok(upgraded) => hand_over(&hub, place, upgraded, format, opening, admission),
             Err(error) => tracing::info!(%error, "upgrade not completed"),
         }
     });
@@ -508,34 +508,13 @@ async fn admit(
     }
 }
 
-/// A connection's place on a shard, given back unless the connection arrives.
-struct Place {
-    node: Arc<Node>,
-    shard: usize,
-    taken: bool,
-}
-
-impl Place {
-    fn take(mut self, upgraded: hyper::upgrade::Upgraded, format: u16, opening: Opening, admission: Admission) {
-        let Ok(parts) = upgraded.downcast::<TokioIo<Bounded<Tracked>>>() else {
-            tracing::error!("an upgraded connection is not a TCP socket");
-            return;
-        };
-        match parts.io.into_inner().into_inner().into_std() {
-            Ok(stream) => {
-                self.taken = true;
-                self.node.hand_over(self.shard, Box::new(TcpLink::new(stream)), format, opening, admission, parts.read_buf);
-            }
-            Err(error) => tracing::warn!(%error, "cannot hand a socket over"),
-        }
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        if !self.taken {
-            self.node.give_back(self.shard);
-        }
+fn hand_over(node: &Node, place: Counted, upgraded: hyper::upgrade::Upgraded, format: u16, opening: Opening, admission: Admission) {
+    let Ok(parts) = upgraded.downcast::<TokioIo<Bounded<Tracked>>>() else {
+        return tracing::error!("an upgraded connection is not a TCP socket");
+    };
+    match parts.io.into_inner().into_inner().into_std() {
+        Ok(stream) => node.hand_over(place, Box::new(TcpLink::new(stream)), format, opening, admission, parts.read_buf),
+        Err(error) => tracing::warn!(%error, "cannot hand a socket over"),
     }
 }
 
