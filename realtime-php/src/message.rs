@@ -23,7 +23,8 @@ use crate::zend;
 /// wrong one excludes nobody and is only counted.
 pub(crate) static IGNORED_SOCKET_IDS: AtomicU64 = AtomicU64::new(0);
 
-/// A PHP string of the caller's, or one that a conversion made.
+/// A PHP string of the caller's, or one that is held here: a conversion made it, or it is behind a reference, where PHP
+/// code that runs before the string is used (`__toString()`, `jsonSerialize()`, a destructor) may put another in its place.
 pub(crate) enum Text<'a> {
     Borrowed(&'a str),
     /// Known to be UTF-8.
@@ -43,8 +44,17 @@ impl Deref for Text<'_> {
 }
 
 impl<'a> Text<'a> {
+    /// That of an argument, of an element that is no reference, or of an enum's case: it lives until the call returns.
     fn borrowed(string: &'a ZendStr) -> Option<Self> {
         zend::text_of(string).map(Text::Borrowed)
+    }
+
+    /// The string of an array's element, if it is one and UTF-8.
+    fn of_element(element: &'a Zval) -> Result<Option<Self>, Failure> {
+        if element.is_reference() && element.dereference().zend_str().is_some() {
+            return zend::to_string(element.dereference()).map(Text::owned);
+        }
+        Ok(element.zend_str().and_then(Text::borrowed))
     }
 
     fn owned(string: ZBox<ZendStr>) -> Option<Self> {
@@ -198,7 +208,7 @@ fn encoding_failure() -> Failure {
 #[derive(Default)]
 pub(crate) struct Options<'a> {
     pub(crate) except: Vec<SocketId>,
-    pub(crate) id: Option<&'a str>,
+    pub(crate) id: Option<Text<'a>>,
     pub(crate) json: bool,
     pub(crate) binary: bool,
     pub(crate) ban_ms: u64,
@@ -212,8 +222,8 @@ impl<'a> Options<'a> {
     pub(crate) fn parse(table: Option<&'a ZendHashTable>, allowed: &[&str]) -> Result<Self, Failure> {
         let mut options = Options::default();
         let Some(table) = table.filter(|table| !table.is_empty()) else { return Ok(options) };
-        for (key, value) in table.iter() {
-            let value = value.dereference();
+        for (key, element) in table.iter() {
+            let value = element.dereference();
             let key = match key {
                 ArrayKey::Long(index) => index.to_string(),
                 other => String::try_from(other).map_err(|_| Failure::invalid_message("the name of an option is not valid UTF-8"))?,
@@ -223,7 +233,7 @@ impl<'a> Options<'a> {
             }
             match key.as_str() {
                 "except" => options.except = socket_ids(value),
-                "id" => options.id = id(value)?,
+                "id" => options.id = id(element)?,
                 "json" => options.json = flag(&key, value)?,
                 "binary" => options.binary = flag(&key, value)?,
                 "history" => options.keeping.history = value.is_null() || flag(&key, value)?,
@@ -276,9 +286,10 @@ fn milliseconds(key: &str, value: &Zval) -> Result<u64, Failure> {
     }
 }
 
-fn id(value: &Zval) -> Result<Option<&str>, Failure> {
+fn id(element: &Zval) -> Result<Option<Text<'_>>, Failure> {
+    let value = element.dereference();
     match value.zend_str() {
-        Some(string) => zend::text_of(string).map(Some).ok_or_else(|| Failure::invalid_message("option `id` is not valid UTF-8")),
+        Some(_) => Text::of_element(element)?.map(Some).ok_or_else(|| Failure::invalid_message("option `id` is not valid UTF-8")),
         None if value.is_null() => Ok(None),
         None => Err(Failure::invalid_message(format!("option `id` must be a string, {} given", zend::type_name(value)))),
     }
@@ -326,7 +337,7 @@ impl<'a> Channels<'a> {
         if list.is_empty() {
             return Err(Failure::invalid_channel("the list of channels is empty"));
         }
-        list.values().map(|item| channel(item.dereference(), None)).collect::<Result<_, _>>().map(Channels::Many)
+        list.values().map(|item| channel(item, None)).collect::<Result<_, _>>().map(Channels::Many)
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &str> {
@@ -338,9 +349,10 @@ impl<'a> Channels<'a> {
     }
 }
 
-fn channel<'a>(value: &'a Zval, argument: Option<u32>) -> Result<Text<'a>, Failure> {
-    let text = if let Some(string) = value.zend_str() {
-        Text::borrowed(string)
+fn channel<'a>(element: &'a Zval, argument: Option<u32>) -> Result<Text<'a>, Failure> {
+    let value = element.dereference();
+    let text = if value.is_string() {
+        Text::of_element(element)?
     } else {
         match value.object() {
             Some(object) if zend::is_backed_enum(object) => match enum_value(object).zend_str() {

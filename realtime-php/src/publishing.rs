@@ -107,7 +107,7 @@ fn to_channels<'a>(channels: &'a Channels<'_>, event: &'a str, message: &'a Mess
         event,
         payload: message.payload(),
         except: options.except.clone(),
-        id: options.id,
+        id: options.id.as_deref(),
         keeping: options.keeping,
     };
     channels.iter().map(publish).collect()

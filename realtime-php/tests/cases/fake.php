@@ -27,6 +27,29 @@ test('a fake records what would be sent, and needs no hub', function () {
     $fake->restore();
 });
 
+test('a fake records the channel that a reference held when the call began', function () {
+    $fake = fake();
+    // Strings that nobody else has: opcache makes constants of what it can, which are not freed.
+    $own = fn (string $letter): string => str_repeat($letter, 60);
+    $channel = $own('a');
+    broadcast([&$channel], new class ($channel, $own) implements Stringable {
+        private array $others = [];
+
+        public function __construct(private mixed &$place, private Closure $own) {}
+
+        public function __toString(): string
+        {
+            $this->place = null;
+            for ($i = 0; $i < 50; $i++) {
+                $this->others[] = ($this->own)('z');
+            }
+            return 'converted';
+        }
+    });
+    same([null, [str_repeat('a', 60)]], [$channel, array_column($fake->recorded(), 'channel')]);
+    $fake->restore();
+});
+
 test('assertions hold or say what is missing', function () {
     $fake = fake();
     $fake->assertNothingBroadcast();

@@ -61,6 +61,38 @@ final class Throwing implements JsonSerializable, Stringable
     }
 }
 
+/** While it is converted it lets go of the string behind a reference, and others get the memory of that. */
+class Replacing implements Stringable
+{
+    private array $others = [];
+
+    public function __construct(private mixed &$place, private string $text = 'converted') {}
+
+    public function __toString(): string
+    {
+        $length = strlen((string) $this->place);
+        $this->place = null;
+        for ($i = 0; $i < 50; $i++) {
+            $this->others[] = str_repeat('z', $length);
+        }
+        return $this->text;
+    }
+}
+
+final class ReplacingInJson extends Replacing implements JsonSerializable
+{
+    public function jsonSerialize(): mixed
+    {
+        return [(string) $this];
+    }
+}
+
+/** A string that nobody else has. */
+function own_string(string $letter): string
+{
+    return str_repeat($letter, 60);
+}
+
 /** What a subscriber of `c` receives for a message: the frame's text. */
 function received(Client $client, mixed $message, array $options = []): string
 {
@@ -111,6 +143,40 @@ with_hub(function (Realtime\Hub|Tests\HubProcess $hub) {
         $list = ['a'];
         $element = &$list[0];
         same('["a"]', data(received($client, $list)));
+    });
+
+    test('a channel behind a reference is what it was when the call began, whatever PHP code the call runs', function () use ($hub) {
+        $client = Client::subscribed($hub->url, own_string('a'), own_string('z'));
+        $calls = [
+            'broadcast' => fn (array $channels, mixed $message) => broadcast($channels, $message),
+            'publish' => fn (array $channels, mixed $message) => Realtime\publish($channels, $message),
+            'batch' => fn (array $channels, mixed $message) => Realtime\batch(fn () => broadcast($channels, $message)),
+        ];
+        foreach ($calls as $name => $call) {
+            foreach (['["converted"]', '"converted"', '"plain"'] as $expected) {
+                $channel = own_string('a');
+                $channels = [&$channel];
+                $message = match ($expected) {
+                    '["converted"]' => new ReplacingInJson($channel),
+                    '"converted"' => new Replacing($channel),
+                    '"plain"' => 'plain',
+                };
+                if ($message === 'plain') {
+                    $channels[] = new Replacing($channel, 'another channel');
+                }
+                $call($channels, $message);
+                $got = $client->next();
+                same([null, own_string('a'), $expected], [$channel, $got['channel'], json_encode($got['data'])], "$name $expected");
+            }
+        }
+    });
+
+    test('an id behind a reference is what it was when the call began', function () {
+        foreach (['broadcast', 'Realtime\publish'] as $function) {
+            $id = own_string('i');
+            $function("ids of $function", new Replacing($id), 'event', ['id' => &$id]);
+            same([null, 1], [$id, Realtime\publish("ids of $function", 'x', options: ['id' => own_string('i')])->offset]);
+        }
     });
 
     test('what cannot be a message is refused', function () {
