@@ -1,16 +1,16 @@
 //! A hub's life as a process: start, signals, drain.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::path::PathBuf;
-use std::sync::mpsc;
+use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread;
 use std::time::Duration;
 
 use realtime_core::bus::address::BusAddress;
 use realtime_core::bus::socket::BusSocket;
 use realtime_core::config::LogFormat;
-use realtime_core::{Config, Hub, HubBuilder};
-use rustix::process::{Signal, getpid, kill_process};
+use realtime_core::{Config, Hub, HubBuilder, StopReport};
 use serde_json::Value;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -25,6 +25,16 @@ use crate::systemd;
 
 /// What a reload puts into effect.
 const RELOADABLE: &str = "log_level";
+
+/// What ends a hub, or brings its end further.
+enum Told {
+    /// By the one who looks after the process.
+    Signal(i32),
+    /// Those that it followed have ended, and its connections.
+    NobodyLeft,
+    /// It has stopped.
+    Stopped(StopReport),
+}
 
 pub(crate) fn run(args: &ServeArgs) -> Result<(), Failure> {
     let Settings { effective, .. } = settings::load(&args.settings)?;
@@ -51,18 +61,22 @@ pub(crate) fn run(args: &ServeArgs) -> Result<(), Failure> {
         (_, None) => {}
     }
     let (hub, followed) = started?;
+    let (tell, told) = mpsc::channel();
     if let Some(followed) = followed {
-        let hub = hub.clone();
+        let (hub, tell) = (hub.clone(), tell.clone());
         thread::Builder::new().name("follow".into()).spawn(move || {
             if let Err(error) = followed.outlive(&hub, linger) {
                 tracing::error!(%error, "cannot follow any longer: leaving");
             }
-            if let Err(error) = kill_process(getpid(), Signal::TERM) {
-                tracing::error!(%error, "cannot leave");
-            }
+            tell.send(Told::NobodyLeft)
         })?;
     }
-    until_stopped(&hub, signals, reload)
+    let on_signal = tell.clone();
+    thread::Builder::new().name("signals".into()).spawn(move || {
+        let mut signals = signals;
+        signals.forever().try_for_each(|signal| on_signal.send(Told::Signal(signal)))
+    })?;
+    until_stopped(&hub, &told, &tell, reload)
 }
 
 /// Starts the hub and says so.
@@ -121,35 +135,35 @@ fn announce(hub: &Hub, bus: Option<PathBuf>, format: LogFormat) {
     }
 }
 
-fn until_stopped(hub: &Hub, mut signals: Signals, mut reload: Reload<'_>) -> Result<(), Failure> {
+/// Waits for the end. A second signal ends the hub at once; that nobody is left to follow is the first reason to stop, or
+/// none: with the service that they were of, the processes that were followed and the hub are told to stop together.
+fn until_stopped(hub: &Hub, told: &Receiver<Told>, tell: &Sender<Told>, mut reload: Reload<'_>) -> Result<(), Failure> {
     let drain_timeout = Duration::from_millis(hub.config().drain_timeout_ms);
-    let handle = signals.handle();
-    let (stopped, report) = mpsc::channel();
-    let mut stopping = false;
-    for signal in &mut signals {
-        match signal {
-            SIGHUP if stopping => {}
-            SIGHUP => reload.reload(),
-            _ if stopping => {
+    let (mut stopping, mut signalled) = (false, false);
+    let report = loop {
+        match told.recv().map_err(io::Error::other)? {
+            Told::Stopped(report) => break report,
+            Told::Signal(SIGHUP) if stopping => continue,
+            Told::Signal(SIGHUP) => {
+                reload.reload();
+                continue;
+            }
+            Told::Signal(_) if signalled => {
                 tracing::warn!("told to stop twice, ending at once");
                 return Err(Failure::Failed("ended before clients had what was queued".into()));
             }
-            _ => {
-                stopping = true;
-                systemd::notify("STOPPING=1\nSTATUS=Draining");
-                tracing::info!(connections = hub.stats().connections, timeout_ms = drain_timeout.as_millis() as u64, "stopping");
-                let (hub, handle, stopped) = (hub.clone(), handle.clone(), stopped.clone());
-                // Signals are still taken while it drains.
-                thread::Builder::new().name("drain".into()).spawn(move || {
-                    let told = stopped.send(hub.stop(drain_timeout)).is_ok();
-                    handle.close();
-                    told
-                })?;
-            }
+            Told::Signal(_) => signalled = true,
+            Told::NobodyLeft => {}
         }
-    }
-    drop(stopped);
-    let complete = report.recv().is_ok_and(|report| report.complete);
+        if !std::mem::replace(&mut stopping, true) {
+            systemd::notify("STOPPING=1\nSTATUS=Draining");
+            tracing::info!(connections = hub.stats().connections, timeout_ms = drain_timeout.as_millis() as u64, "stopping");
+            let (hub, tell) = (hub.clone(), tell.clone());
+            // Signals are still taken while it drains.
+            thread::Builder::new().name("drain".into()).spawn(move || tell.send(Told::Stopped(hub.stop(drain_timeout))))?;
+        }
+    };
+    let complete = report.complete;
     let stats = hub.stats();
     tracing::info!(published = stats.published, bus_refused = stats.bus_refused, uptime_ms = stats.uptime_ms, complete, "stopped");
     if complete { Ok(()) } else { Err(Failure::Failed("not all of the hub ended within `drain_timeout_ms`".into())) }

@@ -9,6 +9,7 @@ use process::{Place, Server, stderr};
 use realtime_core::bus::client::{Client, ClientOptions};
 use realtime_core::bus::frame::BusQuery;
 use realtime_testkit::{DEADLINE, eventually};
+use rustix::process::Signal;
 use serde_json::Value;
 
 /// A process that lives until it is dropped.
@@ -86,6 +87,38 @@ fn it_stays_for_its_connections_no_longer_than_it_lingers() {
     assert_eq!(subscriber.closed(), 1001);
     subscriber.finish();
     gone(hub);
+}
+
+#[test]
+fn told_to_stop_it_ends_in_good_order_also_where_those_that_it_follows_end_meanwhile() {
+    let place = Place::new();
+    let master = Master::new();
+    let hub = following(&place, &master, 0);
+    // It drains for as long as its client does not close.
+    let (mut subscriber, _) = hub.subscriber("c");
+    hub.process.signal(Signal::TERM);
+    hub.record("stopping");
+    drop(master);
+    hub.record("nobody to follow");
+    assert_eq!(subscriber.closed(), 1001);
+    subscriber.finish();
+    gone(hub);
+}
+
+#[test]
+fn leaving_it_may_be_told_to_stop_once_and_ends_at_once_the_second_time() {
+    let place = Place::new();
+    let master = Master::new();
+    let mut hub = following(&place, &master, 0);
+    let (_subscriber, _) = hub.subscriber("c");
+    drop(master);
+    hub.record("stopping");
+    hub.process.signal(Signal::TERM);
+    // Two signals of one kind may come as one, while nobody has taken the first.
+    hub.process.signal(Signal::INT);
+    let told = hub.process.find(|line| ["told to stop twice", "\"stopped\""].into_iter().find(|end| line.contains(end)));
+    assert_eq!(told, "told to stop twice");
+    assert_eq!(hub.process.wait().code(), Some(1));
 }
 
 #[test]
