@@ -1,8 +1,8 @@
 //! The hub that a php-fpm worker starts when it finds none (`realtime.autospawn`).
 //!
-//! It is the program `realtime`, as a process of its own that lives as long as php-fpm's master. The worker binds the bus
-//! socket before it forks, so that among workers that race one wins and the others find its socket; what they send waits
-//! there until the hub reads it. The other side of this file is `realtime-server/src/spawned.rs`.
+//! It is the program `realtime`, as a process of its own that lives as long as php-fpm's master. The worker takes the bus
+//! socket's lock before it forks, so that among workers that race one wins and the others wait; the hub puts the socket in
+//! place once it serves. The other side of this file is `realtime-server/src/spawned.rs`.
 
 use std::ffi::{CStr, CString, c_char, c_int};
 use std::fs::{self, File};
@@ -36,14 +36,13 @@ const READY: &str = "READY";
 /// Below it are the descriptors that the hub is given: standard ones, listener, lock.
 const FIRST_FREE: RawFd = 5;
 
-/// Starts a hub, unless another process is about to. Returns when it serves, or when half of `time` has gone: it serves
-/// soon then, and what is sent to its socket waits.
+/// Starts a hub, unless another process is about to. Returns when it serves, or when half of `time` has gone.
 pub(crate) fn bring_up(time: Duration) -> io::Result<Rescued> {
     let deadline = Instant::now() + time / 2;
     let spawn = settings::spawn().map_err(|failure| io::Error::other(failure.into_message()))?;
     let mut refused = None;
     for path in &spawn.sockets {
-        match BusSocket::bind(path, spawn.socket_mode) {
+        match BusSocket::stage(path, spawn.socket_mode) {
             Ok(socket) => return start(socket, path, &spawn, deadline),
             Err(BusBindError::InUse { .. }) => return Ok(Rescued::Soon),
             Err(error) => drop(refused.get_or_insert(error)),
@@ -67,20 +66,22 @@ fn start(socket: BusSocket, path: &Path, spawn: &SpawnSettings, deadline: Instan
         drop(pipe);
         let said = read_answer(answer, deadline)?;
         match said.lines().last() {
-            Some(READY) => zend::log(&format!("realtime: started {}, bus {}", binary.display(), path.display())),
-            _ if said.is_empty() && Instant::now() >= deadline => {}
+            Some(READY) => {
+                zend::log(&format!("realtime: started {}, bus {}", binary.display(), path.display()));
+                Ok(Rescued::Up)
+            }
+            _ if said.is_empty() && Instant::now() >= deadline => Ok(Rescued::Soon),
             last => {
                 let last = last.map_or("it ended without a word", |line| line.trim_start_matches("realtime: "));
-                return Err(io::Error::other(format!("{} did not start: {last}", binary.display())));
+                Err(io::Error::other(format!("{} did not start: {last}", binary.display())))
             }
         }
-        Ok(())
     });
     match outcome {
-        Ok(()) => {
+        Ok(rescued) => {
             note(&lock, "");
             socket.leave();
-            Ok(Rescued::Up)
+            Ok(rescued)
         }
         Err(error) => {
             note(&lock, &error.to_string());

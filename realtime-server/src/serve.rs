@@ -20,7 +20,7 @@ use crate::failure::Failure;
 use crate::follow::{self, Followed};
 use crate::logs::{self, Logs};
 use crate::settings::{self, Settings};
-use crate::spawned::Worker;
+use crate::spawned::{Staged, Worker};
 use crate::systemd;
 
 /// What a reload puts into effect.
@@ -94,8 +94,10 @@ fn start(args: &ServeArgs, config: Config) -> Result<(Hub, Option<Followed>), Fa
         }
         builder = builder.listener(listener);
     }
+    let mut staged = None;
     let bus = match (handed.bus, configured) {
         (Some(listener), Some(path)) if args.spawned => {
+            staged = Staged::new(&listener, &path)?;
             builder = builder.bus_socket(BusSocket::taken_over(listener, &path)?);
             Some(path)
         }
@@ -114,6 +116,9 @@ fn start(args: &ServeArgs, config: Config) -> Result<(Hub, Option<Followed>), Fa
         None => None,
     };
     let hub = builder.start()?;
+    if let Some(staged) = staged {
+        staged.put_in_place()?;
+    }
     announce(&hub, bus, format);
     systemd::notify(&format!("READY=1\nSTATUS=Listening on {}", hub.url()));
     Ok((hub, followed))

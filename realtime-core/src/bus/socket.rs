@@ -69,6 +69,8 @@ pub struct BusSocket {
 struct OwnFile {
     /// Taken when it is removed.
     path: Option<PathBuf>,
+    /// Under which name it is bound as long as nobody is to find it.
+    staged: Option<PathBuf>,
     /// Held as long as the socket is served; the kernel lets go of it however the process ends. Absent where another
     /// process took the lock and left it to this one.
     lock: Option<Lock>,
@@ -77,6 +79,20 @@ struct OwnFile {
 impl BusSocket {
     /// Takes the path, if no other hub serves it. A file that a dead hub left is replaced.
     pub fn bind(path: &Path, mode: u32) -> Result<Self, BusBindError> {
+        let mut socket = BusSocket::stage(path, mode)?;
+        if let Some(own) = &mut socket.own
+            && let Some(staged) = own.staged.take()
+        {
+            fs::rename(&staged, path).map_err(|source| {
+                drop(fs::remove_file(&staged));
+                BusBindError::System { action: "listen on", path: path.into(), source }
+            })?;
+        }
+        Ok(socket)
+    }
+
+    /// The same for a hub that is yet to start: until the listener's own name is renamed to the path nobody connects.
+    pub fn stage(path: &Path, mode: u32) -> Result<Self, BusBindError> {
         let system = |action: &'static str, path: &Path| {
             let path = path.to_owned();
             move |source| BusBindError::System { action, path, source }
@@ -124,8 +140,8 @@ impl BusSocket {
                 return Err(BusBindError::Foreign { path: path.into(), what });
             }
         }
-        // Bound under another name and renamed, so that it never exists with wider rights.
-        let temporary = with_suffix(path, &format!(".{}", std::process::id()));
+        // Bound under another name and renamed, so that it never exists with wider rights. Who has the lock has this name.
+        let temporary = with_suffix(path, ".new");
         drop(fs::remove_file(&temporary));
         let bound = (|| {
             let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
@@ -133,14 +149,16 @@ impl BusSocket {
             fs::set_permissions(&temporary, Permissions::from_mode(mode))?;
             socket.listen(BACKLOG)?;
             socket.set_nonblocking(true)?;
-            fs::rename(&temporary, path)?;
             Ok(socket.into())
         })();
         let listener = bound.map_err(|source| {
             drop(fs::remove_file(&temporary));
             system("listen on", path)(source)
         })?;
-        Ok(BusSocket { listener: Some(listener), own: Some(OwnFile { path: Some(path.into()), lock: Some(lock) }) })
+        Ok(BusSocket {
+            listener: Some(listener),
+            own: Some(OwnFile { path: Some(path.into()), staged: Some(temporary), lock: Some(lock) }),
+        })
     }
 
     /// Serves a listener that a supervisor bound. Its file, rights and lock stay the supervisor's,
@@ -163,7 +181,7 @@ impl BusSocket {
     /// Leaves the socket to the process that has the copies: the file stays.
     pub fn leave(mut self) {
         if let Some(own) = &mut self.own {
-            own.path = None;
+            (own.path, own.staged) = (None, None);
         }
     }
 
@@ -171,7 +189,7 @@ impl BusSocket {
     /// this process lives.
     pub fn taken_over(listener: UnixListener, path: &Path) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
-        Ok(BusSocket { listener: Some(listener), own: Some(OwnFile { path: Some(path.into()), lock: None }) })
+        Ok(BusSocket { listener: Some(listener), own: Some(OwnFile { path: Some(path.into()), staged: None, lock: None }) })
     }
 
     pub(crate) fn take_listener(&mut self) -> Option<UnixListener> {
@@ -181,7 +199,7 @@ impl BusSocket {
     /// Nobody connects any more. False for a socket that was handed over: its supervisor keeps it open.
     pub(crate) fn withdraw(&mut self) -> bool {
         let Some(own) = &mut self.own else { return false };
-        if let Some(path) = own.path.take() {
+        if let Some(path) = own.path.take().map(|path| own.staged.take().unwrap_or(path)) {
             // The lock is still held, so the file is ours. If it is gone already, all the better.
             drop(fs::remove_file(path));
         }
@@ -319,6 +337,27 @@ mod tests {
         assert!(matches!(BusSocket::bind(&path, 0o660), Err(BusBindError::InUse { .. })), "the lock goes last");
         drop(lock);
         drop(BusSocket::bind(&path, 0o660).expect("free"));
+        fs::remove_dir_all(directory).expect("removed");
+    }
+
+    #[test]
+    fn nobody_finds_a_socket_that_is_staged() {
+        let directory = directory("staged");
+        let path = directory.join("hub.sock");
+        let staged = BusSocket::stage(&path, 0o660).expect("bound");
+        assert!(!path.exists());
+        assert!(matches!(BusSocket::stage(&path, 0o660), Err(BusBindError::InUse { .. })));
+        drop(staged);
+        let files = fs::read_dir(&directory).expect("there").count();
+        assert_eq!(files, 1, "only the lock's file is left");
+        let staged = BusSocket::stage(&path, 0o660).expect("bound");
+        let (listener, _lock) = staged.copies().expect("copied");
+        staged.leave();
+        let listener = UnixListener::from(listener);
+        fs::rename(listener.local_addr().expect("bound").as_pathname().expect("named"), &path).expect("put in place");
+        std::os::unix::net::UnixStream::connect(&path).expect("somebody listens");
+        drop(BusSocket::taken_over(listener, &path).expect("taken over"));
+        assert!(!path.exists());
         fs::remove_dir_all(directory).expect("removed");
     }
 

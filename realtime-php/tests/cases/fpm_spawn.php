@@ -254,6 +254,53 @@ test('autospawn: why a hub cannot start is said in the call, and not tried again
     eventually(fn () => $site->publish('x') === '0', 'a later call starts it');
 });
 
+test('autospawn: while a hub is about to fail nobody can hand it anything', function () {
+    // Fails as a hub does whose port is taken, once it is told to.
+    $program = getenv('TEST_DIRECTORY') . '/fails';
+    file_put_contents($program, "#!/bin/sh\ntouch $program.started\nwhile [ ! -e $program.go ]; do sleep 0.01; done\necho 'the port is taken' >&2\n");
+    chmod($program, 0755);
+    $site = new Site(['realtime.binary' => $program, 'realtime.on_error' => 'throw']);
+    $site->nginx->script('broadcast.php', "try { broadcast('page', 'x'); echo 'accepted'; } catch (Throwable \$e) { echo \$e->getMessage(); }");
+    $first = $site->nginx->begin('/broadcast.php');
+    eventually(fn () => file_exists("$program.started"), 'a hub is being started');
+    $others = array_map(fn () => $site->nginx->begin('/broadcast.php'), range(1, 3));
+    check(!file_exists($site->socket), 'there is no socket yet');
+    $answers = array_map(fn ($request) => $site->nginx->finish($request)[1], [...$others, $first]);
+    touch("$program.go");
+    check(!in_array('accepted', $answers, true), 'somebody was told that a hub has it: ' . implode(' | ', $answers));
+    eventually(fn () => $site->hubs() === [], 'it has failed');
+    check(!file_exists($site->socket), 'no socket is left');
+});
+
+test('autospawn: php-fpm and its hub told to stop at once, under traffic: what was accepted is published, and the hub ends in good order', function () {
+    $log = getenv('TEST_DIRECTORY') . '/both.log';
+    $site = new Site(['realtime.log' => $log]);
+    $site->send('first');
+    $hub = $site->hub();
+    // Beside the workers, which die without a word: who lives on knows what was accepted.
+    $publishers = array_map(fn () => php(<<<'PHP'
+        $accepted = 0;
+        try {
+            while (true) {
+                broadcast('page', 'x');
+                if (++$accepted === 100) {
+                    echo "publishing\n";
+                }
+            }
+        } catch (Realtime\Exception\RealtimeException $e) {
+            echo "accepted $accepted\n";
+        }
+        PHP, ['-d', 'realtime.on_error=throw'], ['REALTIME_SOCKET' => $site->socket]), range(1, 2));
+    array_map(fn ($publisher) => $publisher->expect('~^publishing$~m'), $publishers);
+    posix_kill($hub['pid'], SIGTERM);
+    $site->fpm->stop(SIGTERM);
+    $accepted = array_sum(array_map(fn ($publisher) => (int) $publisher->expect('~^accepted (\d+)$~m')[1], $publishers));
+    $site->left();
+    $said = eventually(fn () => preg_match('~published=(\d+).*complete=(\w+).* stopped|stopped.*published=(\d+).*complete=(\w+)~', $text = (string) file_get_contents($log), $match) ? array_values(array_filter($match, 'strlen')) : null, 'the hub says what it has published');
+    same(['true', 1 + $accepted], [$said[2], (int) $said[1]]);
+    check(!str_contains((string) file_get_contents($log), 'told to stop twice'), 'it was told once');
+});
+
 test('autospawn: a setting that the hub does not take is named', function () {
     $file = getenv('TEST_DIRECTORY') . '/bad.toml';
     file_put_contents($file, "[limits]\noutbox_bytes = 5\n");
