@@ -117,8 +117,8 @@ fn with_link<R>(run: impl FnOnce(&mut Link) -> Result<R, Failure>) -> Result<R, 
         ca_file: settings.ca_file.clone(),
         // A name is looked up on a thread, which must not take PHP's signals.
         resolve: |address, timeout| host::with_signals_blocked(|| resolve(address, timeout)),
-        // A hub that was spawned lives as long as php-fpm's master, which is this worker's parent.
-        follow: autospawn.then(std::os::unix::process::parent_id),
+        // A hub that was spawned lives as long as php-fpm's master.
+        follow: autospawn.then(host::forked_by).flatten(),
         ..ClientOptions::probing(settings.sockets.clone())
     });
     if autospawn {

@@ -5,8 +5,9 @@
 //! so that the port is free once the parent stops.
 
 use std::mem::MaybeUninit;
+use std::os::unix::process::parent_id;
 use std::ptr;
-use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Once};
 use std::time::Duration;
 
@@ -41,6 +42,8 @@ static SLOT: AtomicPtr<Slot> = AtomicPtr::new(ptr::null_mut());
 /// Moves with every change of the slot, forks included; what was looked up before is stale then.
 static VERSION: AtomicU64 = AtomicU64::new(1);
 static FORKS: AtomicU64 = AtomicU64::new(0);
+/// Who forked this process; 0 where that was before the handler was registered.
+static FORKED_BY: AtomicU32 = AtomicU32::new(0);
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 
 fn slot() -> &'static Slot {
@@ -186,6 +189,12 @@ pub(crate) fn forks() -> u64 {
     FORKS.load(Ordering::Acquire)
 }
 
+/// The process that forked this one, as long as it lives: an orphan's parent is somebody else.
+pub(crate) fn forked_by() -> Option<u32> {
+    let parent = parent_id();
+    (FORKED_BY.load(Ordering::Acquire) == parent && parent != 0).then_some(parent)
+}
+
 /// Makes forked children notice that they are.
 pub(crate) fn register_fork_handler() {
     static ONCE: Once = Once::new();
@@ -210,6 +219,7 @@ fn forget_parents_hub() {
     }
     VERSION.fetch_add(1, Ordering::Release);
     FORKS.fetch_add(1, Ordering::Release);
+    FORKED_BY.store(parent_id(), Ordering::Release);
     descriptors::take_each(|descriptor| {
         // SAFETY: the parent's hub owns it, and nothing in this process will use it again.
         unsafe { libc::close(descriptor) };

@@ -24,10 +24,11 @@
 //! | `serve` | block until a signal asks to stop |
 //! | `info` | the section of `phpinfo()` |
 //!
-//! Phases: MINIT registers names and snapshots the environment, nothing else; no thread, socket or
-//! runtime exists before a script calls `Realtime\start()` or `Realtime\serve()`, and no connection
-//! to another process' hub before the first call that needs it. The one exception is FrankenPHP, whose
-//! process is the server: there the hub starts with it (see `engine`).
+//! Phases: MINIT registers names, snapshots the environment, and under php-fpm has workers note who
+//! forks them; no thread, socket or runtime exists before a script calls `Realtime\start()` or
+//! `Realtime\serve()`, and no connection to another process' hub before the first call that needs it.
+//! The one exception is FrankenPHP, whose process is the server: there the hub starts with it (see
+//! `engine`).
 
 #![expect(unsafe_code, reason = "the Zend API is C")]
 
@@ -86,13 +87,17 @@ mod module {
     }
 }
 
-/// MINIT. Runs as root before php-fpm reads its pools, for `php -v` and for `php-fpm -t`: names
-/// and snapshots only. In FrankenPHP it runs again in the same process.
+/// MINIT. Runs as root before php-fpm reads its pools, for `php -v` and for `php-fpm -t`: names,
+/// snapshots and what a fork is to do. In FrankenPHP it runs again in the same process.
 extern "C" fn module_startup(_type: i32, module_number: i32) -> i32 {
     phase(|| {
         settings::register(module_number);
         settings::snapshot_environment();
         spawn::remember_library();
+        if zend::sapi_name() == "fpm-fcgi" {
+            // Workers have to know their master: who asks later may be an orphan already.
+            host::register_fork_handler();
+        }
         failure::register_classes()?;
         objects::register_classes()?;
         testing::register_class()?;

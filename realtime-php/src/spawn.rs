@@ -11,7 +11,6 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
-use std::os::unix::process::parent_id;
 use std::path::{Path, PathBuf};
 use std::ptr;
 use std::sync::OnceLock;
@@ -22,7 +21,7 @@ use realtime_core::bus::socket::{BusBindError, BusSocket};
 
 use crate::failure::Failure;
 use crate::settings::{self, SpawnSettings};
-use crate::zend;
+use crate::{host, zend};
 
 const PROGRAM: &str = "realtime";
 /// Where programs are looked for when the environment does not say.
@@ -39,11 +38,14 @@ const FIRST_FREE: RawFd = 5;
 /// Starts a hub, unless another process is about to. Returns when it serves, or when half of `time` has gone.
 pub(crate) fn bring_up(time: Duration) -> io::Result<Rescued> {
     let deadline = Instant::now() + time / 2;
+    let Some(master) = host::forked_by() else {
+        return Err(io::Error::other("the php-fpm that this worker belonged to has ended, and a hub that it starts would never end"));
+    };
     let spawn = settings::spawn().map_err(|failure| io::Error::other(failure.into_message()))?;
     let mut refused = None;
     for path in &spawn.sockets {
         match BusSocket::stage(path, spawn.socket_mode) {
-            Ok(socket) => return start(socket, path, &spawn, deadline),
+            Ok(socket) => return start(socket, path, &spawn, master, deadline),
             Err(BusBindError::InUse { .. }) => return Ok(Rescued::Soon),
             Err(error) => drop(refused.get_or_insert(error)),
         }
@@ -54,13 +56,13 @@ pub(crate) fn bring_up(time: Duration) -> io::Result<Rescued> {
     })
 }
 
-fn start(socket: BusSocket, path: &Path, spawn: &SpawnSettings, deadline: Instant) -> io::Result<Rescued> {
+fn start(socket: BusSocket, path: &Path, spawn: &SpawnSettings, master: u32, deadline: Instant) -> io::Result<Rescued> {
     let (listener, lock) = socket.copies()?;
     if let Some(reason) = recent_failure(&lock) {
         return Err(io::Error::other(reason));
     }
     let outcome = find_binary(spawn).and_then(|binary| {
-        let hub = Hub::new(&binary, path, spawn)?;
+        let hub = Hub::new(&binary, path, spawn, master)?;
         let (answer, pipe) = pipe()?;
         hub.launch(&pipe, &listener, &lock)?;
         drop(pipe);
@@ -180,13 +182,13 @@ struct Hub {
 }
 
 impl Hub {
-    fn new(binary: &Path, socket: &Path, spawn: &SpawnSettings) -> io::Result<Self> {
+    fn new(binary: &Path, socket: &Path, spawn: &SpawnSettings, master: u32) -> io::Result<Self> {
         for (what, path) in [("realtime.socket", socket), ("realtime.config", Path::new(&spawn.config))] {
             if path.is_relative() && !path.as_os_str().is_empty() {
                 return Err(io::Error::other(format!("{what} is {}, which is not an absolute path", path.display())));
             }
         }
-        let follow = parent_id().to_string();
+        let follow = master.to_string();
         let mut arguments = vec![c_string(PROGRAM)?];
         for argument in ["serve", "--spawned", "--follow", &follow, "--socket"] {
             arguments.push(c_string(argument)?);

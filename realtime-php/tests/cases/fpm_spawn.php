@@ -272,6 +272,16 @@ test('autospawn: while a hub is about to fail nobody can hand it anything', func
     check(!file_exists($site->socket), 'no socket is left');
 });
 
+test('autospawn: a worker whose master was killed starts no hub', function () {
+    $site = new Site(children: 2);
+    $site->send('x');
+    $site->fpm->stop(SIGKILL);
+    $site->left();
+    contains('has ended', $site->publish('x'));
+    same([], $site->hubs());
+    check(!file_exists($site->socket), 'no socket is left');
+});
+
 test('autospawn: php-fpm and its hub told to stop at once, under traffic: what was accepted is published, and the hub ends in good order', function () {
     $log = getenv('TEST_DIRECTORY') . '/both.log';
     $site = new Site(['realtime.log' => $log]);
