@@ -12,6 +12,8 @@ use std::sync::{Arc, Once};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use realtime_core::bus::address::BusAddress;
+use realtime_core::config::Secret;
 use realtime_core::{Config, Hub, descriptors};
 use serde_json::{Map, Value};
 
@@ -32,6 +34,15 @@ pub(crate) struct Running {
     pub(crate) publication_bytes: usize,
     /// What it was started with; a second start must ask for the same.
     config: Config,
+    /// Where its bus is; none where it has none.
+    pub(crate) addresses: Vec<BusAddress>,
+}
+
+impl Running {
+    /// What others prove on its bus over TCP.
+    pub(crate) fn secret(&self) -> &Secret {
+        &self.config.secret
+    }
 }
 
 type Slot = Mutex<Option<Arc<Running>>>;
@@ -39,6 +50,8 @@ type Slot = Mutex<Option<Arc<Running>>>;
 static FIRST_SLOT: Slot = Mutex::new(None);
 /// The slot in use. A fork replaces it where another thread of the parent held the lock.
 static SLOT: AtomicPtr<Slot> = AtomicPtr::new(ptr::null_mut());
+/// The hub that an ancestor of this process ran when it forked, for what it was started with.
+static ANCESTORS: AtomicPtr<Running> = AtomicPtr::new(ptr::null_mut());
 /// Moves with every change of the slot, forks included; what was looked up before is stale then.
 static VERSION: AtomicU64 = AtomicU64::new(1);
 static FORKS: AtomicU64 = AtomicU64::new(0);
@@ -111,6 +124,7 @@ pub(crate) fn start(code: Map<String, Value>) -> Result<Arc<Running>, Failure> {
     register_fork_handler();
     let hub = with_signals_blocked(|| Hub::start(effective.config.clone()))?;
     let running = Arc::new(Running {
+        addresses: addresses(&hub),
         hub,
         id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
         publication_bytes: effective.config.limits.publication_bytes,
@@ -123,6 +137,22 @@ pub(crate) fn start(code: Map<String, Value>) -> Result<Arc<Running>, Failure> {
     let bus = bus.map_or_else(|| "no bus for other processes".to_owned(), |path| format!("bus for other processes at {path}"));
     announce(&format!("embedded hub, listening on {}, {bus}", running.hub.url()));
     Ok(running)
+}
+
+fn addresses(hub: &Hub) -> Vec<BusAddress> {
+    let configured = BusAddress::list(hub.config().socket.as_deref().unwrap_or_default()).unwrap_or_default();
+    let port_was_free = |address: &BusAddress| address.path().is_none() && address.to_string().ends_with(":0");
+    let bound = |address: BusAddress| match hub.bus_addr() {
+        Some(bound) if port_was_free(&address) => address.bound_to(bound),
+        _ => address,
+    };
+    configured.into_iter().map(bound).collect()
+}
+
+/// The hub of the process that this one was forked from; only what it was started with is of use here.
+pub(crate) fn ancestors() -> Option<&'static Running> {
+    // SAFETY: null or leaked in this process.
+    unsafe { ANCESTORS.load(Ordering::Acquire).as_ref() }
 }
 
 /// Whether this is a server's process that answers one short request after the other.
@@ -212,7 +242,11 @@ extern "C" fn in_forked_child() {
 
 fn forget_parents_hub() {
     match slot().try_lock() {
-        Some(mut slot) => std::mem::forget(slot.take()),
+        Some(mut slot) => {
+            if let Some(running) = slot.take() {
+                ANCESTORS.store(Arc::into_raw(running).cast_mut(), Ordering::Release);
+            }
+        }
         // Another thread of the parent was in start() or stop(); it does not exist here and will
         // never unlock. glibc has made malloc usable again before this handler runs.
         None => SLOT.store(Box::into_raw(Box::new(Mutex::new(None))), Ordering::Release),

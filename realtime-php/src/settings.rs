@@ -16,7 +16,7 @@ use realtime_core::{Config, ConfigBuilder, EffectiveConfig, Source};
 use serde_json::{Map, Value};
 
 use crate::failure::Failure;
-use crate::zend;
+use crate::{host, zend};
 
 /// INI settings that this extension interprets itself. The others belong to `Config`.
 const MODE: Own = Own { ini: c"realtime.mode", variable: "REALTIME_MODE" };
@@ -242,6 +242,20 @@ pub(crate) struct BrokerSettings {
 /// own affair.
 pub(crate) fn bus() -> Result<BusSettings, Failure> {
     let layers = layers()?;
+    let (sockets, secret, publication_bytes) = match host::ancestors() {
+        // Code may have said where its bus is, which no other layer knows.
+        Some(hub) if !hub.addresses.is_empty() => (hub.addresses.clone(), hub.secret().clone(), hub.publication_bytes),
+        _ => named(&layers)?,
+    };
+    let ca_file = layers.value("socket_ca").and_then(Value::as_str).unwrap_or_default().to_owned();
+    // What only hubs can speak to, a cluster for instance, is no other way.
+    let url = broker_of(&layers).url;
+    let or_broker = mode()? == Mode::Auto && !url.is_empty() && Publisher::new(PublisherOptions::new(url)).is_ok();
+    Ok(BusSettings { sockets, secret, ca_file, app: own(&APP), publication_bytes, or_broker })
+}
+
+/// Sockets, secret and limit that the layers name.
+fn named(layers: &ConfigBuilder) -> Result<(Vec<BusAddress>, Secret, usize), Failure> {
     let sockets = match layers.value("socket") {
         None | Some(Value::Null) => default_addresses(),
         Some(Value::String(text)) => BusAddress::list(text).map_err(|error| Failure::config(format!("realtime.socket: {error}")))?,
@@ -250,13 +264,8 @@ pub(crate) fn bus() -> Result<BusSettings, Failure> {
     let secret = Secret::from(layers.value("secret").and_then(Value::as_str).unwrap_or_default());
     let over_tcp = sockets.iter().any(|address| address.path().is_none());
     check_secret(&secret, over_tcp).map_err(|reason| Failure::config(format!("realtime.secret: {reason}")))?;
-    let ca_file = layers.value("socket_ca").and_then(Value::as_str).unwrap_or_default().to_owned();
     let limit = layers.value("limits.publication_bytes").and_then(Value::as_u64).and_then(|bytes| usize::try_from(bytes).ok());
-    let publication_bytes = limit.unwrap_or(Limits::default().publication_bytes);
-    // What only hubs can speak to, a cluster for instance, is no other way.
-    let url = broker_of(&layers).url;
-    let or_broker = mode()? == Mode::Auto && !url.is_empty() && Publisher::new(PublisherOptions::new(url)).is_ok();
-    Ok(BusSettings { sockets, secret, ca_file, app: own(&APP), publication_bytes, or_broker })
+    Ok((sockets, secret, limit.unwrap_or(Limits::default().publication_bytes)))
 }
 
 /// The broker that hubs use; what else a process without a hub has to know the hubs tell it there.

@@ -83,6 +83,24 @@ test('the child publishes over the bus to its parent\'s hub, on a connection of 
     check($hub->stop(), 'complete');
 });
 
+test('a child reaches its parent\'s hub also where only code said where its bus is', function () {
+    foreach ([['socket' => Tests\socket_path()], ['socket' => 'tcp://127.0.0.1:0', 'secret' => str_repeat('s', 32)]] as $bus) {
+        $hub = Realtime\start(['listen' => '127.0.0.1:0', 'shards' => 1, ...$bus]);
+        $client = Client::subscribed($hub->url, 'a');
+        $child = pcntl_fork();
+        if ($child === 0) {
+            $grandchild = pcntl_fork();
+            $matched = Realtime\publish('a', $grandchild === 0 ? 'grandchild' : 'child')->matched;
+            exit($matched === 1 && ($grandchild === 0 || reap($grandchild) === 0) ? 0 : 1);
+        }
+        same(0, reap($child), "the child with the bus at {$bus['socket']}");
+        $got = [$client->next()['data'], $client->next()['data']];
+        sort($got);
+        same(['child', 'grandchild'], $got);
+        check($hub->stop(), 'complete');
+    }
+});
+
 test('the port and the connections are the parent\'s alone: they end with its stop() although a child lives', function () {
     $hub = Realtime\start(['listen' => '127.0.0.1:' . free_port(), 'shards' => 2]);
     $client = Client::subscribed($hub->url, 'a');
