@@ -497,7 +497,7 @@ namespace Realtime {
 
         /**
          * A stream that is readable when {@see poll()} has something to do, for `stream_select()` and
-         * loops like ReactPHP's. It must not be read from.
+         * loops like ReactPHP's. It stays the same when the hub restarts, and must not be read from.
          *
          * @return resource
          *

@@ -19,6 +19,7 @@
 //! | `functions` | what PHP calls |
 //! | `laravel` | `broadcast($event)` as Laravel's helper of that name does it |
 //! | `server` | handlers for connections: the classes `Server` and `Connection` |
+//! | `readiness` | what `Server::stream()` shows |
 //! | `events`, `presence` | what happened, for workers; who is on a channel |
 //! | `objects`, `testing` | the classes `Hub`, `Receipt` and `Testing\Fake` |
 //! | `serve` | block until a signal asks to stop |
@@ -52,6 +53,7 @@ mod message;
 mod objects;
 mod presence;
 mod publishing;
+mod readiness;
 mod remote;
 mod serve;
 mod server;

@@ -4,7 +4,7 @@
 //! A server has a connection to the hub's bus of its own, also where the hub is in this process:
 //! events come over it and what handlers do goes back. Nothing of the hub ever waits for PHP.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::ptr;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -26,6 +26,7 @@ use crate::failure::Failure;
 use crate::globals::GLOBALS;
 use crate::message::{self, Options};
 use crate::objects::{PRIVATE_READONLY, READONLY, object};
+use crate::readiness::Readiness;
 use crate::serve::BlockedSignals;
 use crate::signature::{
     ARRAY, BOOL, CALLABLE, Class, FunctionTable, INT, MIXED, NULL, Property, STRING, Signature, Type, VOID, optional, parameter, undefined,
@@ -66,8 +67,36 @@ pub(crate) struct State {
     forks: u64,
     handlers: HashMap<&'static str, Zval>,
     connections: HashMap<String, Zval>,
+    /// Events that came with the answers to calls between polls.
+    waiting: VecDeque<String>,
+    /// What `stream()` shows, once it was called.
+    readiness: Option<Readiness>,
     /// A handler runs: it may not poll.
     busy: bool,
+}
+
+impl State {
+    /// Makes the stream show what there is to do.
+    fn settle(&mut self) {
+        let Some(readiness) = &mut self.readiness else { return };
+        if let Some(client) = &mut self.client {
+            while let Ok(Some(line)) = client.received_event() {
+                self.waiting.push_back(line);
+            }
+        }
+        let is_connected = self.client.as_ref().and_then(Client::descriptor).is_some();
+        // Without a connection the next poll looks for one, or says why there is none.
+        readiness.raise(!self.waiting.is_empty() || !is_connected);
+    }
+
+    /// Makes the stream show what the connection has.
+    fn watch(&mut self) -> std::io::Result<()> {
+        if let (Some(readiness), Some(descriptor)) = (&mut self.readiness, self.client.as_ref().and_then(Client::descriptor)) {
+            readiness.watch(descriptor)?;
+        }
+        self.settle();
+        Ok(())
+    }
 }
 
 /// MINIT.
@@ -176,7 +205,15 @@ fn construct(call: &Call<'_>, _: &mut Zval) -> Result<(), Failure> {
         // SAFETY: the class declares it; a number needs no destruction.
         unsafe { (*zend::property(this, SERVER_ID)).set_long(id.cast_signed()) };
     }
-    let state = State { client: None, forks: 0, handlers: HashMap::new(), connections: HashMap::new(), busy: false };
+    let state = State {
+        client: None,
+        forks: 0,
+        handlers: HashMap::new(),
+        connections: HashMap::new(),
+        waiting: VecDeque::new(),
+        readiness: None,
+        busy: false,
+    };
     GLOBALS.get().servers.borrow_mut().insert(id, state);
     Ok(())
 }
@@ -198,7 +235,14 @@ fn ask<R>(id: u64, run: impl FnOnce(&mut Client) -> Result<R, ClientError>) -> R
     with(id, |state| {
         let forks = state.forks;
         match state.client.as_mut().filter(|_| forks == host::forks()) {
-            Some(client) => run(client).map_err(Failure::from),
+            Some(client) => {
+                let outcome = run(client).map_err(Failure::from);
+                // The turn that a handler runs in goes on, and looks itself.
+                if !state.busy {
+                    state.settle();
+                }
+                outcome
+            }
             None => Err(Failure::unavailable("this Realtime\\Server has no connection to a hub")),
         }
     })?
@@ -234,8 +278,10 @@ fn attach(id: u64) -> Result<(), Failure> {
     let forks = host::forks();
     let known = with(id, |state| {
         if state.forks != forks {
-            // In a forked child the old connection is the parent's.
+            // In a forked child the old connection is the parent's, and so is what its stream shows.
             state.client = None;
+            state.readiness = None;
+            state.waiting.clear();
         }
         (state.client.is_some(), state.handlers.keys().copied().collect::<Vec<_>>())
     })?;
@@ -249,10 +295,16 @@ fn attach(id: u64) -> Result<(), Failure> {
         None => bus::another_client()?,
     };
     client.handle(hears, decides)?;
-    with(id, |state| {
+    let watched = with(id, |state| {
         state.client = Some(client);
         state.forks = forks;
-    })
+        state.watch()
+    })?;
+    watched.map_err(unwatchable)
+}
+
+fn unwatchable(error: std::io::Error) -> Failure {
+    Failure::unavailable(format!("the connection to the hub cannot be watched: {error}"))
 }
 
 /// What the hub says of a connection.
@@ -299,20 +351,31 @@ fn poll(call: &Call<'_>, result: &mut Zval) -> Result<(), Failure> {
 
 /// Handles what has come, and waits for the first event; gives how many there were.
 fn turn(id: u64, timeout: Duration) -> Result<i64, Failure> {
+    let outcome = handle_all(id, timeout);
+    with(id, State::settle)?;
+    outcome
+}
+
+fn handle_all(id: u64, timeout: Duration) -> Result<i64, Failure> {
     let mut handled = 0;
     loop {
-        let line = ask(id, |client| match handled {
-            0 => client.next_event(timeout),
-            // What has been received must be handled, or the stream would not show it.
-            EVENTS_OF_A_POLL.. => client.received_event(),
-            _ => client.next_event(Duration::ZERO),
-        });
+        let line = match with(id, |state| state.waiting.pop_front())? {
+            Some(line) => Ok(Some(line)),
+            None => ask(id, |client| match handled {
+                0 => client.next_event(timeout),
+                EVENTS_OF_A_POLL.. => client.received_event(),
+                _ => client.next_event(Duration::ZERO),
+            }),
+        };
         let line = match line {
             Ok(Some(line)) => line,
             Ok(None) => return Ok(handled),
             Err(failure) => {
                 // The next call looks for a hub again.
-                let gone = with(id, |state| (state.client.take(), std::mem::take(&mut state.connections)))?;
+                let gone = with(id, |state| {
+                    state.waiting.clear();
+                    (state.client.take(), std::mem::take(&mut state.connections))
+                })?;
                 drop(gone);
                 return Err(failure);
             }
@@ -545,8 +608,14 @@ fn stream(call: &Call<'_>, result: &mut Zval) -> Result<(), Failure> {
     parse!(call, c"")?;
     let id = server_id(call);
     attach(id)?;
-    let descriptor = ask(id, |client| Ok(client.descriptor()))?;
-    let descriptor = descriptor.ok_or_else(|| Failure::unavailable("this Realtime\\Server has no connection to a hub"))?;
+    let descriptor = with(id, |state| match &state.readiness {
+        Some(readiness) => Ok(readiness.descriptor()),
+        None => {
+            let descriptor = state.readiness.insert(Readiness::new()?).descriptor();
+            state.watch().map(|()| descriptor)
+        }
+    })?;
+    let descriptor = descriptor.map_err(unwatchable)?;
     // A copy of the descriptor: the script may close its stream when it likes.
     let name = json::zval("fopen");
     let open = ZendCallable::new(&name).map_err(|_| Failure::Error("fopen() is not there".into()))?;

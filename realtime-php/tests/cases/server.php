@@ -160,6 +160,37 @@ with_hub(function (Realtime\Hub|Tests\HubProcess $hub) {
         }
     });
 
+    test('stream() is readable when an event came with the answer to a call between polls, and no longer once it is handled', function () use ($hub) {
+        [$connection, $seen] = [null, []];
+        $server = (new Server())->on('connect', function (Connection $new) use (&$connection) {
+            $connection = $new;
+        })->on('message', function (Connection $from, string $event, mixed $data) use (&$seen) {
+            $seen[] = $data;
+        });
+        $stream = $server->stream();
+        $readable = function (int $seconds) use ($stream) {
+            [$read, $none] = [[$stream], null];
+            return stream_select($read, $none, $none, $seconds);
+        };
+        $client = new Client($hub->url);
+        polling($server, function () use (&$connection) {
+            return $connection;
+        }, 'it has connected');
+        foreach (['join', 'leave'] as $call) {
+            while ($server->poll() > 0);
+            $client->send(['action' => 'message', 'event' => 'e', 'data' => $call]);
+            same(1, $readable((int) Tests\DEADLINE_S));
+            // The event comes before the answer, which is read from the same socket.
+            same(true, $connection->$call('room'));
+            same(1, $readable((int) Tests\DEADLINE_S), "after $call()");
+            polling($server, function () use (&$seen, $call) {
+                return end($seen) === $call;
+            }, 'it is handled');
+            same(0, $readable(0));
+        }
+        same(['join', 'leave'], $seen);
+    });
+
     test('a handler cannot poll its own server, and mistakes are named', function () use ($hub) {
         $caught = new ArrayObject();
         $server = new Server();
