@@ -20,6 +20,7 @@
 //! | `laravel` | `broadcast($event)` as Laravel's helper of that name does it |
 //! | `server` | handlers for connections: the classes `Server` and `Connection` |
 //! | `readiness` | what `Server::stream()` shows |
+//! | `signals` | TERM and INT while handlers run |
 //! | `events`, `presence` | what happened, for workers; who is on a channel |
 //! | `objects`, `testing` | the classes `Hub`, `Receipt` and `Testing\Fake` |
 //! | `serve` | block until a signal asks to stop |
@@ -58,6 +59,7 @@ mod remote;
 mod serve;
 mod server;
 mod settings;
+mod signals;
 mod signature;
 mod spawn;
 mod testing;

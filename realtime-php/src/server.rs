@@ -27,7 +27,7 @@ use crate::globals::GLOBALS;
 use crate::message::{self, Options};
 use crate::objects::{PRIVATE_READONLY, READONLY, object};
 use crate::readiness::Readiness;
-use crate::serve::BlockedSignals;
+use crate::signals::{self, NotedSignals};
 use crate::signature::{
     ARRAY, BOOL, CALLABLE, Class, FunctionTable, INT, MIXED, NULL, Property, STRING, Signature, Type, VOID, optional, parameter, undefined,
 };
@@ -178,6 +178,8 @@ pub(crate) fn register_classes() -> Result<(), &'static str> {
 
 /// RSHUTDOWN.
 pub(crate) fn end_request() {
+    // A fatal error in a handler does not come back to run().
+    signals::restore();
     // Taken first: releasing them may run PHP code.
     let servers = GLOBALS.get().servers.take();
     drop(servers);
@@ -559,11 +561,14 @@ fn run(call: &Call<'_>, result: &mut Zval) -> Result<(), Failure> {
     }
     // The first time a hub has to be there; later it may restart.
     attach(id)?;
-    let signals = BlockedSignals::new();
+    let signals = NotedSignals::new();
     let mut lost = false;
     let mut retry_at = Instant::now();
     loop {
-        if let Some(signal) = signals.wait(if lost { RETRY } else { Duration::ZERO }) {
+        if lost && signals.taken().is_none() {
+            signals.sleep(RETRY);
+        }
+        if let Some(signal) = signals.taken() {
             host::announce(&format!("{}, the server ends", if signal == libc::SIGINT { "SIGINT" } else { "SIGTERM" }));
             break;
         }

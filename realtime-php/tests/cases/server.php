@@ -295,6 +295,34 @@ if (getenv('TEST_MODE') !== 'bus') {
         throws(Unavailable::class, 'no hub', fn () => (new Server())->poll());
     });
 
+    test('stream() is readable without a hub, and the same stream shows what the next one has', function () {
+        $hub = Realtime\start(['listen' => '127.0.0.1:0', 'shards' => 1]);
+        $seen = 0;
+        $server = (new Server())->on('connect', function () use (&$seen) {
+            $seen++;
+        });
+        $stream = $server->stream();
+        $readable = function (int $seconds) use ($stream) {
+            [$read, $none] = [[$stream], null];
+            return stream_select($read, $none, $none, $seconds);
+        };
+        same(0, $readable(0));
+        $hub->stop(2000);
+        for ($i = 0; $i < 2; $i++) {
+            same(1, $readable((int) Tests\DEADLINE_S));
+            throws(Unavailable::class, '', fn () => $server->poll());
+        }
+        $hub = Realtime\start(['listen' => '127.0.0.1:0', 'shards' => 1]);
+        same([0, 0], [$server->poll(), $readable(0)]);
+        $client = new Client($hub->url);
+        eventually(function () use ($readable, $server, &$seen) {
+            $readable(5) && $server->poll();
+            return $seen === 1;
+        }, 'it was seen');
+        $client->id();
+        $hub->stop(2000);
+    });
+
     test('run() handles until SIGTERM, and drains', function () {
         $process = php(<<<'PHP'
             $hub = Realtime\start(['listen' => '127.0.0.1:0', 'shards' => 1]);
@@ -311,5 +339,39 @@ if (getenv('TEST_MODE') !== 'bus') {
         $process->signal(SIGTERM);
         same(1001, $client->closeCode());
         same(0, $process->wait());
+    });
+
+    test('what a handler starts can be told to end, and run() ends in good order when TERM comes while it runs', function () {
+        $process = php(<<<'PHP'
+            $hub = Realtime\start(['listen' => '127.0.0.1:0', 'shards' => 1]);
+            $server = (new Realtime\Server())->on('message', function () {
+                $started = proc_open(['sleep', '600'], [], $pipes);
+                proc_terminate($started, SIGTERM);
+                // Until it has ended; it is not to live on with this test.
+                for ($end = microtime(true) + 20; ($status = proc_get_status($started))['running'] && microtime(true) < $end; usleep(1000));
+                $status['running'] && proc_terminate($started, SIGKILL);
+                $child = pcntl_fork();
+                if ($child === 0) {
+                    posix_kill(getmypid(), SIGTERM);
+                    usleep(1000);
+                    posix_kill(getmypid(), SIGKILL);
+                }
+                pcntl_waitpid($child, $forked);
+                posix_kill(getmypid(), SIGTERM);
+                return [$status['signaled'] ? $status['termsig'] : 0, pcntl_wtermsig($forked)];
+            });
+            $server->poll();
+            echo "ready {$hub->url}\n";
+            $ended = $server->run();
+            // The script's own again.
+            posix_kill(getmypid(), SIGTERM);
+            usleep(1000);
+            exit(1 + $ended);
+            PHP);
+        $client = new Client($process->expect('~^ready (\S+)$~m')[1]);
+        $client->send(['action' => 'message', 'event' => 'e', 'id' => 1]);
+        same([SIGTERM, SIGTERM], $client->next('answer')['data']);
+        same(1001, $client->closeCode());
+        same(128 + SIGTERM, $process->wait());
     });
 }
