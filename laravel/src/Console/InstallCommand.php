@@ -59,7 +59,11 @@ class InstallCommand extends Command
             $lines[] = 'REALTIME_APP_KEY=' . Str::lower(Str::random(20));
             $lines[] = 'REALTIME_APP_SECRET=' . bin2hex(random_bytes(20));
         }
-        foreach (['KEY' => "\${{$prefix}_APP_KEY}", 'HOST' => 'localhost', 'PORT' => '8080', 'SCHEME' => 'http'] as $name => $value) {
+        // The hub takes Reverb's place, where browsers look for it already. Pusher's own address would be wrong.
+        $address = $prefix === 'REVERB' && $has('REVERB_HOST') && $has('REVERB_PORT') && $has('REVERB_SCHEME')
+            ? ['HOST' => '${REVERB_HOST}', 'PORT' => '${REVERB_PORT}', 'SCHEME' => '${REVERB_SCHEME}']
+            : ['HOST' => 'localhost', 'PORT' => '8080', 'SCHEME' => 'http'];
+        foreach (['KEY' => "\${{$prefix}_APP_KEY}"] + $address as $name => $value) {
             $variable = $name === 'KEY' ? 'VITE_REALTIME_APP_KEY' : "VITE_REALTIME_$name";
             $has($variable) || $lines[] = "$variable=\"$value\"";
         }

@@ -76,6 +76,15 @@ test('an application that had Reverb or Pusher keeps their app', function () {
     }
 });
 
+test('browsers look for the hub where they looked for Reverb', function () {
+    $folder = fresh_folder("BROADCAST_CONNECTION=null\nREVERB_APP_KEY=k\nREVERB_HOST=ws.test\nREVERB_PORT=443\nREVERB_SCHEME=https\n");
+    artisan(app_with([], $folder), 'realtime:install', ['--no-echo' => true]);
+    $env = file_get_contents("$folder/.env");
+    contains('VITE_REALTIME_HOST="${REVERB_HOST}"', $env);
+    contains('VITE_REALTIME_PORT="${REVERB_PORT}"', $env);
+    contains('VITE_REALTIME_SCHEME="${REVERB_SCHEME}"', $env);
+});
+
 test('before Laravel 11 the default connection has another name', function () {
     $folder = fresh_folder("BROADCAST_DRIVER=log\n");
     artisan(app_with([], $folder), 'realtime:install');
