@@ -197,7 +197,7 @@ impl Shard {
                     Err(_) => return,
                 }
             }
-            if self.keep_input_back(key, input) || self.pace(key, input) {
+            if self.keep_input_back(key, input) || self.pace_input(key, input) {
                 break;
             }
             match format.framing.next(&mut inbound, &mut input, &limits) {
@@ -426,6 +426,7 @@ impl Shard {
             return;
         }
         let Some(command) = self.keep_back(key, command) else { return };
+        let Some(command) = self.pace_command(key, command) else { return };
         if let Err(error) = self.apply(key, command) {
             self.protocol_error(key, &error);
         }

@@ -171,7 +171,7 @@ impl Shard {
 
     /// Asks for the next part.
     fn step(&mut self, key: CursorKey) {
-        let has_room = self.has_room(key.connection);
+        let has_room = self.has_room(key.connection, 4);
         let Some(connection) = self.connection(key.connection) else { return };
         let may_ask = has_room && connection.pace.reads < READS_AT_ONCE;
         let Some(cursor) = self.cursor(key) else { return };
@@ -259,7 +259,7 @@ impl Shard {
         result: Result<Page, BrokerError>,
     ) {
         let Some(top) = self.channels[index].position else { return };
-        if result.is_ok() && !matches!(aim, Aim::Follow) && !self.has_room(key.connection) {
+        if result.is_ok() && !matches!(aim, Aim::Follow) && !self.has_room(key.connection, 4) {
             // Answers to others have come meanwhile: this is asked again when they are taken.
             return;
         }

@@ -296,7 +296,7 @@ impl Shard {
                 continue;
             }
             let tells_users = !matches!(request, JoinRequest::User { .. }) && self.channels[index].shows_users();
-            if tells_users && !self.has_room(key) {
+            if tells_users && !self.has_room(key, 2) {
                 self.channels[index].joining.push(Joining { connection: key, request, place });
                 self.join_later(key, index);
                 continue;
