@@ -6,16 +6,14 @@ use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::mpsc::error::TrySendError;
 
 use super::app::App;
-use super::ask::QUERY_TIMEOUT;
 use super::builder::HubBuilder;
 use super::node::Node;
-use super::query::Query;
 use super::stats::Stats;
 use super::threads::{Running, StopReport};
 use crate::apps::{AppId, UnknownApp};
@@ -225,44 +223,7 @@ impl Hub {
     ///
     /// Never; a shard number that does not exist is taken modulo their count.
     pub fn move_connection(&self, socket: SocketId, to: usize) -> Result<bool, QueryError> {
-        let node = &self.0.node;
-        let to = to % node.shards.len();
-        let described = node.ask(|answer| Query::Describe { socket, answer })?;
-        let Some((from, channels)) = described.into_iter().find_map(|(shard, names)| Some((shard, names?))) else {
-            return Ok(false);
-        };
-        if from == to {
-            return Ok(true);
-        }
-        // Half of what the questions may take, so that an answer that is given is also heard.
-        let deadline = Instant::now() + QUERY_TIMEOUT / 2;
-        let forget = |channels: Vec<String>| node.shards[to].inbox.push(Query::Forget { channels }.into());
-        if let Err(error) = node.ask_one(to, |answer| Query::Expect { channels: channels.clone(), answer }) {
-            // It may only be late, and stands in the queue before this.
-            forget(channels);
-            return Err(error);
-        }
-        let reached = node.ask_one(to, |answer| Query::Positions { channels: channels.clone(), deadline, answer });
-        let reached = match reached {
-            Ok(reached) => reached,
-            Err(error) => {
-                forget(channels);
-                return Err(error);
-            }
-        };
-        let mut frozen = match node.ask_one(from, |answer| Query::Freeze { socket, reached, deadline, answer }) {
-            Ok(Some(frozen)) => frozen,
-            Ok(None) => {
-                forget(channels);
-                return Ok(false);
-            }
-            Err(error) => {
-                forget(channels);
-                return Err(error);
-            }
-        };
-        frozen.place.move_to(to);
-        node.ask_one(to, |answer| Query::Thaw { frozen: Box::new(frozen), expected: channels, answer })
+        self.0.node.move_connection(socket, to)
     }
 
     /// Adds a connection that only receives, through a sink of the host's: native frames of these

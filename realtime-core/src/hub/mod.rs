@@ -37,6 +37,7 @@ mod stats;
 mod subscriptions;
 pub(crate) mod tap;
 mod threads;
+pub(crate) mod travel;
 mod watchlists;
 mod windows;
 

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::apps::AppId;
 use crate::auth::Grant;
-use crate::hub::query::Reached;
+use crate::hub::travel::Reached;
 use crate::message::{SocketId, User};
 use crate::protocol::{FormatKey, ProtocolState};
 use crate::transport::InboundState;
