@@ -8,6 +8,7 @@ pub mod address;
 pub mod client;
 pub mod frame;
 mod link;
+mod questions;
 pub mod seal;
 pub(crate) mod server;
 pub mod socket;
