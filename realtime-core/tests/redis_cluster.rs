@@ -4,7 +4,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use realtime_core::broker::redis::Redis;
 use realtime_core::broker::redis::publisher::{Publisher, PublisherError, PublisherOptions};
@@ -533,6 +533,65 @@ fn a_master_that_stands_still_costs_a_publisher_without_a_hub_its_own_channels_o
         }
         late && left_alone
     });
+    redis.nodes[still].freeze(false);
+    eventually("it is back", || publisher.publish(&from_afar(&names[still], "after")).is_ok());
+}
+
+/// Longer than a publisher goes without asking for what hubs go by.
+const PAST_FRESH: Duration = Duration::from_secs(6);
+
+#[test]
+fn a_publisher_without_a_hub_goes_on_while_the_master_is_dead_that_knows_what_hubs_go_by() {
+    let mut redis = RedisCluster::start(3, false, NEVER_MS);
+    let _hub = hub(&redis, |config| config.broker.patience = 4);
+    let names = channels(&redis, 3);
+    let mut publisher = publisher(&redis.url());
+    eventually("the hub has said what it goes by", || publisher.reach().is_ok());
+    for name in &names {
+        publisher.publish(&from_afar(name, "before")).unwrap();
+    }
+    let dead = redis.owner("realtime:rules");
+    redis.nodes[dead].kill();
+    let start = Instant::now();
+    let mut round = 0;
+    while start.elapsed() < PAST_FRESH {
+        round += 1;
+        for name in names.iter().enumerate().filter(|(at, _)| *at != dead).map(|(_, name)| name) {
+            publisher.publish(&from_afar(name, &round.to_string())).unwrap();
+        }
+    }
+    // What has no rules to go by does not begin.
+    let error = self::publisher(&redis.url()).publish(&from_afar(&names[(dead + 1) % 3], "x")).unwrap_err();
+    assert!(error.is_unsent(), "{error}");
+    assert!(publisher.publish(&from_afar(&names[dead], "x")).is_err());
+    redis.nodes[dead].restart();
+    eventually("it is back", || publisher.publish(&from_afar(&names[dead], "after")).is_ok());
+}
+
+#[test]
+fn a_master_that_stands_still_and_knows_what_hubs_go_by_costs_no_other_channel_a_call() {
+    let redis = RedisCluster::start(3, false, NEVER_MS);
+    let _hub = hub(&redis, |_| {});
+    let names = channels(&redis, 3);
+    // Half of it is for asking.
+    let options = PublisherOptions {
+        connect_timeout: Duration::from_secs(4),
+        answer_timeout: Duration::from_secs(4),
+        ..PublisherOptions::new(Secret::from(redis.url().as_str()))
+    };
+    let mut publisher = Publisher::new(options).unwrap();
+    eventually("the hub has said what it goes by", || publisher.reach().is_ok());
+    eventually("all are connected", || names.iter().all(|name| publisher.publish(&from_afar(name, "before")).is_ok()));
+    let still = redis.owner("realtime:rules");
+    redis.nodes[still].freeze(true);
+    let start = Instant::now();
+    let mut round = 0;
+    while start.elapsed() < PAST_FRESH {
+        round += 1;
+        for name in names.iter().enumerate().filter(|(at, _)| *at != still).map(|(_, name)| name) {
+            publisher.publish(&from_afar(name, &round.to_string())).unwrap();
+        }
+    }
     redis.nodes[still].freeze(false);
     eventually("it is back", || publisher.publish(&from_afar(&names[still], "after")).is_ok());
 }

@@ -5,6 +5,7 @@
 //! out, or where that makes no difference (it has an idempotency key, or only reads). The connection belongs to the process that
 //! made it; a forked child makes its own.
 
+mod known;
 mod masters;
 
 use std::borrow::Borrow;
@@ -29,12 +30,11 @@ use crate::error::{BrokerError, PublishError, QueryError};
 use crate::history::{History, MAX_LIMIT, Query};
 use crate::message::{Channel, Payload, Publish, Receipt, User, channel_hash, validate_channel, validate_json};
 use crate::wire::Resolve;
+use known::Known;
 
 /// Publications in one round trip, and their bytes.
 const MAX_TOGETHER: usize = 256;
 const MAX_TOGETHER_BYTES: usize = 1 << 20;
-/// How long the hubs' rules are believed without asking.
-const RULES_FRESH: Duration = Duration::from_secs(5);
 /// By the clock of Redis, which is the hubs' too.
 const COUNT_HUBS: &str = "local time = redis.call('TIME') \
     return redis.call('ZCOUNT', KEYS[1], '(' .. time[1] * 1000 + math.floor(time[2] / 1000), '+inf')";
@@ -196,8 +196,8 @@ pub struct Publisher {
     /// Who has which slots of a cluster, and who had some before that was doubted.
     slots: Option<Slots>,
     known: Vec<ConnectionInfo>,
-    /// What hubs go by, and when it was read.
-    rules: Option<(Arc<Rules>, Instant)>,
+    /// What hubs go by.
+    rules: Option<Known>,
     /// Of [`SCRIPTS`], in their order.
     digests: Vec<String>,
     waiting: Waiting,
@@ -396,17 +396,36 @@ impl Publisher {
 
     /// What hubs go by; outside of a cluster with a connection.
     fn rules(&mut self, deadline: &mut Deadline) -> Result<Arc<Rules>, PublisherError> {
-        if self.servers.cluster().is_none() {
+        let is_cluster = self.servers.cluster().is_some();
+        if !is_cluster {
             self.connect(deadline)?;
         }
-        if let Some((rules, at)) = &self.rules
-            && at.elapsed() < RULES_FRESH
-        {
-            return Ok(rules.clone());
+        let standing = match &self.rules {
+            Some(known) if known.is_fresh(Instant::now()) => return Ok(known.rules.clone()),
+            // Another master than the one that has them may have the channel.
+            Some(known) if is_cluster && known.may_stand_in(Instant::now()) => known.rules.clone(),
+            _ => {
+                let answer = self.ask_rules(deadline)?;
+                return self.read_rules(answer);
+            }
+        };
+        // What the call is about has the other half.
+        match self.ask_rules(&mut Deadline::new(deadline.left() / 2)) {
+            Ok(answer) => self.read_rules(answer),
+            Err(error) => {
+                tracing::debug!(%error, "what hubs go by cannot be asked; going on with what they said last");
+                if let Some(known) = &mut self.rules {
+                    known.put_off(Instant::now());
+                }
+                Ok(standing)
+            }
         }
+    }
+
+    fn ask_rules(&mut self, deadline: &mut Deadline) -> Result<Value, PublisherError> {
         let question = Question { slot: slot_of(&self.keys.rules()), ..Question::reading(self.rules_command()) };
         let answer = self.ask(vec![question], None, deadline)?.pop().ok_or_else(nonsense).flatten();
-        self.read_rules(answer)
+        answer.map_err(|error| self.refused(error))
     }
 
     fn rules_command(&self) -> Cmd {
@@ -415,9 +434,9 @@ impl Publisher {
         command
     }
 
-    fn read_rules(&mut self, answer: Result<Value, BrokerError>) -> Result<Arc<Rules>, PublisherError> {
+    fn read_rules(&mut self, answer: Value) -> Result<Arc<Rules>, PublisherError> {
         let address = self.address();
-        let rules = match answer.map_err(|error| self.refused(error))? {
+        let rules = match answer {
             Value::BulkString(text) => Rules::parse(&text),
             _ => return Err(PublisherError::NoHub { address, prefix: self.options.prefix.clone() }),
         };
@@ -428,7 +447,7 @@ impl Publisher {
             _ => Ok(Arc::new(rules)),
         });
         let rules = rules.map_err(|reason| PublisherError::Rules { address, reason })?;
-        self.rules = Some((rules.clone(), Instant::now()));
+        self.rules = Some(Known::new(rules.clone(), Instant::now()));
         Ok(rules)
     }
 
@@ -460,7 +479,8 @@ impl Publisher {
         if !is_node {
             let rules = answers.pop().unwrap_or_default();
             self.learn_digests(answers)?;
-            self.read_rules(accepted(rules))?;
+            let rules = accepted(rules).map_err(|error| self.refused(error))?;
+            self.read_rules(rules)?;
         } else {
             self.learn_digests(answers)?;
         }
