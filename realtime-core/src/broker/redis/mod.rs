@@ -26,6 +26,7 @@ mod slots;
 mod subscriptions;
 
 use std::collections::HashMap;
+use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -205,9 +206,12 @@ impl Owed {
 
 impl Drop for Owed {
     fn drop(&mut self) {
-        if let Some(done) = self.done.take() {
-            done(Err(if std::thread::panicking() { link::failed() } else { BrokerError::Stopped }));
+        let Some(done) = self.done.take() else { return };
+        if !std::thread::panicking() {
+            return done(Err(BrokerError::Stopped));
         }
+        // Whoever takes this answer may panic as well, and a second panic that gets out of here would end the process.
+        drop(panic::catch_unwind(AssertUnwindSafe(|| done(Err(link::failed())))));
     }
 }
 
@@ -502,5 +506,24 @@ impl Shared {
         if count.is_multiple_of(1_000) {
             tracing::warn!(%error, channel = %channel.escape_debug(), count, "redis holds something that no hub has written");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_waits_is_answered_although_what_another_answer_leads_to_panics() {
+        let (said, heard) = std::sync::mpsc::channel();
+        let owed = |done: Done| Owed { done: Some(done), _place: Arc::default() };
+        let outcome = panic::catch_unwind(AssertUnwindSafe(move || {
+            let _waits = owed(Box::new(move |answer| drop(said.send(answer))));
+            let _panics = owed(Box::new(|_| panic!("as the test wants it")));
+            panic!("the thread fails");
+        }));
+        assert!(outcome.is_err());
+        let answer = heard.recv().expect("an answer");
+        assert!(answer.is_err_and(|error| error.to_string().contains("may or may not")));
     }
 }

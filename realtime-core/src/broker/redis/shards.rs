@@ -48,6 +48,7 @@ enum Sign {
 
 struct Placed {
     topic: Topic,
+    slot: usize,
     /// Where it is heard; `None`: nowhere just now.
     node: Option<Box<str>>,
     /// Nodes that did not have it since the last tick.
@@ -73,14 +74,13 @@ pub(super) struct Shards<'l> {
     /// Channels whose subscription came to nothing; their topics go with the next tick.
     refused: Vec<Box<str>>,
     ticks: usize,
+    /// What is heard has been told to end: nothing is begun any more, because nobody would tell that.
+    stops: bool,
 }
 
 impl<'l> Shards<'l> {
-    /// Hears what is asked for until the stop; what is of no channel goes to `others`.
-    pub(super) async fn serve(link: &'l Link, queue: &mut UnboundedReceiver<Subscription>, others: UnboundedSender<Subscription>) {
-        let (signs, mut told) = unbounded_channel();
-        let mut slots: watch::Receiver<Option<Arc<Slots>>> = link.servers.known_slots();
-        let mut shards = Shards {
+    fn new(link: &'l Link, signs: UnboundedSender<Sign>) -> Self {
+        Shards {
             link,
             slots: None,
             topics: HashMap::new(),
@@ -89,16 +89,23 @@ impl<'l> Shards<'l> {
             signs,
             refused: Vec::new(),
             ticks: 0,
-        };
+            stops: false,
+        }
+    }
+
+    /// Hears what is asked for until the stop; what is of no channel goes to `others`.
+    pub(super) async fn serve(link: &'l Link, queue: &mut UnboundedReceiver<Subscription>, others: UnboundedSender<Subscription>) {
+        let (signs, mut told) = unbounded_channel();
+        let mut slots: watch::Receiver<Option<Arc<Slots>>> = link.servers.known_slots();
+        let mut shards = Shards::new(link, signs);
         shards.slots = slots.borrow_and_update().clone();
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut requests = Vec::new();
-        let mut stops = false;
         let mut grace = std::pin::pin!(Patience::new(link.shared.patient(GRACE)).until(std::future::pending::<()>()));
         let mut is_over = false;
         loop {
-            if stops && shards.workers.is_empty() {
+            if shards.stops && shards.workers.is_empty() {
                 return;
             }
             tokio::select! {
@@ -109,7 +116,6 @@ impl<'l> Shards<'l> {
                         return;
                     }
                     for request in requests.drain(..) {
-                        stops |= matches!(request, Subscription::Stop);
                         shards.on_request(request, &others);
                     }
                 }
@@ -146,6 +152,7 @@ impl<'l> Shards<'l> {
                 self.forget(&topic);
             }
             Subscription::Stop => {
+                self.stops = true;
                 drop(others.send(Subscription::Stop));
                 self.nodes.values().for_each(|node| drop(node.orders.send(Order::Stop)));
             }
@@ -155,7 +162,7 @@ impl<'l> Shards<'l> {
 
     fn hear(&mut self, topic: String, heard: Topic) {
         self.forget(&topic);
-        self.topics.insert(topic.clone(), Placed { topic: heard, node: None, hops: 0 });
+        self.topics.insert(topic.clone(), Placed { topic: heard, slot: slot_of(&topic), node: None, hops: 0 });
         self.place(&topic);
         // Who waits for it hears at once that there is no node for it.
         if let Some(Placed { topic: heard, node: None, .. }) = self.topics.get(&topic) {
@@ -169,7 +176,8 @@ impl<'l> Shards<'l> {
     /// Has a topic heard where its slot is.
     fn place(&mut self, topic: &str) {
         let Some(placed) = self.topics.get_mut(topic) else { return };
-        let owner = self.slots.as_ref().and_then(|slots| slots.owner(topic).and_then(|name| slots.masters().get_key_value(name)));
+        let slots = self.slots.as_ref();
+        let owner = slots.and_then(|slots| slots.owner_of(placed.slot).and_then(|name| slots.masters().get_key_value(name)));
         if placed.node.as_deref() == owner.map(|(name, _)| &**name) {
             return;
         }
@@ -177,6 +185,9 @@ impl<'l> Shards<'l> {
             leave(&mut self.nodes, &before, topic);
         }
         let Some((name, server)) = owner else { return };
+        if self.stops && self.nodes.get(name).is_none_or(|node| node.orders.is_closed()) {
+            return;
+        }
         placed.node = Some(name.clone());
         let heard = placed.topic.clone();
         let node = match self.nodes.get_mut(name) {
@@ -206,8 +217,10 @@ impl<'l> Shards<'l> {
 
     fn on_slots(&mut self, slots: Option<Arc<Slots>>) {
         self.slots = slots;
-        let topics: Vec<String> =
-            self.topics.iter().filter(|(_, placed)| placed.hops <= MAX_HOPS).map(|(topic, _)| topic.clone()).collect();
+        let owner = |slot| self.slots.as_ref().and_then(|slots| slots.owner_of(slot));
+        // Every MOVED comes here: most topics stay where they are.
+        let moved = self.topics.iter().filter(|(_, placed)| placed.hops <= MAX_HOPS && placed.node.as_deref() != owner(placed.slot));
+        let topics: Vec<String> = moved.map(|(topic, _)| topic.clone()).collect();
         topics.iter().for_each(|topic| self.place(topic));
     }
 
@@ -221,7 +234,7 @@ impl<'l> Shards<'l> {
                 if let Some(node) = self.nodes.get_mut(&from) {
                     node.topics -= 1;
                 }
-                let owner = self.slots.as_ref().and_then(|slots| slots.owner(&topic));
+                let owner = self.slots.as_ref().and_then(|slots| slots.owner_of(placed.slot));
                 // The node says where it is now, or has it again; once it has said so the slots are to be known first.
                 if may_look && !(moved && owner == Some(&*from)) {
                     self.place(&topic);
@@ -611,7 +624,81 @@ impl<'l> Hearing<'l> {
 
 #[cfg(test)]
 mod tests {
+    use ::redis::Value;
+
     use super::*;
+    use crate::broker::Deliver;
+    use crate::broker::redis::address::Address;
+    use crate::broker::redis::servers::Servers;
+    use crate::broker::redis::{Redis, Senders};
+    use crate::config::{BrokerConfig, Secret};
+    use crate::message::{Position, Publish};
+
+    struct Nobody;
+
+    impl Deliver for Nobody {
+        fn deliver(&self, _publish: &Publish<'_>, _position: Position) -> usize {
+            0
+        }
+
+        fn interrupted(&self, _channel: &str, _position: Position) {}
+    }
+
+    /// Of a cluster that nobody has to reach.
+    fn link() -> Link {
+        let redis = Redis::new(&BrokerConfig { url: Secret::from("redis+cluster://a:1"), ..BrokerConfig::default() }).expect("an address");
+        let senders = Senders { commands: unbounded_channel().0, subscriptions: unbounded_channel().0 };
+        let servers = Servers::new(redis.address.clone(), None, 1);
+        Link { shared: redis.shared.clone(), servers, senders, deliver: Arc::new(Nobody) }
+    }
+
+    /// One master has the slots below this, the other one the rest.
+    fn halves(first: usize) -> Option<Arc<Slots>> {
+        let Ok(Address::Cluster(cluster)) = Address::parse("redis+cluster://a:1") else { panic!("a cluster") };
+        let range = |first: usize, last: usize, port| {
+            let place = Value::Array(vec![Value::BulkString(b"a".to_vec()), Value::Int(port)]);
+            Value::Array(vec![Value::Int(first as i64), Value::Int(last as i64), place])
+        };
+        let ranges = vec![range(0, first - 1, 1), range(first, SLOTS - 1, 2)];
+        Slots::parse(&cluster, "a", Value::Array(ranges)).map(Arc::new)
+    }
+
+    /// How many topics are heard at each of the two.
+    fn heard(shards: &Shards<'_>) -> [usize; 2] {
+        ["a:1", "a:2"].map(|name| shards.nodes.get(name).map_or(0, |node| node.topics))
+    }
+
+    #[test]
+    fn a_topic_follows_its_slot_and_no_other_one() {
+        let link = link();
+        let mut shards = Shards::new(&link, unbounded_channel().0);
+        shards.on_slots(halves(SLOTS / 2));
+        let mut topics: Vec<String> = (0..200).map(|number| format!("{{{number}}}")).collect();
+        topics.sort_unstable_by_key(|topic| slot_of(topic));
+        topics.iter().for_each(|topic| shards.hear(topic.clone(), Topic::Channel(topic.as_str().into())));
+        let below = |first| topics.iter().filter(|topic| slot_of(topic) < first).count();
+        // Nobody subscribes to these channels, and they are not refused where there is a node for them.
+        assert_eq!(heard(&shards), [below(SLOTS / 2), 200 - below(SLOTS / 2)]);
+        let first = slot_of(&topics[17]) + 1;
+        shards.on_slots(halves(first));
+        assert_eq!(heard(&shards), [below(first), 200 - below(first)]);
+        assert_eq!(shards.workers.len(), 2);
+    }
+
+    #[test]
+    fn after_a_stop_no_connection_is_begun() {
+        let link = link();
+        let mut shards = Shards::new(&link, unbounded_channel().0);
+        shards.on_slots(halves(SLOTS - 1));
+        let topic = (0..).map(|number| format!("{{{number}}}")).find(|topic| slot_of(topic) < SLOTS / 2).expect("half of them");
+        shards.hear(topic.clone(), Topic::Channel(topic.as_str().into()));
+        assert_eq!((heard(&shards), shards.workers.len()), ([1, 0], 1));
+        shards.on_request(Subscription::Stop, &unbounded_channel().0);
+        // Its slot goes to one that nobody is connected with, and that nobody would tell to end.
+        shards.on_slots(halves(1));
+        shards.tick();
+        assert_eq!((heard(&shards), shards.workers.len()), ([0, 0], 1));
+    }
 
     fn asked(what: Asked, topic: &str) -> (Asked, String) {
         (what, topic.to_owned())
