@@ -42,6 +42,8 @@ pub use secret::{Secret, check_secret};
 
 /// Threads that own connections, at most.
 const MAX_SHARDS: usize = 64;
+/// A publication waits at least so long for its broker, so that one that is accepted is not called late.
+const SHORTEST_RECEIPT: Duration = Duration::from_secs(1);
 
 /// Everything that can be set. Durations are `_ms`, sizes are `_bytes`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -177,6 +179,11 @@ impl Config {
 
     pub(crate) fn publish_timeout(&self) -> Duration {
         Duration::from_millis(self.publish_timeout_ms)
+    }
+
+    /// How long a publication waits for its broker, and that for replicas.
+    pub(crate) fn receipt_timeout(&self) -> Duration {
+        self.publish_timeout().max(SHORTEST_RECEIPT) + self.broker.replicas_timeout()
     }
 }
 

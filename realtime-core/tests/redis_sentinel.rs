@@ -6,11 +6,13 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use realtime_core::bus::client::Client as BusClient;
 use realtime_core::{BrokerError, Config, Hub, Payload, Position, Publish, PublishError};
+use realtime_testkit::bus::publication;
 use realtime_testkit::hub::{history, on_broker};
 use realtime_testkit::ledger::{ClientLog, Ledger, Outcome, assert_true, follow, kept};
 use realtime_testkit::publishing::{publish, try_publish};
-use realtime_testkit::{Client, RedisSentinels, eventually, sized};
+use realtime_testkit::{Client, DEADLINE, RedisSentinels, eventually, sized};
 use serde_json::json;
 
 /// How long a silent server is believed in.
@@ -208,6 +210,25 @@ async fn what_a_replica_has_confirmed_outlives_the_master() {
     let unknown = ledger.published.values().filter(|outcome| **outcome == Outcome::Unknown).count();
     eprintln!("{} acknowledged, {unknown} unknown, none lost", acked.into_inner());
     assert!(unknown > 0, "no publication was without its replica");
+}
+
+#[test]
+fn what_a_wait_for_replicas_comes_to_is_known_however_little_a_publication_waits_for_room() {
+    let redis = RedisSentinels::start(1, NEVER_DOWN_MS, &[]);
+    let hub = on(&redis, |config| {
+        config.publish_timeout_ms = 0;
+        (config.broker.wait_replicas, config.broker.wait_timeout_ms) = (1, 1_200);
+    });
+    publish(&hub, "h", "1");
+    redis.servers[1].freeze(true);
+    let mut bus = BusClient::over(hub.open_bus().unwrap()).unwrap();
+    bus.answer_within(DEADLINE);
+    // On a machine that is busy an answer may be late all the same.
+    eventually("the answer is known", || try_publish(&hub, "h", "2").unwrap_err().to_string().contains("0 of 1 replicas"));
+    eventually("the answer is known over the bus", || {
+        bus.publish_with_receipt(&publication("h", "3")).unwrap_err().to_string().contains("0 of 1 replicas")
+    });
+    redis.servers[1].freeze(false);
 }
 
 #[test]

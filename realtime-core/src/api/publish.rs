@@ -169,6 +169,7 @@ async fn publish(node: &Node, publication: &Publish<'_>) -> Result<(), PublishEr
         Reply::Later(promise) => {
             let (answer, answered) = tokio::sync::oneshot::channel();
             promise.then(move |published| drop(answer.send(published)));
+            let timeout = node.config.receipt_timeout();
             let late = |_| PublishError::Timeout { waited: timeout };
             tokio::time::timeout(timeout, answered).await.map_err(late)?.map_err(|_| PublishError::Stopped)?
         }

@@ -1,5 +1,7 @@
 //! Where publications get their order.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use super::error::invalid;
@@ -61,6 +63,11 @@ impl Default for BrokerConfig {
 }
 
 impl BrokerConfig {
+    /// How long a publication waits for replicas.
+    pub(super) fn replicas_timeout(&self) -> Duration {
+        Duration::from_millis(if self.wait_replicas > 0 { self.wait_timeout_ms } else { 0 })
+    }
+
     pub(super) fn validate(&self) -> Result<(), ConfigError> {
         let invalid = |key: &str, reason: String| invalid(format!("broker.{key}"), reason);
         #[cfg(feature = "redis")]

@@ -95,10 +95,12 @@ impl Hub {
 
     pub(super) fn publish_checked(&self, publish: &Publish<'_>) -> Result<Receipt, PublishError> {
         let node = &self.0.node;
-        let timeout = node.config.publish_timeout();
-        let published = match node.publish(publish, timeout)? {
+        let published = match node.publish(publish, node.config.publish_timeout())? {
             Reply::Now(result) => result,
-            Reply::Later(promise) => promise.wait(timeout).ok_or(PublishError::Timeout { waited: timeout })?,
+            Reply::Later(promise) => {
+                let timeout = node.config.receipt_timeout();
+                promise.wait(timeout).ok_or(PublishError::Timeout { waited: timeout })?
+            }
         };
         let published = published.map_err(|error| match error {
             BrokerError::Stopped => PublishError::Stopped,

@@ -51,6 +51,7 @@ impl Peer {
             Reply::Later(promise) => {
                 let (sender, receiver) = tokio::sync::oneshot::channel();
                 promise.then(move |published| drop(sender.send(published)));
+                let timeout = self.node.config.receipt_timeout();
                 match tokio::time::timeout(timeout, receiver).await {
                     Ok(Ok(published)) => published,
                     _ => return Err(PublishError::Timeout { waited: timeout }),
