@@ -155,9 +155,10 @@ async fn part(reader: &mut (impl AsyncBufRead + Unpin)) -> io::Result<Vec<u8>> {
         (":", _) | ("$", "-1") => Ok(Vec::new()),
         ("$", length) => {
             let length = length.parse::<usize>().ok().filter(|length| *length <= MAX_BYTES).ok_or_else(nonsense)?;
-            let mut bytes = vec![0; length + 2];
-            reader.read_exact(&mut bytes).await?;
-            if !bytes.ends_with(b"\r\n") {
+            // As it comes: what is said to come may never do.
+            let mut bytes = Vec::new();
+            reader.take(length as u64 + 2).read_to_end(&mut bytes).await?;
+            if bytes.len() != length + 2 || !bytes.ends_with(b"\r\n") {
                 return Err(nonsense());
             }
             bytes.truncate(length);

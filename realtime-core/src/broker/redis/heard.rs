@@ -15,8 +15,9 @@ use crate::message::{Channel, Epoch, Position, Publication, Publish};
 
 /// Ticks in which every channel's position is compared once.
 const CHECK_TICKS: usize = 20;
-/// Announcements that wait for a check. More are dropped, and found missing later.
+/// Announcements of a channel that wait for a check, and their bytes. More are dropped, and found missing later.
 const MAX_EARLY: usize = 4_096;
+const MAX_EARLY_BYTES: usize = 16 << 20;
 /// Publications that a check reads at once.
 const CHECK_LIMIT: usize = 512;
 
@@ -25,6 +26,31 @@ const CHECK_LIMIT: usize = 512;
 pub(super) enum Topic {
     Channel(Box<str>),
     Listener(Arc<dyn Listener>),
+}
+
+/// Announcements that wait for a check, in their order.
+#[derive(Default)]
+pub(super) struct Early {
+    announced: Vec<(Position, Vec<u8>)>,
+    bytes: usize,
+}
+
+impl Early {
+    fn push(&mut self, position: Position, envelope: Vec<u8>) {
+        if self.announced.len() >= MAX_EARLY || self.bytes + envelope.len() > MAX_EARLY_BYTES {
+            self.clear();
+        }
+        self.bytes += envelope.len();
+        self.announced.push((position, envelope));
+    }
+
+    fn clear(&mut self) {
+        *self = Early::default();
+    }
+
+    fn first(&self) -> Option<Position> {
+        self.announced.first().map(|(position, _)| *position)
+    }
 }
 
 /// Where a channel stands, or what followed a position: what has to be asked, without the lock.
@@ -55,7 +81,7 @@ impl Link {
                 }
                 State::Live(position) => {
                     let position = *position;
-                    subscribed.state = State::Checking { position, early: Vec::new(), asked: true };
+                    subscribed.state = State::Checking { position, early: Early::default(), asked: true };
                     Some(position)
                 }
                 State::Checking { position, early, asked } => {
@@ -78,10 +104,7 @@ impl Link {
             for (position, envelope) in announced {
                 match &mut subscribed.state {
                     State::Asked { early, .. } | State::Checking { early, .. } => {
-                        if early.len() >= MAX_EARLY {
-                            early.clear();
-                        }
-                        early.push((position, envelope));
+                        early.push(position, envelope);
                     }
                     State::Live(last) if last.epoch == position.epoch && position.offset <= last.offset => {}
                     State::Live(last) if last.epoch == position.epoch && position.offset == last.offset + 1 => {
@@ -89,8 +112,9 @@ impl Link {
                         out.push(Out::Announced(position, envelope));
                     }
                     State::Live(last) => {
-                        let last = *last;
-                        subscribed.state = State::Checking { position: last, early: vec![(position, envelope)], asked: true };
+                        let (last, mut early) = (*last, Early::default());
+                        early.push(position, envelope);
+                        subscribed.state = State::Checking { position: last, early, asked: true };
                         question = Some(self.question(subscribed, Some(last)));
                     }
                 }
@@ -135,7 +159,7 @@ impl Link {
         }
         drop(channels);
         waiting.into_iter().for_each(|resolver| resolver.resolve(result.clone()));
-        self.announce(&name, early);
+        self.announce(&name, early.announced);
         result.is_err().then_some(name)
     }
 
@@ -163,7 +187,7 @@ impl Link {
             }
         } else if page.top.epoch == position.epoch
             && (seen.is_none_or(|seen| seen <= position.offset)
-                || waiting.first().is_some_and(|(first, _)| first.epoch == position.epoch && first.offset == position.offset + 1))
+                || waiting.first().is_some_and(|first| first.epoch == position.epoch && first.offset == position.offset + 1))
         {
             // What is not kept may still be on its way.
             subscribed.suspect = Some(page.top.offset);
@@ -171,7 +195,7 @@ impl Link {
         } else {
             // What has been announced since goes on from where it begins, for those who can live with a gap.
             let base = match waiting.first() {
-                Some((first, _)) if first.epoch == page.top.epoch => Position { offset: first.offset.saturating_sub(1), ..*first },
+                Some(first) if first.epoch == page.top.epoch => Position { offset: first.offset.saturating_sub(1), ..first },
                 _ => page.top,
             };
             out.push(Out::Interrupted(base));
@@ -182,7 +206,7 @@ impl Link {
         if let Some(question) = question {
             self.ask(name.into(), question);
         }
-        self.announce(name, waiting);
+        self.announce(name, waiting.announced);
     }
 
     /// Compares the positions of some of the channels; gives those that nobody needs any more.
@@ -197,7 +221,7 @@ impl Link {
             let since = match &mut subscribed.state {
                 State::Live(position) if is_due => {
                     let position = *position;
-                    subscribed.state = State::Checking { position, early: Vec::new(), asked: true };
+                    subscribed.state = State::Checking { position, early: Early::default(), asked: true };
                     Some(position)
                 }
                 State::Checking { position, asked: asked @ false, .. } => {
@@ -290,5 +314,27 @@ impl Link {
         if self.shared.run(&self.senders, call, Box::new(done)).is_err() {
             tracing::debug!("the link of commands has ended");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_waits_for_a_check_is_bounded_in_number_and_in_bytes() {
+        let position = |offset| Position { epoch: Epoch(1), offset };
+        let held = |count: usize, bytes: usize| {
+            let mut early = Early::default();
+            (0..count).for_each(|at| early.push(position(at as u64), vec![0; bytes]));
+            (early.announced.len(), early.first().map_or(0, |first| first.offset))
+        };
+        for (count, expected) in [(MAX_EARLY - 1, MAX_EARLY - 1), (MAX_EARLY, MAX_EARLY), (MAX_EARLY + 1, 1)] {
+            assert_eq!(held(count, 0), (expected, (count - expected) as u64), "{count}");
+        }
+        let quarter = MAX_EARLY_BYTES / 4;
+        assert_eq!((held(4, quarter - 1).0, held(4, quarter).0, held(4, quarter + 1)), (4, 4, (1, 3)));
+        // One that is larger than all of them may be is handed on all the same.
+        assert_eq!(held(2, MAX_EARLY_BYTES + 1), (1, 1));
     }
 }

@@ -43,6 +43,7 @@ use crate::history::{Page, Range};
 use crate::message::{Channel, Position, Publish};
 use crate::patience::Patience;
 use address::Address;
+use heard::Early;
 use keys::Keys;
 use rules::{Announcement, Rules};
 use scripts::{Call, Script};
@@ -112,12 +113,12 @@ struct Subscribed {
 
 enum State {
     /// The server has not confirmed it. `again`: a line has ended meanwhile, and it is asked for over the next one, once.
-    Asked { waiting: Vec<Resolver<Position>>, early: Vec<(Position, Vec<u8>)>, again: bool },
+    Asked { waiting: Vec<Resolver<Position>>, early: Early, again: bool },
     /// What has been handed on; what follows will be.
     Live(Position),
     /// Something may be missing behind this position: it is being looked for. What is announced
     /// meanwhile waits. `asked`: an answer is to come.
-    Checking { position: Position, early: Vec<(Position, Vec<u8>)>, asked: bool },
+    Checking { position: Position, early: Early, asked: bool },
 }
 
 /// For the link of commands.
@@ -405,7 +406,7 @@ impl Broker for Redis {
         }
         let (resolver, pending) = promise();
         let name: Box<str> = channel.into();
-        let state = State::Asked { waiting: vec![resolver], early: Vec::new(), again: false };
+        let state = State::Asked { waiting: vec![resolver], early: Early::default(), again: false };
         let known = Channel::new(channel, crate::message::channel_hash(channel));
         channels.insert(name.clone(), Subscribed { channel: known, unused_since: None, suspect: None, question: 0, state });
         match senders.subscriptions.send(Subscription::Begin(name)) {
