@@ -2,15 +2,15 @@
 
 #![expect(clippy::unwrap_used, reason = "a test's helper fails by panicking")]
 
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use realtime_core::bus::client::Client as BusClient;
 use realtime_core::{BrokerError, Config, Hub, Payload, Position, Publish, PublishError};
 use realtime_testkit::bus::publication;
 use realtime_testkit::hub::{history, on_broker};
-use realtime_testkit::ledger::{ClientLog, Ledger, Outcome, assert_true, follow, kept};
+use realtime_testkit::ledger::{ClientLog, Entrance, Ledger, Outcome, assert_true, follow, kept};
 use realtime_testkit::publishing::{publish, try_publish};
 use realtime_testkit::{Client, DEADLINE, RedisSentinels, eventually, sized};
 use serde_json::json;
@@ -42,16 +42,18 @@ fn outcome(result: Result<Position, PublishError>) -> Outcome {
 struct Run {
     hubs: [Hub; 2],
     followers: Vec<tokio::task::JoinHandle<ClientLog>>,
+    /// The epoch of the newest publication that each has got.
+    heard: Vec<Arc<AtomicU64>>,
     published: Mutex<Vec<(String, Outcome)>>,
 }
 
 impl Run {
     fn begin(hubs: [Hub; 2], followers: usize) -> Run {
-        let follow = |client: usize| {
-            let address = hubs[client % 2].local_addr();
-            tokio::spawn(async move { follow(address, "h", format!("client {client}"), "end").await })
-        };
-        let run = Run { followers: (0..followers).map(follow).collect(), hubs, published: Mutex::default() };
+        let entrances: Vec<Entrance> = (0..followers).map(|client| hubs[client % 2].local_addr().into()).collect();
+        let heard = entrances.iter().map(|entrance| entrance.heard.clone()).collect();
+        let follow = |(client, entrance)| tokio::spawn(async move { follow(entrance, "h", format!("client {client}"), "end").await });
+        let followers = entrances.into_iter().enumerate().map(follow).collect();
+        let run = Run { followers, heard, hubs, published: Mutex::default() };
         run.wait_for_followers();
         run
     }
@@ -99,7 +101,17 @@ impl Run {
                 }
             }
         }
-        tokio::task::block_in_place(|| self.wait_for_followers());
+        // Who begins anew behind the end would wait for it in vain.
+        let mut number = 0;
+        tokio::task::block_in_place(|| {
+            eventually("everybody has heard the server that is there now", || {
+                number += 1;
+                let id = format!("settled-{number}");
+                let position = publish(&self.hubs[0], "h", &id);
+                self.note(id, Outcome::Acked(position));
+                self.heard.iter().all(|heard| heard.load(Ordering::Relaxed) == position.epoch.0)
+            });
+        });
         self.note("end".into(), Outcome::Acked(publish(&self.hubs[0], "h", "end")));
         let history = Some(kept(&self.hubs[0], "h"));
         let mut ledger = Ledger { history, may_lose, ..Ledger::default() };
