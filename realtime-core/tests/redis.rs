@@ -312,7 +312,7 @@ async fn a_log_that_has_ended_is_missed_although_what_came_behind_it_was_not_kep
     for is_over in [false, true] {
         let server = RedisServer::start();
         let mut policy = history("h*", 10_000);
-        policy.history.as_mut().unwrap().ttl_ms = if is_over { 200 } else { 3_600_000 };
+        policy.history.as_mut().unwrap().ttl_ms = if is_over { 3_000 } else { 3_600_000 };
         let hub = hub(&server, |config| config.channels = vec![policy]);
         let positions: Vec<Position> = (0..5).map(|_| publish(&hub, "h", "x")).collect();
         if is_over {
