@@ -2,7 +2,8 @@
 //! for everything.
 
 use std::io::{self, IoSlice, Read, Write};
-use std::net::SocketAddr;
+use std::mem::MaybeUninit;
+use std::net::{Shutdown, SocketAddr};
 use std::os::fd::{AsRawFd, RawFd};
 use std::path::Path;
 use std::time::Duration;
@@ -30,6 +31,8 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 const SHORTEST_WAIT: Duration = Duration::from_micros(1);
 /// Bytes read at once.
 const READ_BYTES: usize = 16 << 10;
+/// Reads of a connection that is given up: 16 MiB of what nobody wants any more.
+const MAX_LAST_READS: usize = 1_024;
 
 /// Finds the addresses of `host:port` within a time.
 pub type Resolve = fn(&str, Duration) -> io::Result<Vec<SocketAddr>>;
@@ -218,6 +221,28 @@ impl Wire {
             // Interrupted: the next attempt to send finds out.
             Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
             Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Says no more, and reads what has come and what comes within `patience`, or until the peer ends it too.
+    pub(crate) fn leave(&mut self, patience: Duration) {
+        if self.socket.shutdown(Shutdown::Write).is_err() {
+            return;
+        }
+        let mut deadline = Deadline::new(patience);
+        let mut buffer = [MaybeUninit::uninit(); READ_BYTES];
+        for _ in 0..MAX_LAST_READS {
+            match self.socket.recv_with_flags(&mut buffer, MSG_DONTWAIT) {
+                Ok(0) => return,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    let Ok(left) = Timespec::try_from(deadline.left()) else { return };
+                    if poll(&mut [PollFd::new(&self.socket, PollFlags::IN)], Some(&left)) == Ok(0) {
+                        return;
+                    }
+                }
+                Err(error) if error.kind() != io::ErrorKind::Interrupted => return,
+                _ => {}
+            }
         }
     }
 

@@ -13,7 +13,7 @@ use realtime_core::bus::client::{Client, ClientError, ClientOptions};
 use realtime_core::bus::frame::{BusQuery, Request, Response, frame_length};
 use realtime_core::bus::seal::{Handshake, MIN_SECRET_BYTES, NONCE_BYTES, Role};
 use realtime_core::{Hub, StartError, User};
-use realtime_testkit::bus::{publication as publish, publishes_in_order, survives_restarts};
+use realtime_testkit::bus::{broadcast_and_exit, broadcast_as_told, publication as publish, publishes_in_order, survives_restarts};
 use realtime_testkit::{Client as WebSocket, DEADLINE, config, eventually, fresh_directory, start};
 use serde_json::Value;
 
@@ -67,6 +67,20 @@ fn publications_that_go_together_are_sealed_each() {
         assert!(matches!(client.publish_with_receipts(&publishes), Err(ClientError::TooLarge { .. })));
     }
     assert_eq!(client.publish_with_receipt(&publish("c", "x")).unwrap().position.offset, next + 1, "over the same connection");
+}
+
+#[test]
+fn what_a_process_has_broadcast_at_its_end_is_carried_out() {
+    broadcast_as_told(|address| client_of(address.parse().unwrap(), SECRET));
+    let hub = hub();
+    let mut published = 0;
+    // Less and more than the network takes before the hub has said anything, and than the hub reads at once.
+    for count in [1, 30, 200, 2_000, 20_000] {
+        broadcast_and_exit("what_a_process_has_broadcast_at_its_end_is_carried_out", count, &hub.bus_addr().unwrap().to_string());
+        published += count;
+        eventually("all of it has come", || hub.stats().published == published);
+    }
+    assert_eq!(hub.stats().bus_errors, 0);
 }
 
 #[test]

@@ -12,7 +12,7 @@ use realtime_core::bus::client::{Client, ClientError, ClientOptions};
 use realtime_core::bus::frame::BusQuery;
 use realtime_core::hooks::Kind;
 use realtime_core::{Config, Hub};
-use realtime_testkit::bus::{publication as publish, publishes_in_order, survives_restarts};
+use realtime_testkit::bus::{broadcast_and_exit, broadcast_as_told, publication as publish, publishes_in_order, survives_restarts};
 use realtime_testkit::{Certified, Client as WebSocket, DEADLINE, config, eventually, start};
 use serde_json::Value;
 
@@ -271,6 +271,24 @@ fn what_was_written_before_a_stop_is_carried_out() {
     }
     assert!(hub.stop(Duration::from_secs(30)).complete);
     assert_eq!(hub.stats().published, 2_000);
+}
+
+#[test]
+fn what_a_process_has_broadcast_at_its_end_is_carried_out() {
+    broadcast_as_told(|access| {
+        let (address, ca_file) = access.split_once(' ').unwrap();
+        Client::new(options(BusAddress::Tls(address.into()), Path::new(ca_file)))
+    });
+    let own = Certified::new("DNS:localhost");
+    let hub = hub_of(&own);
+    let access = format!("localhost:{} {}", hub.bus_addr().unwrap().port(), own.certificate().display());
+    let mut published = 0;
+    for count in [1, 200, 2_000] {
+        broadcast_and_exit("what_a_process_has_broadcast_at_its_end_is_carried_out", count, &access);
+        published += count;
+        eventually("all of it has come", || hub.stats().published == published);
+    }
+    assert_eq!(hub.stats().bus_errors, 0);
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Publications over the bus, and what a client has to do when its hub is replaced, however it is reached.
 
+use std::process::Command;
 use std::time::Duration;
 
 use realtime_core::bus::client::{Client, ClientError};
@@ -63,6 +64,29 @@ pub async fn publishes_in_order(hub: &Hub, client: &mut Client) -> u64 {
         assert_eq!(subscriber.expect("message").await["data"], **text);
     }
     5_001
+}
+
+/// Set in the processes of [`broadcast_and_exit`].
+const BROADCASTS: &str = "TEST_BROADCASTS";
+
+/// Runs `test` of this executable in a process of its own, which has to call [`broadcast_as_told`].
+pub fn broadcast_and_exit(test: &str, count: u64, access: &str) {
+    let mut process = Command::new(std::env::current_exe().unwrap());
+    process.args(["--exact", test, "--nocapture"]).env(BROADCASTS, format!("{count} {access}"));
+    assert!(process.status().unwrap().success());
+}
+
+/// In a process of [`broadcast_and_exit`]: broadcasts as often as it is to, over the client for its `access`, and ends as a process
+/// does that gives nothing up. Elsewhere: nothing.
+pub fn broadcast_as_told(client: impl FnOnce(&str) -> Client) {
+    let Ok(told) = std::env::var(BROADCASTS) else { return };
+    let (count, access) = told.split_once(' ').unwrap();
+    let mut client = client(access);
+    let text = "x".repeat(200);
+    for _ in 0..count.parse::<u64>().unwrap() {
+        client.publish(&publication("c", &text)).unwrap();
+    }
+    std::process::exit(0);
 }
 
 /// Publishes over `client` to `first` and to the hubs that `again` starts in its place, with and without a call between.

@@ -6,6 +6,10 @@
 //! and not one a request.
 //!
 //! A publication costs one `sendmsg`: it does not wait, and the clock is read by calls that do.
+//!
+//! Over TCP the system throws away what it has yet to send when a socket is closed with something unread, or is sent something
+//! after that. A process may end at any moment, so nothing may be on its way to it behind a publication that nobody waits
+//! for: the welcome is read before the first one, and an answer that a call gave up waiting for before the next.
 
 use std::borrow::Borrow;
 use std::fmt;
@@ -356,7 +360,11 @@ impl Client {
             client.await_answer(request, |response| match response {
                 Response::Answer { more: true, .. } => Ok(Some(request)),
                 _ => Err(ClientError::Protocol("expected the beginning of an answer".into())),
-            })
+            })?;
+            if let Some(link) = &mut client.link {
+                link.expect_anything();
+            }
+            Ok(request)
         })
     }
 
@@ -392,9 +400,6 @@ impl Client {
     /// what it had, and what it decided is refused.
     pub fn handle(&mut self, hears: Vec<Kind>, decides: Vec<Kind>) -> Result<(), ClientError> {
         let request = self.begin(&BusQuery::Handle { hears, decides })?;
-        if let Some(link) = &mut self.link {
-            link.expect_anything();
-        }
         self.events = Some((request, Vec::new()));
         Ok(())
     }
@@ -553,9 +558,7 @@ impl Client {
     }
 
     fn attempt_together(&mut self, requests: &[u32], publishes: &[BusPublish<'_>], sent: &mut usize) -> Result<(), ClientError> {
-        if self.entered != self.app {
-            self.enter_app()?;
-        }
+        self.prepare()?;
         let Some(link) = &mut self.link else { return Err(ClientError::Broken(io::ErrorKind::NotConnected.into())) };
         let mut frames = Vec::new();
         for (request, publish) in requests.iter().zip(publishes) {
@@ -566,7 +569,8 @@ impl Client {
             frames.extend_from_slice(publish.payload.as_bytes());
             link.seal(&mut frames, start);
         }
-        link.send_sealed(&frames, sent, &mut self.deadline).map_err(|error| {
+        let last = requests.last().copied().unwrap_or_default();
+        link.send_sealed(&frames, last, sent, &mut self.deadline).map_err(|error| {
             if is_timeout(&error) {
                 return self.timed_out();
             }
@@ -592,9 +596,7 @@ impl Client {
 
     /// Sends over the connection that there is, in the app that is meant.
     fn attempt(&mut self, head: &[u8], body: &[u8]) -> Result<(), ClientError> {
-        if self.entered != self.app {
-            self.enter_app()?;
-        }
+        self.prepare()?;
         self.try_send(head, body).map_err(|error| {
             if is_timeout(&error) {
                 return self.timed_out();
@@ -602,6 +604,17 @@ impl Client {
             self.forget();
             ClientError::Broken(error)
         })
+    }
+
+    /// Makes the connection that there is ready for the next frame.
+    fn prepare(&mut self) -> Result<(), ClientError> {
+        if self.link.as_ref().is_some_and(|link| link.is_remote() && link.owed().is_some()) {
+            self.settle()?;
+        }
+        if self.entered != self.app {
+            self.enter_app()?;
+        }
+        Ok(())
     }
 
     /// Tells the hub which app is meant. Nothing is sent behind it before the hub has agreed: it would go to another one.
@@ -688,16 +701,51 @@ impl Client {
         let mut hello = Client::hello();
         if let Some(pid) = self.options.follow {
             let query = serde_json::to_string(&BusQuery::Follow { pid }).map_err(|error| ClientError::Protocol(error.to_string()))?;
-            // Nobody waits for its answer.
-            let request = self.next_request();
-            Request::Query { request, query: &query }.write(&mut hello);
+            Request::Query { request: 0, query: &query }.write(&mut hello);
         }
         self.received.clear();
+        let is_remote = link.is_remote();
         self.link = Some(link);
-        self.try_send(&hello, &[]).map_err(|source| {
+        let outcome = match self.try_send(&hello, &[]) {
+            Ok(()) if is_remote => self.await_welcome(),
+            Ok(()) => return Ok(()),
+            Err(source) => Err(source),
+        };
+        outcome.map_err(|source| {
             self.link = None;
+            if is_timeout(&source) {
+                self.waiting.pause();
+            }
             ClientError::Connect { address, source }
         })
+    }
+
+    /// Reads what a hub says first, so that it is not unread when this process ends.
+    fn await_welcome(&mut self) -> io::Result<()> {
+        let invalid = |error: &dyn fmt::Display| io::Error::new(io::ErrorKind::InvalidData, error.to_string());
+        loop {
+            let Some(link) = &mut self.link else { return Err(io::ErrorKind::NotConnected.into()) };
+            if let Some(frame) = link.take_frame(&mut self.received)? {
+                return match Response::read(&frame).map_err(|error| invalid(&error))? {
+                    Response::Welcome { .. } => Ok(()),
+                    Response::Failure { message, .. } => Err(io::Error::new(io::ErrorKind::PermissionDenied, message.to_owned())),
+                    _ => Err(invalid(&"it does not say welcome")),
+                };
+            }
+            self.receive(false)?;
+        }
+    }
+
+    /// Over TCP: reads the answers that nobody has waited for to the end.
+    #[cold]
+    fn settle(&mut self) -> Result<(), ClientError> {
+        while let Some(request) = self.link.as_ref().and_then(Link::owed) {
+            match self.await_answer(request, |response| Ok(ends(&response).then_some(()))) {
+                Err(ClientError::Refused { .. }) => {}
+                outcome => outcome?,
+            }
+        }
+        Ok(())
     }
 
     fn try_send(&mut self, head: &[u8], body: &[u8]) -> io::Result<()> {
@@ -723,7 +771,11 @@ impl Client {
     ) -> Result<T, ClientError> {
         loop {
             while let Some(frame) = self.take_frame()? {
-                match Response::read(&frame)? {
+                let response = Response::read(&frame)?;
+                if let Some(link) = self.link.as_mut().filter(|_| ends(&response)) {
+                    link.answered(response.request());
+                }
+                match response {
                     Response::Welcome { .. } => {}
                     Response::Failure { request: of, code, message } if of == request || of == 0 => {
                         return Err(ClientError::Refused { code, message: message.to_owned() });
@@ -765,6 +817,15 @@ impl Client {
             Err(error) if error.kind() != io::ErrorKind::Interrupted => Err(error),
             _ => Ok(()),
         }
+    }
+}
+
+/// Whether nothing more comes in answer to its request.
+fn ends(response: &Response<'_>) -> bool {
+    match response {
+        Response::Receipt { .. } | Response::Failure { .. } => true,
+        Response::Answer { more, .. } => !more,
+        _ => false,
     }
 }
 

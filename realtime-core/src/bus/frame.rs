@@ -404,7 +404,23 @@ impl Request<'_> {
     }
 }
 
+/// The request that a frame asks, by its beginning; 0 wants no answer.
+pub(super) fn request_of(frame: &[u8]) -> u32 {
+    match frame {
+        [_, _, _, _, PUBLISH | BATCH | QUERY, a, b, c, d, ..] => u32::from_le_bytes([*a, *b, *c, *d]),
+        _ => 0,
+    }
+}
+
 impl Response<'_> {
+    /// The request that it answers; 0: it is about the connection.
+    pub(super) fn request(&self) -> u32 {
+        match self {
+            Response::Receipt { request, .. } | Response::Failure { request, .. } | Response::Answer { request, .. } => *request,
+            Response::Welcome { .. } | Response::Challenge { .. } => 0,
+        }
+    }
+
     /// Appends the frame.
     pub fn write(&self, out: &mut Vec<u8>) {
         match self {

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use socket2::Socket;
 
 use super::address::BusAddress;
-use super::frame::{Request, Response, frame_length};
+use super::frame::{Request, Response, frame_length, request_of};
 use super::seal::{Handshake, Role, Seal, TAG_BYTES, nonce};
 use super::socket::check_hub;
 use super::tls::{Trust, refusal};
@@ -37,7 +37,17 @@ pub(super) struct Link {
     address: String,
     /// Over TCP: what goes out, and what comes in.
     seals: Option<Box<(Seal, Seal)>>,
+    /// The last request that wants an answer, and the last one that has had all of it; answers come in the order of requests.
+    asked: u32,
+    answered: u32,
+    /// The hub sends what it likes when it likes.
+    is_watching: bool,
+    /// Whose connection it is: a child's copy of it ends without a word.
+    process: u32,
 }
+
+/// How long a connection over TCP that has an answer to come is read from after its end.
+const LAST_WORDS: Duration = Duration::from_millis(100);
 
 impl Link {
     /// Connects within `connecting`, and has made sure of the hub by the deadline.
@@ -91,12 +101,35 @@ impl Link {
     }
 
     fn with(wire: Wire) -> Self {
-        Link { wire, address: String::new(), seals: None }
+        let process = std::process::id();
+        Link { wire, address: String::new(), seals: None, asked: 0, answered: 0, is_watching: false, process }
     }
 
     /// The hub sends without being asked from now on.
     pub(super) fn expect_anything(&mut self) {
+        self.is_watching = true;
         self.wire.expect_anything();
+    }
+
+    /// Whether it is over TCP, or TLS.
+    pub(super) fn is_remote(&self) -> bool {
+        self.seals.is_some()
+    }
+
+    /// All of the answer to this request has come.
+    pub(super) fn answered(&mut self, request: u32) {
+        self.answered = request;
+    }
+
+    /// The request whose answer is the last that has yet to come.
+    pub(super) fn owed(&self) -> Option<u32> {
+        (self.asked != self.answered && !self.is_watching).then_some(self.asked)
+    }
+
+    fn asks(&mut self, request: u32) {
+        if request != 0 {
+            self.asked = request;
+        }
     }
 
     pub(super) fn descriptor(&self) -> RawFd {
@@ -157,6 +190,7 @@ impl Link {
 
     /// Sends a frame. Waits only when the socket is full.
     pub(super) fn send_all(&mut self, head: &[u8], body: &[u8], deadline: &mut Deadline) -> io::Result<()> {
+        self.asks(request_of(head));
         let Some(seals) = &mut self.seals else { return self.wire.send(&mut Outgoing::new([head, body, b""]), deadline) };
         let tag = seals.0.tag([head, body]);
         self.check_end()?;
@@ -176,8 +210,10 @@ impl Link {
         }
     }
 
-    /// Sends frames together. `sent` is how many bytes the system has taken, also of those that fail.
-    pub(super) fn send_sealed(&mut self, frames: &[u8], sent: &mut usize, deadline: &mut Deadline) -> io::Result<()> {
+    /// Sends frames together, of which `last` is the last one's request. `sent` is how many bytes the system has taken, also of
+    /// those that fail.
+    pub(super) fn send_sealed(&mut self, frames: &[u8], last: u32, sent: &mut usize, deadline: &mut Deadline) -> io::Result<()> {
+        self.asks(last);
         if self.seals.is_some() {
             self.check_end()?;
         }
@@ -209,6 +245,15 @@ impl Link {
         }
         frame.truncate(length);
         Ok(Some(frame))
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        if self.is_remote() && self.process == std::process::id() {
+            let more_comes = self.is_watching || self.owed().is_some();
+            self.wire.leave(if more_comes { LAST_WORDS } else { Duration::ZERO });
+        }
     }
 }
 

@@ -79,11 +79,9 @@ impl Stream {
                 None
             }
             Stream::Tcp(stream) => Some(end_writing(stream)),
-            Stream::Tls(TlsStream { socket, session, .. }) => {
-                session.send_close_notify();
-                drop(session.write_tls(&mut Ready(socket)));
-                Some(end_writing(socket))
-            }
+            // TLS' own word of the end would stand unread at a peer that ends now, and cost what that has yet to send. Nobody can
+            // cut anything unseen: frames have numbers and tags.
+            Stream::Tls(TlsStream { socket, .. }) => Some(end_writing(socket)),
         }
     }
 }

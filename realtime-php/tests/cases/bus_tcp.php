@@ -42,6 +42,17 @@ test('what a program in another container broadcasts reaches clients, in order, 
     $hub->stop();
 });
 
+test('what a program has broadcast before it ends is published, however much it is', function () {
+    [$hub, $address] = hub();
+    $published = 0;
+    foreach ([1, 30, 2000] as $count) {
+        elsewhere("for (\$i = 0; \$i < $count; \$i++) broadcast('a', str_repeat('x', 200));", $address);
+        $published += $count;
+        eventually(fn () => elsewhere("echo Realtime\\stats()['published'];", $address) === (string) $published ?: null, "all $published have come");
+    }
+    $hub->stop();
+});
+
 test('a secret that is not the hub\'s is an outage and not an end', function () {
     [$hub, $address] = hub();
     $code = <<<'PHP'
