@@ -327,7 +327,8 @@ impl BatchFrame {
 
     /// Adds a publication; false: it does not fit behind those that are there, send them first.
     pub fn push(&mut self, publish: &BusPublish<'_>) -> bool {
-        let most = 64 + publish.target.len() + publish.event.len() + publish.except.len() * 16 + publish.payload.len();
+        let id = publish.id.map_or(0, str::len);
+        let most = 64 + publish.target.len() + publish.event.len() + id + publish.except.len() * 16 + publish.payload.len();
         if self.count > 0 && (self.count == MAX_BATCH || self.bytes.len() + most > MAX_FRAME_BYTES) {
             return false;
         }
@@ -693,6 +694,21 @@ mod tests {
     fn lengths_are_bounded() {
         for (length, ok) in [(0, false), (1, true), (MAX_FRAME_BYTES, true), (MAX_FRAME_BYTES + 1, false)] {
             assert_eq!(frame_length(&(length as u32).to_le_bytes()).is_ok(), ok, "{length}");
+        }
+    }
+
+    #[test]
+    fn a_batch_with_long_keys_fits_a_frame() {
+        let key = "k".repeat(128);
+        // Each size ends the frame elsewhere before its limit.
+        for size in (900..1_100).step_by(3) {
+            let body = "x".repeat(size);
+            let publish = BusPublish { id: Some(&key), payload: Payload::Text(&body), ..to("c", "") };
+            let mut batch = BatchFrame::default();
+            while batch.push(&publish) {}
+            let length = batch.take().len();
+            assert_eq!(frame_length(&batch.bytes), Ok(Some(length)), "of {size} bytes each");
+            assert!(length + 2_000 > MAX_FRAME_BYTES, "{length}");
         }
     }
 }
