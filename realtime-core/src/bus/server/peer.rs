@@ -20,6 +20,8 @@ use crate::hub::Node;
 
 /// Bytes read at once.
 pub(super) const READ_BYTES: usize = 64 << 10;
+/// Answers that are gathered before they are written; a peer that asks and does not read is read no further.
+const GATHERED_BYTES: usize = 256 << 10;
 /// How long a peer may take to read its answers.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(1);
 pub(super) const ONLY_TRUSTED: &str = "only the hub's own user and root may do that";
@@ -153,8 +155,15 @@ impl Peer {
                 return Err(BusFrameError::NotHello.into());
             }
             self.carry_out(request).await?;
+            if self.answers.len() >= GATHERED_BYTES {
+                self.write_answers().await?;
+            }
         }
         self.received = rest.to_vec();
+        self.write_answers().await
+    }
+
+    async fn write_answers(&mut self) -> Result<(), PeerError> {
         let answers = std::mem::take(&mut self.answers);
         if answers.is_empty() || self.deaf {
             return Ok(());
