@@ -103,9 +103,12 @@ impl Waiting {
         }
     }
 
-    /// A call has run into its deadline.
+    /// A call has run into its deadline. One that fails meanwhile makes the pause no longer.
     pub(crate) fn pause(&mut self) {
-        self.paused_until = Some(Instant::now() + PAUSE);
+        let now = Instant::now();
+        if self.paused_until.is_none_or(|until| until <= now) {
+            self.paused_until = Some(now + PAUSE);
+        }
     }
 
     /// The next call may try.

@@ -224,26 +224,27 @@ impl Wire {
         }
     }
 
-    /// Says no more, and reads what has come and what comes within `patience`, or until the peer ends it too.
-    pub(crate) fn leave(&mut self, patience: Duration) {
+    /// Says no more, and reads what has come and what comes within `patience`, or until the peer ends it too: whether it did.
+    pub(crate) fn leave(&mut self, patience: Duration) -> bool {
         if self.socket.shutdown(Shutdown::Write).is_err() {
-            return;
+            return true;
         }
         let mut deadline = Deadline::new(patience);
         let mut buffer = [MaybeUninit::uninit(); READ_BYTES];
         for _ in 0..MAX_LAST_READS {
             match self.socket.recv_with_flags(&mut buffer, MSG_DONTWAIT) {
-                Ok(0) => return,
+                Ok(0) => return true,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    let Ok(left) = Timespec::try_from(deadline.left()) else { return };
+                    let Ok(left) = Timespec::try_from(deadline.left()) else { return false };
                     if poll(&mut [PollFd::new(&self.socket, PollFlags::IN)], Some(&left)) == Ok(0) {
-                        return;
+                        return false;
                     }
                 }
-                Err(error) if error.kind() != io::ErrorKind::Interrupted => return,
+                Err(error) if error.kind() != io::ErrorKind::Interrupted => return true,
                 _ => {}
             }
         }
+        false
     }
 
     /// Waits for bytes and appends them; none is the end. `Interrupted` is for the caller, who looks at the clock.

@@ -8,11 +8,12 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use realtime_core::bus::client::{Client, ClientError, ClientOptions};
-use realtime_core::bus::frame::{BusPublish, BusQuery, FailureCode};
+use realtime_core::bus::frame::{BusPublish, BusQuery, FailureCode, Request};
 use realtime_core::bus::socket::BusBindError;
 use realtime_core::config::AppConfig;
 use realtime_core::history::Keeping;
 use realtime_core::{Hub, Payload, Publish, StartError, User};
+use realtime_testkit::hub::history;
 use realtime_testkit::{Client as WebSocket, DEADLINE, config, eventually, fresh_directory, start};
 use serde_json::{Value, json};
 
@@ -219,7 +220,113 @@ fn a_hub_that_stands_still_costs_one_deadline() {
     let _silent = std::os::unix::net::UnixListener::bind(place.socket()).unwrap();
     let mut client = Client::new(ClientOptions { answer_timeout: Duration::from_millis(50), ..ClientOptions::new(&place.socket()) });
     assert!(matches!(client.publish_with_receipt(&publish("c", Payload::Text("x"))), Err(ClientError::Timeout { .. })));
-    assert!(matches!(client.publish(&publish("c", Payload::Text("x"))), Err(ClientError::Paused { .. })));
+    assert!(matches!(client.publish_with_receipt(&publish("c", Payload::Text("x"))), Err(ClientError::Paused { .. })));
+    // What waits for nobody costs nothing.
+    client.publish(&publish("c", Payload::Text("x"))).unwrap();
+    // Nor what would have to wait, once the socket is full.
+    let body = vec![0; 1_000];
+    let full = (0..100_000).find_map(|_| client.publish(&publish("c", Payload::Binary(&body))).err());
+    assert!(matches!(full, Some(ClientError::Paused { .. } | ClientError::Timeout { .. })), "{full:?}");
+}
+
+/// What the peer that connected first has published, and in which order.
+fn read_texts(stream: &mut UnixStream, count: usize) -> Vec<String> {
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    let mut texts = Vec::new();
+    while texts.len() < count {
+        let mut frame = vec![0; 4];
+        stream.read_exact(&mut frame).unwrap();
+        frame.resize(4 + u32::from_le_bytes(frame[..4].try_into().unwrap()) as usize, 0);
+        stream.read_exact(&mut frame[4..]).unwrap();
+        if let Request::Publish { publish: BusPublish { payload: Payload::Text(text), .. }, .. } = Request::read(&frame).unwrap() {
+            texts.push(text.to_owned());
+        }
+    }
+    texts
+}
+
+#[test]
+fn what_is_published_after_a_late_answer_stands_behind_what_was_published_before_it() {
+    let place = Place::new();
+    let listener = std::os::unix::net::UnixListener::bind(place.socket()).unwrap();
+    let mut client = Client::new(ClientOptions { answer_timeout: Duration::from_millis(50), ..ClientOptions::new(&place.socket()) });
+    for text in ["1", "2"] {
+        client.publish(&publish("c", Payload::Text(text))).unwrap();
+    }
+    assert!(matches!(client.query::<Value>(&BusQuery::Stats), Err(ClientError::Timeout { .. })));
+    client.publish(&publish("c", Payload::Text("3"))).unwrap();
+    // One that waits tries again after the pause, over the same connection.
+    eventually("the pause is over", || {
+        matches!(client.publish_with_receipt(&publish("c", Payload::Text("4"))), Err(ClientError::Timeout { .. }))
+    });
+    client.publish(&publish("c", Payload::Text("5"))).unwrap();
+    assert_eq!(read_texts(&mut listener.accept().unwrap().0, 5), ["1", "2", "3", "4", "5"]);
+    listener.set_nonblocking(true).unwrap();
+    assert!(listener.accept().is_err(), "there is another connection");
+}
+
+#[test]
+fn a_late_answer_is_not_taken_for_the_next_one() {
+    let place = Place::new();
+    let listener = std::os::unix::net::UnixListener::bind(place.socket()).unwrap();
+    let mut client = place.client();
+    client.answer_within(Duration::from_millis(50));
+    assert!(matches!(client.query::<Value>(&BusQuery::Channels), Err(ClientError::Timeout { .. })));
+    let hub = realtime_core::HubBuilder::new(config(|_| {})).bus_listener(listener).start().unwrap();
+    client.answer_within(DEADLINE);
+    let mut offset = 0;
+    eventually("the pause is over", || {
+        client.publish_with_receipt(&publish("c", Payload::Text("x"))).is_ok_and(|receipt| {
+            offset = receipt.position.offset;
+            true
+        })
+    });
+    assert_eq!((offset, hub.stats().published), (1, 1));
+}
+
+#[test]
+fn behind_a_frame_that_was_cut_nothing_overtakes_what_stood_before_it() {
+    let place = Place::new();
+    let listener = std::os::unix::net::UnixListener::bind(place.socket()).unwrap();
+    let mut client = Client::new(ClientOptions { answer_timeout: Duration::from_millis(50), ..ClientOptions::new(&place.socket()) });
+    client.publish(&publish("c", Payload::Text("first"))).unwrap();
+    let body = "x".repeat(1_000_000);
+    let cut = (0..100).find_map(|_| client.publish(&publish("c", Payload::Text(&body))).err());
+    assert!(matches!(cut, Some(ClientError::Timeout { .. })), "{cut:?}");
+    // The hub has not read what stands there: there is no other way to it yet.
+    eventually("the pause is over", || matches!(client.publish(&publish("c", Payload::Text("x"))), Err(ClientError::Timeout { .. })));
+    let (mut stream, _) = listener.accept().unwrap();
+    listener.set_nonblocking(true).unwrap();
+    assert!(listener.accept().is_err(), "there is another connection");
+    assert_eq!(read_texts(&mut stream, 1), ["first"]);
+    std::io::copy(&mut stream, &mut std::io::sink()).unwrap();
+    drop(stream);
+    eventually("it is published", || client.publish(&publish("c", Payload::Text("last"))).is_ok());
+    listener.set_nonblocking(false).unwrap();
+    assert_eq!(read_texts(&mut listener.accept().unwrap().0, 1), ["last"]);
+}
+
+#[test]
+fn a_peer_that_asks_and_does_not_read_is_read_no_further() {
+    let place = Place::new();
+    let hub = start(|config| {
+        config.socket = Some(place.socket().display().to_string());
+        config.channels = vec![history("c", 10)];
+    });
+    let large = "x".repeat(200_000);
+    place.client().publish_with_receipt(&publish("c", Payload::Text(&large))).unwrap();
+    let mut stream = UnixStream::connect(place.socket()).unwrap();
+    let mut bytes = Vec::new();
+    Request::Hello { oldest: 1, newest: 1, pid: 1 }.write(&mut bytes);
+    for request in 1..=100 {
+        Request::Query { request, query: r#"{"op":"history","channel":"c","limit":1}"# }.write(&mut bytes);
+    }
+    Request::Publish { request: 0, publish: publish("c", Payload::Text("x")) }.write(&mut bytes);
+    // Less than is read at once.
+    assert!(bytes.len() < 64 << 10);
+    stream.write_all(&bytes).unwrap();
+    eventually("the hub has given it up", || hub.stats().bus_errors == 1);
+    assert_eq!(hub.stats().published, 1, "what stands behind 20 MB of answers was carried out");
 }
 
 #[test]

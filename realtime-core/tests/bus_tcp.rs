@@ -12,7 +12,7 @@ use realtime_core::bus::address::BusAddress;
 use realtime_core::bus::client::{Client, ClientError, ClientOptions};
 use realtime_core::bus::frame::{BusQuery, Request, Response, frame_length};
 use realtime_core::bus::seal::{Handshake, MIN_SECRET_BYTES, NONCE_BYTES, Role};
-use realtime_core::{Hub, StartError, User};
+use realtime_core::{Epoch, Hub, Position, Receipt, StartError, User};
 use realtime_testkit::bus::{broadcast_and_exit, broadcast_as_told, publication as publish, publishes_in_order, survives_restarts};
 use realtime_testkit::{Client as WebSocket, DEADLINE, config, eventually, fresh_directory, start};
 use serde_json::Value;
@@ -81,6 +81,85 @@ fn what_a_process_has_broadcast_at_its_end_is_carried_out() {
         eventually("all of it has come", || hub.stats().published == published);
     }
     assert_eq!(hub.stats().bus_errors, 0);
+}
+
+/// A hub that welcomes one peer and then stands still: answers a publication that waits for it, and reads to the end, each when it
+/// is told to. Returns how many publications there were.
+fn slow_hub() -> (SocketAddr, mpsc::Sender<()>, thread::JoinHandle<usize>) {
+    // The system takes little for it: the rest stands at its peer's.
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    socket.set_recv_buffer_size(4_096).unwrap();
+    socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    socket.listen(8).unwrap();
+    let listener = TcpListener::from(socket);
+    let address = listener.local_addr().unwrap();
+    let (go, told) = mpsc::channel();
+    let serving = thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        let mut buffer = [0; 41];
+        stream.read_exact(&mut buffer).unwrap();
+        let handshake = Handshake::new(SECRET.as_bytes(), buffer[9..].try_into().unwrap(), [2; NONCE_BYTES]);
+        let mut bytes = Vec::new();
+        Response::Challenge { nonce: [2; NONCE_BYTES], proof: handshake.proof(Role::Hub) }.write(&mut bytes);
+        stream.write_all(&bytes).unwrap();
+        // The proof, and the sealed hello.
+        stream.read_exact(&mut [0; 37 + 17 + 16]).unwrap();
+        let mut seal = handshake.seal(Role::Hub);
+        let mut say = |stream: &mut TcpStream, response: Response<'_>| {
+            let mut frame = Vec::new();
+            response.write(&mut frame);
+            let tag = seal.tag([&frame, b""]);
+            frame.extend_from_slice(&tag);
+            stream.write_all(&frame).unwrap();
+        };
+        say(&mut stream, Response::Welcome { version: 1 });
+        told.recv().unwrap();
+        let mut count = 0;
+        let mut frame = vec![0; 4];
+        while stream.read_exact(&mut frame).is_ok() {
+            frame.resize(4 + u32::from_le_bytes(frame[..4].try_into().unwrap()) as usize + 16, 0);
+            stream.read_exact(&mut frame[4..]).unwrap();
+            if let Request::Publish { request, .. } = Request::read(&frame[..frame.len() - 16]).unwrap() {
+                count += 1;
+                if request != 0 {
+                    let position = Position { epoch: Epoch(1), offset: count as u64 };
+                    say(&mut stream, Response::Receipt { request, receipt: Receipt { position, matched: 0 } });
+                }
+            }
+            frame.truncate(4);
+        }
+        count
+    });
+    (address, go, serving)
+}
+
+#[test]
+fn what_stands_at_a_process_when_it_ends_still_goes_to_a_hub_that_is_late() {
+    broadcast_as_told(|address| client_of(address.parse().unwrap(), SECRET));
+    let (address, go, serving) = slow_hub();
+    broadcast_and_exit("what_stands_at_a_process_when_it_ends_still_goes_to_a_hub_that_is_late", 300, &address.to_string());
+    go.send(()).unwrap();
+    assert_eq!(serving.join().unwrap(), 300);
+}
+
+#[test]
+fn behind_a_late_answer_nothing_is_accepted_that_it_could_cost() {
+    let (address, go, serving) = slow_hub();
+    let mut client = client_of(address, SECRET);
+    client.publish(&publish("c", "x")).unwrap();
+    client.answer_within(Duration::from_millis(50));
+    assert!(matches!(client.publish_with_receipt(&publish("c", "x")), Err(ClientError::Timeout { .. })));
+    eventually("the pause is over", || match client.publish(&publish("c", "x")) {
+        Err(ClientError::Timeout { .. }) => true,
+        Err(ClientError::Paused { .. }) => false,
+        other => panic!("{other:?}"),
+    });
+    go.send(()).unwrap();
+    client.answer_within(DEADLINE);
+    eventually("it is published", || client.publish(&publish("c", "x")).is_ok());
+    drop(client);
+    assert_eq!(serving.join().unwrap(), 3);
 }
 
 #[test]

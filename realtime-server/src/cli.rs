@@ -71,7 +71,8 @@ Signals:
              what needs a restart
 
 Under systemd it says when it is ready (Type=notify or notify-reload), and takes over sockets: a TCP socket for
-clients, a Unix socket for the bus. With both, a restart refuses no connection and fails no publication.
+clients, a Unix socket for the bus. With both, a restart refuses no connection and loses no broadcast(); calls that
+wait for an answer fail after a second if it takes longer.
 
 Examples:
   realtime serve

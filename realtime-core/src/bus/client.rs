@@ -1,9 +1,9 @@
 //! The blocking side of the bus, for processes that do not hold the hub.
 //!
 //! A call either succeeds, fails, or fails by its deadline; it never hangs. A broken connection is
-//! replaced within the call. After a call has run into its deadline, calls fail at once for a
-//! second, then one tries again, so that a hub that stands still costs a site one deadline a second
-//! and not one a request.
+//! replaced within the call; one whose hub is late is kept, because what goes over another one would overtake what stands in
+//! it. After a call has run into its deadline, calls that would have to wait fail at once for a second, then one tries again, so
+//! that a hub that stands still costs a site one deadline a second and not one a request.
 //!
 //! A publication costs one `sendmsg`: it does not wait, and the clock is read by calls that do.
 //!
@@ -24,7 +24,7 @@ use serde::de::DeserializeOwned;
 
 use super::address::{BusAddress, resolve};
 use super::frame::{
-    BatchFrame, BusFrameError, BusPublish, BusQuery, FailureCode, MAX_FRAME_BYTES, OLDEST_VERSION, Request, Response, VERSION,
+    BatchFrame, BusFrameError, BusPublish, BusQuery, FailureCode, MAX_FRAME_BYTES, OLDEST_VERSION, Request, Response, VERSION, request_of,
     write_publish_head,
 };
 use super::link::{Access, Link};
@@ -105,7 +105,7 @@ pub enum ClientError {
         /// The deadline.
         waited: Duration,
     },
-    /// A call has just run into its deadline; this one was not tried.
+    /// A call has just run into its deadline; this one would have had to wait.
     #[error("the hub did not answer a moment ago; trying again in {} ms", left.as_millis())]
     Paused {
         /// Until the next attempt.
@@ -158,6 +158,8 @@ impl From<NotNow> for ClientError {
 pub struct Client {
     options: ClientOptions,
     link: Option<Link>,
+    /// The link before, if a frame was cut there, half closed: the hub has to read it to its end before there is another one.
+    leaving: Option<Link>,
     /// What [`ClientOptions::ca_file`] says, once a hub over TLS has been connected to.
     trust: Option<Trust>,
     /// Numbers requests that want an answer; 0 wants none.
@@ -209,6 +211,7 @@ impl Client {
         Client {
             options,
             link: None,
+            leaving: None,
             trust: None,
             last_request: 0,
             head: Vec::new(),
@@ -357,10 +360,15 @@ impl Client {
         Request::Query { request, query: &text }.write(&mut frame);
         self.call(|client| {
             client.send(&frame, &[])?;
-            client.await_answer(request, |response| match response {
+            let outcome = client.await_answer(request, |response| match response {
                 Response::Answer { more: true, .. } => Ok(Some(request)),
                 _ => Err(ClientError::Protocol("expected the beginning of an answer".into())),
-            })?;
+            });
+            if let Err(ClientError::Timeout { .. }) = outcome {
+                // It would begin without anybody to take what comes.
+                client.retire();
+            }
+            outcome?;
             if let Some(link) = &mut client.link {
                 link.expect_anything();
             }
@@ -505,8 +513,17 @@ impl Client {
 
     /// Forgets the connection without a word, as a forked child must.
     pub fn forget(&mut self) {
+        self.leaving = None;
         self.forget_link();
         self.waiting.resume();
+    }
+
+    /// Gives a connection up that takes nothing more. The hub reads it to its end before it is sent anything over another one.
+    fn retire(&mut self) {
+        let Some(mut link) = self.link.take() else { return };
+        link.leave(Duration::ZERO);
+        self.leaving = Some(link);
+        self.forget_link();
     }
 
     fn forget_link(&mut self) {
@@ -583,7 +600,9 @@ impl Client {
     /// acted on, so it may be sent again.
     fn send(&mut self, head: &[u8], body: &[u8]) -> Result<(), ClientError> {
         check_size(head, body)?;
-        self.waiting.check_pause()?;
+        if let Err(paused) = self.waiting.check_pause() {
+            return self.send_unwaiting(head, body, paused);
+        }
         if self.link.is_some() {
             match self.attempt(head, body) {
                 Err(ClientError::Broken(_)) => self.forget(),
@@ -592,6 +611,26 @@ impl Client {
         }
         self.connect().or_else(|error| self.connect_after_rescue(error))?;
         self.attempt(head, body)
+    }
+
+    /// While calls that would wait fail at once: what a connection takes without waiting stands there in order for a hub that is
+    /// only late.
+    #[cold]
+    fn send_unwaiting(&mut self, head: &[u8], body: &[u8], paused: NotNow) -> Result<(), ClientError> {
+        if self.link.is_none() || self.entered != self.app || request_of(head) != 0 {
+            return Err(paused.into());
+        }
+        let whole = std::mem::replace(&mut self.deadline, Deadline::new(Duration::ZERO));
+        match self.attempt(head, body) {
+            Err(ClientError::Timeout { .. }) => Err(paused.into()),
+            Err(ClientError::Broken(_)) => {
+                // It was not late, it has gone.
+                self.forget();
+                self.deadline = whole;
+                self.send(head, body)
+            }
+            outcome => outcome,
+        }
     }
 
     /// Sends over the connection that there is, in the app that is meant.
@@ -626,16 +665,24 @@ impl Client {
         let mut frame = Vec::new();
         Request::Query { request, query: &text }.write(&mut frame);
         self.try_send(&frame, &[]).map_err(|error| if is_timeout(&error) { self.timed_out() } else { ClientError::Broken(error) })?;
-        self.await_answer(request, |response| match response {
+        let outcome = self.await_answer(request, |response| match response {
             Response::Answer { .. } => Ok(Some(())),
             _ => Err(ClientError::Protocol("expected an answer".into())),
-        })?;
+        });
+        if let Err(ClientError::Timeout { .. }) = outcome {
+            // In which app it is now is for nobody to say.
+            self.retire();
+        }
+        outcome?;
         self.entered.clone_from(&self.app);
         Ok(())
     }
 
+    /// The connection is kept: a late answer is recognized by its request, and what stands there stays in order.
     fn timed_out(&mut self) -> ClientError {
-        self.forget();
+        if self.link.as_ref().is_some_and(Link::is_cut) {
+            self.retire();
+        }
         self.waiting.pause();
         ClientError::Timeout { waited: self.deadline.budget }
     }
@@ -669,6 +716,12 @@ impl Client {
     }
 
     fn connect(&mut self) -> Result<(), ClientError> {
+        if let Some(leaving) = &mut self.leaving {
+            if !leaving.leave(self.deadline.left()) {
+                return Err(self.timed_out());
+            }
+            self.leaving = None;
+        }
         let mut failure: Option<(&BusAddress, io::Error)> = None;
         let mut opened = None;
         // For all candidates together.

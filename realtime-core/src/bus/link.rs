@@ -42,6 +42,8 @@ pub(super) struct Link {
     answered: u32,
     /// The hub sends what it likes when it likes.
     is_watching: bool,
+    /// A frame was cut: nothing can be said behind it.
+    is_cut: bool,
     /// Whose connection it is: a child's copy of it ends without a word.
     process: u32,
 }
@@ -102,13 +104,23 @@ impl Link {
 
     fn with(wire: Wire) -> Self {
         let process = std::process::id();
-        Link { wire, address: String::new(), seals: None, asked: 0, answered: 0, is_watching: false, process }
+        Link { wire, address: String::new(), seals: None, asked: 0, answered: 0, is_watching: false, is_cut: false, process }
     }
 
     /// The hub sends without being asked from now on.
     pub(super) fn expect_anything(&mut self) {
         self.is_watching = true;
         self.wire.expect_anything();
+    }
+
+    /// Whether it can take no other frame.
+    pub(super) fn is_cut(&self) -> bool {
+        self.is_cut
+    }
+
+    /// Says no more; whether the hub has ended it too within `patience`.
+    pub(super) fn leave(&mut self, patience: Duration) -> bool {
+        self.wire.leave(patience)
     }
 
     /// Whether it is over TCP, or TLS.
@@ -191,10 +203,17 @@ impl Link {
     /// Sends a frame. Waits only when the socket is full.
     pub(super) fn send_all(&mut self, head: &[u8], body: &[u8], deadline: &mut Deadline) -> io::Result<()> {
         self.asks(request_of(head));
-        let Some(seals) = &mut self.seals else { return self.wire.send(&mut Outgoing::new([head, body, b""]), deadline) };
+        let Some(seals) = &mut self.seals else { return self.send(&mut Outgoing::new([head, body, b""]), deadline) };
         let tag = seals.0.tag([head, body]);
         self.check_end()?;
-        self.wire.send(&mut Outgoing::new([head, body, &tag]), deadline)
+        self.send(&mut Outgoing::new([head, body, &tag]), deadline)
+    }
+
+    fn send(&mut self, message: &mut Outgoing<'_>, deadline: &mut Deadline) -> io::Result<()> {
+        let outcome = self.wire.send(message, deadline);
+        // A seal that was not sent leaves a gap in the numbers.
+        self.is_cut |= outcome.is_err() && (message.sent > 0 || self.seals.is_some());
+        outcome
     }
 
     /// A Unix socket refuses what is written to a hub that has gone; TCP takes it and loses it.
@@ -218,7 +237,7 @@ impl Link {
             self.check_end()?;
         }
         let mut frames = Outgoing::new([frames, b"", b""]);
-        let outcome = self.wire.send(&mut frames, deadline);
+        let outcome = self.send(&mut frames, deadline);
         *sent = frames.sent;
         outcome
     }
