@@ -307,6 +307,34 @@ fn behind_a_frame_that_was_cut_nothing_overtakes_what_stood_before_it() {
 }
 
 #[test]
+fn past_the_most_connections_the_next_one_waits_and_loses_nothing() {
+    let place = Place::new();
+    let hub = start(|config| {
+        config.socket = Some(place.socket().display().to_string());
+        config.limits.max_bus_connections = 3;
+    });
+    let mut inside = Vec::new();
+    // The last of them is the one that takes the last place.
+    for _ in 0..3 {
+        let mut client = place.client();
+        client.publish_with_receipt(&publish("c", Payload::Text("x"))).unwrap();
+        inside.push(client);
+    }
+    let mut past = place.client();
+    past.publish(&publish("c", Payload::Text("x"))).unwrap();
+    past.answer_within(Duration::from_millis(100));
+    assert!(matches!(past.publish_with_receipt(&publish("c", Payload::Text("x"))), Err(ClientError::Timeout { .. })));
+    past.publish(&publish("c", Payload::Text("x"))).unwrap();
+    // Not even if it ends.
+    drop(past);
+    inside[0].publish_with_receipt(&publish("c", Payload::Text("x"))).unwrap();
+    assert_eq!(hub.stats().published, 4);
+    drop(inside.pop());
+    eventually("its turn has come", || hub.stats().published == 7);
+    assert_eq!((hub.stats().bus_refused, hub.stats().bus_errors), (0, 0));
+}
+
+#[test]
 fn a_peer_that_asks_and_does_not_read_is_read_no_further() {
     let place = Place::new();
     let hub = start(|config| {

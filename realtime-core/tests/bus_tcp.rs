@@ -392,12 +392,36 @@ fn strangers_that_say_nothing_keep_nobody_out_for_long() {
     let hub = hub();
     let mut inside = client(&hub);
     inside.publish_with_receipt(&publish("c", "x")).unwrap();
-    let strangers: Vec<_> = (0..300).map(|_| TcpStream::connect(hub.bus_addr().unwrap()).unwrap()).collect();
-    inside.publish_with_receipt(&publish("c", "x")).unwrap();
-    // They are thrown out after five seconds, and those past the 128th at once.
-    let mut outside = client(&hub);
-    eventually("another one is let in", || outside.publish_with_receipt(&publish("c", "x")).is_ok());
-    drop(strangers);
+    // As many as there is room for at the door, and one less and more.
+    for count in [127, 128, 129, 200] {
+        let strangers: Vec<_> = (0..count).map(|_| TcpStream::connect(hub.bus_addr().unwrap()).unwrap()).collect();
+        inside.publish_with_receipt(&publish("c", "x")).unwrap();
+        // It waits its turn; nobody is turned away.
+        client(&hub).publish_with_receipt(&publish("c", "x")).unwrap();
+        drop(strangers);
+    }
+}
+
+#[test]
+fn past_the_most_connections_the_next_one_waits_until_one_ends() {
+    let hub = start(|config| {
+        config.socket = Some("tcp://127.0.0.1:0".into());
+        config.secret = SECRET.into();
+        config.limits.max_bus_connections = 2;
+    });
+    let (mut first, mut second) = (client(&hub), client(&hub));
+    first.publish_with_receipt(&publish("c", "x")).unwrap();
+    second.publish_with_receipt(&publish("c", "x")).unwrap();
+    let mut hasty = client(&hub);
+    hasty.answer_within(Duration::from_millis(100));
+    assert!(matches!(hasty.publish(&publish("c", "x")), Err(ClientError::Connect { .. })));
+    drop(hasty);
+    let mut third = client(&hub);
+    let waiting = thread::spawn(move || third.publish_with_receipt(&publish("c", "x")).map(|receipt| receipt.position.offset));
+    second.publish_with_receipt(&publish("c", "x")).unwrap();
+    drop(first);
+    assert_eq!(waiting.join().unwrap().unwrap(), 4);
+    assert_eq!((hub.stats().published, hub.stats().bus_refused), (4, 0));
 }
 
 /// Which way bytes go.

@@ -203,6 +203,8 @@ pub(super) enum HandshakeError {
     WantsTls,
     #[error("nothing was proved within {} s", HANDSHAKE_TIMEOUT.as_secs())]
     Late,
+    #[error("nothing was proved within a second, and others wait")]
+    Crowded,
 }
 
 /// How a peer over TCP was let in.

@@ -11,7 +11,8 @@ use super::{Config, ConfigError};
 pub struct Limits {
     /// Connections on this hub. Default 100,000; past it new ones get 503.
     pub max_connections: usize,
-    /// Processes on the bus. Default 4,096; past it new ones are dropped.
+    /// Processes on the bus. Default 4,096; past it new ones wait until one of them ends: what they publish is carried out
+    /// then, and calls that wait for an answer run into their deadline.
     pub max_bus_connections: usize,
     /// Bytes of one inbound message. Default 64 KiB; past it the connection is closed with 1009.
     pub max_message_bytes: usize,
@@ -116,6 +117,7 @@ impl Limits {
         }
         for (key, value) in [
             ("limits.max_connections", self.max_connections),
+            ("limits.max_bus_connections", self.max_bus_connections),
             ("limits.max_message_bytes", self.max_message_bytes),
             ("limits.max_fragments", self.max_fragments),
             ("limits.max_headers", self.max_headers),

@@ -17,10 +17,11 @@ use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
@@ -33,8 +34,14 @@ pub(crate) use peer::Peer;
 
 /// How long accepting rests when descriptors or memory have run out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// Peers over TCP that have not proved yet that they know the secret; past it new ones are dropped.
+/// Peers over TCP that have not proved yet that they know the secret; past it new ones wait in the backlog.
 const MAX_HANDSHAKES: usize = 128;
+/// How long one of them may take while there is no room for others: as long as a client waits for a call.
+const CROWDED_TIMEOUT: Duration = Duration::from_secs(1);
+/// Between looks whether there still is none.
+const CROWD_POLL: Duration = Duration::from_millis(100);
+/// Between lines in the log about connections that wait for a place.
+const FULL_REPORT: Duration = Duration::from_secs(60);
 
 /// What the bus is served on; at least one of the two.
 pub(crate) struct Listeners {
@@ -93,24 +100,64 @@ impl BusServer {
     }
 }
 
-/// A connection that has just been accepted.
+/// A connection that has just been accepted, and the place that it has.
 enum Accepted {
-    Unix(UnixStream),
-    Tcp(TcpStream, SocketAddr),
+    Unix(UnixStream, OwnedSemaphorePermit),
+    Tcp(TcpStream, SocketAddr, OwnedSemaphorePermit),
 }
 
-async fn accept(unix: Option<&UnixListener>, tcp: Option<&TcpListener>) -> io::Result<Accepted> {
-    let on_unix = async {
-        match unix {
-            Some(listener) => listener.accept().await.map(|(stream, _)| Accepted::Unix(stream)),
-            None => std::future::pending().await,
+/// Who finds no place stays in the listener's backlog, with all that it has written.
+#[derive(Clone)]
+struct Places {
+    /// Of peers.
+    inside: Arc<Semaphore>,
+    /// Of those over TCP that nobody knows yet.
+    at_the_door: Arc<Semaphore>,
+    limit: usize,
+    /// When it was last reported that there is no place.
+    reported: Arc<Mutex<Option<Instant>>>,
+}
+
+impl Places {
+    fn new(limit: usize) -> Self {
+        let inside = Arc::new(Semaphore::new(limit.min(Semaphore::MAX_PERMITS)));
+        Places { inside, at_the_door: Arc::new(Semaphore::new(MAX_HANDSHAKES)), limit, reported: Arc::default() }
+    }
+
+    async fn inside(&self) -> io::Result<OwnedSemaphorePermit> {
+        if self.inside.available_permits() == 0 {
+            let mut reported = self.reported.lock();
+            if reported.is_none_or(|at| at.elapsed() >= FULL_REPORT) {
+                *reported = Some(Instant::now());
+                tracing::warn!(limit = self.limit, "limits.max_bus_connections is reached: further processes on the bus wait for a place");
+            }
         }
+        self.inside.clone().acquire_owned().await.map_err(io::Error::other)
+    }
+
+    async fn at_the_door(&self) -> io::Result<OwnedSemaphorePermit> {
+        self.at_the_door.clone().acquire_owned().await.map_err(io::Error::other)
+    }
+
+    /// Ends for one at the door that keeps others out.
+    async fn crowded(&self) {
+        tokio::time::sleep(CROWDED_TIMEOUT).await;
+        while self.at_the_door.available_permits() > 0 {
+            tokio::time::sleep(CROWD_POLL).await;
+        }
+    }
+}
+
+async fn accept(unix: Option<&UnixListener>, tcp: Option<&TcpListener>, places: &Places) -> io::Result<Accepted> {
+    let on_unix = async {
+        let Some(listener) = unix else { return std::future::pending().await };
+        let place = places.inside().await?;
+        listener.accept().await.map(|(stream, _)| Accepted::Unix(stream, place))
     };
     let on_tcp = async {
-        match tcp {
-            Some(listener) => listener.accept().await.map(|(stream, from)| Accepted::Tcp(stream, from)),
-            None => std::future::pending().await,
-        }
+        let Some(listener) = tcp else { return std::future::pending().await };
+        let place = places.at_the_door().await?;
+        listener.accept().await.map(|(stream, from)| Accepted::Tcp(stream, from, place))
     };
     tokio::select! {
         accepted = on_unix => accepted,
@@ -130,22 +177,22 @@ async fn serve(
     let (tcp, tcp_noted) = tcp.unzip();
     let unix = unix.map(UnixListener::from_std).transpose()?;
     let tcp = tcp.map(TcpListener::from_std).transpose()?;
-    let handshakes = Arc::new(Semaphore::new(MAX_HANDSHAKES));
+    let places = Places::new(node.config.limits.max_bus_connections);
     let mut peers = JoinSet::new();
     while !*stop.borrow() {
         tokio::select! {
-            accepted = accept(unix.as_ref(), tcp.as_ref()) => match accepted {
-                Ok(_) if peers.len() >= node.config.limits.max_bus_connections => {
-                    tracing::info!(limit = node.config.limits.max_bus_connections, "too many connections on the bus; one was dropped");
+            accepted = accept(unix.as_ref(), tcp.as_ref(), &places) => match accepted {
+                Ok(Accepted::Unix(stream, place)) => {
+                    let serving = Peer::local(node.clone(), stream).run(stop.clone());
+                    peers.spawn(async move {
+                        serving.await;
+                        drop(place);
+                    });
                 }
-                Ok(Accepted::Unix(stream)) => drop(peers.spawn(Peer::local(node.clone(), stream).run(stop.clone()))),
-                Ok(Accepted::Tcp(stream, from)) => match handshakes.clone().try_acquire_owned() {
-                    Ok(permit) => {
-                        let tls = tls.as_ref().map(Certificate::acceptor);
-                        drop(peers.spawn(let_in(node.clone(), stream, from, tls, permit, stop.clone())));
-                    }
-                    Err(_) => tracing::info!(limit = MAX_HANDSHAKES, %from, "too many peers at the bus' door; one was dropped"),
-                },
+                Ok(Accepted::Tcp(stream, from, place)) => {
+                    let tls = tls.as_ref().map(Certificate::acceptor);
+                    peers.spawn(let_in(node.clone(), stream, from, tls, (places.clone(), place), stop.clone()));
+                }
                 Err(error) => {
                     tracing::warn!(%error, "accept on the bus failed");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -180,20 +227,27 @@ async fn let_in(
     mut stream: TcpStream,
     from: SocketAddr,
     tls: Option<TlsAcceptor>,
-    permit: tokio::sync::OwnedSemaphorePermit,
+    (places, at_the_door): (Places, OwnedSemaphorePermit),
     mut stop: watch::Receiver<bool>,
 ) {
     let noted = Noted::new(stream.as_raw_fd());
     let shaken = tokio::select! {
         shaken = shake_hands(&mut stream, tls, node.config.secret.expose()) => shaken,
+        () = places.crowded() => Err(HandshakeError::Crowded),
         // It has not published anything.
         _ = stop.changed() => return,
     };
-    drop(permit);
     match shaken {
         Ok(shaken) => {
+            let place = tokio::select! {
+                place = places.inside() => place,
+                // It reads the welcome first.
+                _ = stop.changed() => return,
+            };
+            drop(at_the_door);
             let (stream, seals) = shaken.over(stream);
             Peer::remote(node, stream, noted, seals).run(stop).await;
+            drop(place);
         }
         // Nobody that has said nothing is worth a line: a port scan, a health check.
         Err(HandshakeError::Io(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {}
