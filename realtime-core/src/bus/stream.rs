@@ -3,19 +3,22 @@
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::ServerConnection;
+use rustls::{ServerConfig, ServerConnection};
 use socket2::{SockRef, TcpKeepalive};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpStream, UnixStream};
-use tokio_rustls::TlsAcceptor;
+use tokio::sync::Semaphore;
 
 use super::frame::{BusFrameError, FailureCode, Request, Response, frame_length};
 use super::seal::{Handshake, Role, Seal, TAG_BYTES, nonce};
 
 /// How long a peer over TCP may take to prove that it knows the secret.
 pub(super) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Handshakes of TLS that are computed at the same time, all of them of peers that nobody knows yet.
+const MAX_COMPUTED: usize = 2;
 /// More than a client says before the hub knows it.
 const HANDSHAKE_BYTES: usize = 256;
 /// How a handshake of TLS begins (RFC 8446, section 5.1); a frame that begins so would be too long.
@@ -59,6 +62,19 @@ impl Stream {
             Stream::Tcp(stream) => stream.readable().await,
             Stream::Tls(stream) => stream.socket.readable().await,
         }
+    }
+
+    /// Reads so many bytes and no more.
+    async fn read_exact(&mut self, mut buffer: &mut [u8]) -> io::Result<()> {
+        while !buffer.is_empty() {
+            match self.try_read(buffer) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(count) => buffer = &mut buffer[count..],
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.readable().await?,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 
     pub(super) async fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
@@ -119,6 +135,65 @@ pub(super) struct TlsStream {
     failure: Option<io::Error>,
 }
 
+/// The hub's side of TLS.
+#[derive(Clone)]
+pub(super) struct Tls {
+    pub(super) config: Arc<ServerConfig>,
+    pub(super) computing: Arc<Semaphore>,
+}
+
+impl Tls {
+    /// Who may compute, for all connections of a hub.
+    pub(super) fn computing() -> Arc<Semaphore> {
+        Arc::new(Semaphore::new(MAX_COMPUTED))
+    }
+
+    /// Shakes hands. What a stranger makes the hub compute is computed on another thread: a signature with RSA takes as long as
+    /// thousands of publications.
+    async fn accept(self, socket: TcpStream) -> Result<TlsStream, HandshakeError> {
+        let failed = |error| HandshakeError::Tls(io::Error::new(io::ErrorKind::InvalidData, error));
+        let mut session = Box::new(ServerConnection::new(self.config).map_err(failed)?);
+        loop {
+            send(&mut session, &socket).await?;
+            if !session.is_handshaking() {
+                return Ok(TlsStream { socket, session, failure: None });
+            }
+            socket.readable().await?;
+            match session.read_tls(&mut Ready(&socket)) {
+                Ok(0) => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+                Err(error) => return Err(error.into()),
+            }
+            let permit = self.computing.clone().acquire_owned().await.map_err(io::Error::other)?;
+            let computed = tokio::task::spawn_blocking(move || {
+                let outcome = session.process_new_packets().map(drop);
+                drop(permit);
+                (session, outcome)
+            });
+            let outcome;
+            (session, outcome) = computed.await.map_err(io::Error::other)?;
+            if let Err(error) = outcome {
+                // It is told why, if it listens.
+                drop(send(&mut session, &socket).await);
+                return Err(failed(error));
+            }
+        }
+    }
+}
+
+/// Sends what TLS has ready.
+async fn send(session: &mut ServerConnection, socket: &TcpStream) -> io::Result<()> {
+    while session.wants_write() {
+        match session.write_tls(&mut Ready(socket)) {
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => socket.writable().await?,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
 impl TlsStream {
     fn try_read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         if let Some(failure) = self.failure.take() {
@@ -157,13 +232,7 @@ impl TlsStream {
         while !bytes.is_empty() || self.session.wants_write() {
             let taken = self.session.writer().write(bytes)?;
             bytes = &bytes[taken..];
-            while self.session.wants_write() {
-                match self.session.write_tls(&mut Ready(&self.socket)) {
-                    Ok(_) => {}
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.socket.writable().await?,
-                    Err(error) => return Err(error),
-                }
-            }
+            send(&mut self.session, &self.socket).await?;
         }
         Ok(())
     }
@@ -207,44 +276,26 @@ pub(super) enum HandshakeError {
     Crowded,
 }
 
-/// How a peer over TCP was let in.
-pub(super) struct Shaken {
-    pub(super) seals: Seals,
-    session: Option<Box<ServerConnection>>,
-}
-
-impl Shaken {
-    /// The stream that hands were shaken over, and its seals.
-    pub(super) fn over(self, socket: TcpStream) -> (Stream, Seals) {
-        let stream = match self.session {
-            Some(session) => Stream::Tls(TlsStream { socket, session, failure: None }),
-            None => Stream::Tcp(socket),
-        };
-        (stream, self.seals)
-    }
-}
-
 /// Shows a peer that this hub knows the secret, and lets it show the same. A peer that does not is
 /// told so once. Over TLS that comes first.
-pub(super) async fn shake_hands(stream: &mut TcpStream, tls: Option<TlsAcceptor>, secret: &str) -> Result<Shaken, HandshakeError> {
-    let socket = SockRef::from(&*stream);
+pub(super) async fn shake_hands(stream: TcpStream, tls: Option<Tls>, secret: &str) -> Result<(Stream, Seals), HandshakeError> {
+    let socket = SockRef::from(&stream);
     socket.set_tcp_nodelay(true)?;
     let (after, every, times) = KEEPALIVE;
     socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(after).with_interval(every).with_retries(times))?;
     socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED))?;
     let shaking = async {
-        let Some(tls) = tls else { return Ok(Shaken { seals: introduce(stream, secret).await?, session: None }) };
-        let mut stream = tls.accept(stream).await.map_err(|error| match error.kind() {
-            io::ErrorKind::InvalidData => HandshakeError::Tls(error),
-            _ => HandshakeError::Io(error),
-        })?;
+        let mut stream = match tls {
+            Some(tls) => Stream::Tls(tls.accept(stream).await?),
+            None => Stream::Tcp(stream),
+        };
         let seals = introduce(&mut stream, secret).await?;
-        Ok(Shaken { seals, session: Some(Box::new(stream.into_inner().1)) })
+        Ok((stream, seals))
     };
     tokio::time::timeout(HANDSHAKE_TIMEOUT, shaking).await.unwrap_or(Err(HandshakeError::Late))
 }
 
-async fn introduce<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, secret: &str) -> Result<Seals, HandshakeError> {
+async fn introduce(stream: &mut Stream, secret: &str) -> Result<Seals, HandshakeError> {
     let outcome = prove(stream, secret).await;
     if let Err(HandshakeError::Frame(BusFrameError::NotProven)) = outcome {
         let mut frame = Vec::new();
@@ -252,12 +303,11 @@ async fn introduce<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, secret: &s
         Response::Failure { request: 0, code: FailureCode::Unauthorized, message: &message }.write(&mut frame);
         // Whether it reads that is its own affair.
         drop(stream.write_all(&frame).await);
-        drop(stream.flush().await);
     }
     outcome
 }
 
-async fn prove<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, secret: &str) -> Result<Seals, HandshakeError> {
+async fn prove(stream: &mut Stream, secret: &str) -> Result<Seals, HandshakeError> {
     let frame = read_frame(stream).await?;
     let Request::Knock { nonce: client } = Request::read(&frame)? else { return Err(BusFrameError::NotKnock.into()) };
     let hub = nonce()?;
@@ -265,7 +315,6 @@ async fn prove<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, secret: &str) 
     let mut answer = Vec::new();
     Response::Challenge { nonce: hub, proof: handshake.proof(Role::Hub) }.write(&mut answer);
     stream.write_all(&answer).await?;
-    stream.flush().await?;
     let frame = read_frame(stream).await?;
     let Request::Proof { proof } = Request::read(&frame)? else { return Err(BusFrameError::NotProven.into()) };
     if !handshake.is_proof(Role::Client, &proof) {
@@ -275,7 +324,7 @@ async fn prove<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, secret: &str) 
 }
 
 /// Reads exactly one short frame: what follows it is sealed.
-async fn read_frame<S: AsyncRead + Unpin>(stream: &mut S) -> Result<Vec<u8>, HandshakeError> {
+async fn read_frame(stream: &mut Stream) -> Result<Vec<u8>, HandshakeError> {
     let mut frame = vec![0; 4];
     stream.read_exact(&mut frame).await?;
     if frame.starts_with(&TLS_HANDSHAKE) {
@@ -288,4 +337,73 @@ async fn read_frame<S: AsyncRead + Unpin>(stream: &mut S) -> Result<Vec<u8>, Han
     frame.resize(4 + length, 0);
     stream.read_exact(&mut frame[4..]).await?;
     Ok(frame)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+    use std::sync::mpsc::{self, Receiver, Sender};
+    use std::thread;
+
+    use parking_lot::Mutex;
+    use rustls::crypto::ring;
+    use rustls::pki_types::ServerName;
+    use rustls::server::{ClientHello, ResolvesServerCert};
+    use rustls::sign::CertifiedKey;
+    use rustls::{ClientConfig, ClientConnection, RootCertStore};
+
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(4);
+
+    /// A handshake that takes until somebody else has had a turn.
+    #[derive(Debug)]
+    struct Slow {
+        began: tokio::sync::Notify,
+        turn: Mutex<Receiver<()>>,
+        had: Sender<bool>,
+    }
+
+    impl ResolvesServerCert for Slow {
+        fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+            self.began.notify_one();
+            self.had.send(self.turn.lock().recv_timeout(LONG).is_ok()).expect("the test waits");
+            None
+        }
+    }
+
+    #[test]
+    fn a_handshake_of_tls_keeps_nobody_else_waiting() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let (had, others) = mpsc::channel();
+        let (give, turn) = mpsc::channel();
+        let slow = Arc::new(Slow { began: tokio::sync::Notify::new(), turn: Mutex::new(turn), had });
+        let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider())).with_safe_default_protocol_versions();
+        let config = Arc::new(config.expect("versions").with_no_client_auth().with_cert_resolver(slow.clone()));
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("its address");
+        let stranger = thread::spawn(move || {
+            let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider())).with_safe_default_protocol_versions();
+            let config = config.expect("versions").with_root_certificates(RootCertStore::empty()).with_no_client_auth();
+            let name = ServerName::try_from("localhost").expect("a name");
+            let mut hello = ClientConnection::new(Arc::new(config), name).expect("a session");
+            let mut stream = std::net::TcpStream::connect(address).expect("a connection");
+            hello.write_tls(&mut stream).expect("sent");
+            drop(stream.read(&mut [0; 64]));
+        });
+        let outcome = runtime.block_on(async {
+            let (socket, _) = listener.accept().expect("accepted");
+            socket.set_nonblocking(true).expect("set");
+            let tls = Tls { config, computing: Tls::computing() };
+            let shaking = shake_hands(TcpStream::from_std(socket).expect("registered"), Some(tls), "");
+            let other = async {
+                slow.began.notified().await;
+                give.send(()).expect("it waits");
+            };
+            tokio::join!(shaking, other).0.map(drop)
+        });
+        assert!(others.recv_timeout(LONG).expect("it was asked"), "others had no turn");
+        assert!(matches!(outcome, Err(HandshakeError::Tls(_))), "{outcome:?}");
+        stranger.join().expect("it ends");
+    }
 }

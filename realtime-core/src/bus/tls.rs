@@ -15,9 +15,10 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::NoServerSessionStorage;
 use rustls::{CertificateError, ClientConfig, ClientConnection, ServerConfig};
-use tokio_rustls::TlsAcceptor;
+use tokio::sync::Semaphore;
 
 use super::address::host;
+use super::stream::Tls;
 use crate::config::{Config, ConfigError};
 use crate::trust;
 
@@ -33,7 +34,8 @@ fn provider() -> Arc<CryptoProvider> {
 pub(crate) struct Certificate {
     cert: String,
     key: String,
-    loaded: Mutex<(Option<Versions>, TlsAcceptor)>,
+    loaded: Mutex<(Option<Versions>, Arc<ServerConfig>)>,
+    computing: Arc<Semaphore>,
 }
 
 /// What tells a file from the one that had its name before: inode, size, and when it was changed.
@@ -46,25 +48,25 @@ impl Certificate {
     pub(crate) fn load(config: &Config) -> Result<Self, ConfigError> {
         let (cert, key) = (config.socket_cert.clone(), config.socket_key.clone());
         let versions = versions(&cert, &key);
-        let acceptor = acceptor(&cert, &key)?;
-        Ok(Certificate { cert, key, loaded: Mutex::new((versions, acceptor)) })
+        let served = served(&cert, &key)?;
+        Ok(Certificate { cert, key, loaded: Mutex::new((versions, served)), computing: Tls::computing() })
     }
 
     /// For the next connection.
-    pub(super) fn acceptor(&self) -> TlsAcceptor {
+    pub(super) fn tls(&self) -> Tls {
         let mut loaded = self.loaded.lock();
         let now = versions(&self.cert, &self.key);
         // Files that are not there are being replaced, or gone: what was read from them is still good.
         if now.is_some() && now != loaded.0 {
-            match acceptor(&self.cert, &self.key) {
-                Ok(acceptor) => *loaded = (now, acceptor),
+            match served(&self.cert, &self.key) {
+                Ok(served) => *loaded = (now, served),
                 Err(error) => {
                     tracing::warn!(%error, "the bus goes on with the certificate that it has");
                     loaded.0 = now;
                 }
             }
         }
-        loaded.1.clone()
+        Tls { config: loaded.1.clone(), computing: self.computing.clone() }
     }
 }
 
@@ -76,7 +78,7 @@ fn versions(cert: &str, key: &str) -> Option<Versions> {
     Some([version(cert)?, version(key)?])
 }
 
-fn acceptor(cert: &str, key: &str) -> Result<TlsAcceptor, ConfigError> {
+fn served(cert: &str, key: &str) -> Result<Arc<ServerConfig>, ConfigError> {
     let invalid = |setting: &str, reason: String| ConfigError::InvalidValue { key: setting.into(), reason };
     let read = |setting: &str, file: &str| match file {
         "" => Err(invalid(setting, "is not set, and a bus over TLS needs `socket_cert` and `socket_key`".into())),
@@ -101,7 +103,7 @@ fn acceptor(cert: &str, key: &str) -> Result<TlsAcceptor, ConfigError> {
     // Connections are few and long: each is verified anew, and nothing is kept for the next one.
     config.send_tls13_tickets = 0;
     config.session_storage = Arc::new(NoServerSessionStorage {});
-    Ok(TlsAcceptor::from(Arc::new(config)))
+    Ok(Arc::new(config))
 }
 
 /// Whom a client trusts, made with its first connection.

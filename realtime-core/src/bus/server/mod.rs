@@ -23,10 +23,9 @@ use parking_lot::Mutex;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
-use tokio_rustls::TlsAcceptor;
 
 use super::socket::BusSocket;
-use super::stream::{HandshakeError, shake_hands};
+use super::stream::{HandshakeError, Tls, shake_hands};
 use super::tls::Certificate;
 use crate::descriptors;
 use crate::hub::Node;
@@ -190,7 +189,7 @@ async fn serve(
                     });
                 }
                 Ok(Accepted::Tcp(stream, from, place)) => {
-                    let tls = tls.as_ref().map(Certificate::acceptor);
+                    let tls = tls.as_ref().map(Certificate::tls);
                     peers.spawn(let_in(node.clone(), stream, from, tls, (places.clone(), place), stop.clone()));
                 }
                 Err(error) => {
@@ -224,28 +223,27 @@ async fn serve(
 /// Serves a peer over TCP once it has proved that it knows the secret.
 async fn let_in(
     node: Arc<Node>,
-    mut stream: TcpStream,
+    stream: TcpStream,
     from: SocketAddr,
-    tls: Option<TlsAcceptor>,
+    tls: Option<Tls>,
     (places, at_the_door): (Places, OwnedSemaphorePermit),
     mut stop: watch::Receiver<bool>,
 ) {
     let noted = Noted::new(stream.as_raw_fd());
     let shaken = tokio::select! {
-        shaken = shake_hands(&mut stream, tls, node.config.secret.expose()) => shaken,
+        shaken = shake_hands(stream, tls, node.config.secret.expose()) => shaken,
         () = places.crowded() => Err(HandshakeError::Crowded),
         // It has not published anything.
         _ = stop.changed() => return,
     };
     match shaken {
-        Ok(shaken) => {
+        Ok((stream, seals)) => {
             let place = tokio::select! {
                 place = places.inside() => place,
                 // It reads the welcome first.
                 _ = stop.changed() => return,
             };
             drop(at_the_door);
-            let (stream, seals) = shaken.over(stream);
             Peer::remote(node, stream, noted, seals).run(stop).await;
             drop(place);
         }
