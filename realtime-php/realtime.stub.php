@@ -83,7 +83,10 @@ namespace {
     function broadcastToUser(string|int $userId, mixed $message, string $as = 'message', array $options = []): void {}
 
     /**
-     * The users that are subscribed to a channel, each once.
+     * The users that are subscribed to a channel, each once, on all hubs that share a Redis.
+     *
+     * On a host without a hub (`realtime.mode = remote`) the hubs of other hosts are asked, through that Redis. What
+     * a hub that does not answer within 600 ms has is missing, and PHP's error log says so.
      *
      * @param array{app?: string|null} $options
      *
@@ -96,7 +99,8 @@ namespace {
     function getChannelUsers(string $channel, array $options = []): array {}
 
     /**
-     * Closes every connection of a user.
+     * Closes every connection of a user, on all hubs that share a Redis; from a host without a hub
+     * (`realtime.mode = remote`) too, see {@see getChannelUsers()}.
      *
      * @param int $code WebSocket close code, 1000 or 3000–4999. Clients that follow Pusher's ranges
      *   stay away after 40xx, come back later after 41xx and at once after 42xx.
@@ -205,7 +209,7 @@ namespace Realtime {
     function channels(): array {}
 
     /**
-     * Who is on a channel, asked of the hub whenever it is used.
+     * Who is on a channel, asked of the hub whenever it is used; see {@see \getChannelUsers()}.
      *
      * ```php
      * $room = Realtime\presence('room.7');

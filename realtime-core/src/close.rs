@@ -1,5 +1,11 @@
 //! Why the hub closes a connection, and what that is called on the wire.
 
+use crate::error::QueryError;
+use crate::message::User;
+
+/// Longest reason in a close frame (RFC 6455 section 5.5).
+const MAX_REASON_BYTES: usize = 123;
+
 /// Why a connection ends; each protocol says with which code (`docs/protocol`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -106,4 +112,16 @@ impl CloseReason {
 /// Whether an application may close with this code: 1000, or 3000–4999 (RFC 6455 section 7.4.2).
 pub fn is_application_code(code: u16) -> bool {
     code == 1000 || (3000..=4999).contains(&code)
+}
+
+/// What must be true of a user whose connections the application closes, and of what they are told.
+pub(crate) fn check_disconnect(user_id: &str, code: u16, reason: &str) -> Result<(), QueryError> {
+    User::new(user_id, None)?;
+    if !is_application_code(code) {
+        return Err(QueryError::InvalidCloseCode { code });
+    }
+    if reason.len() > MAX_REASON_BYTES {
+        return Err(QueryError::ReasonTooLong { bytes: reason.len(), limit: MAX_REASON_BYTES });
+    }
+    Ok(())
 }

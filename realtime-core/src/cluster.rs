@@ -11,7 +11,6 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::broker::redis::calls::number;
@@ -20,35 +19,14 @@ use crate::broker::redis::{Listener, Redis};
 use crate::broker::{Promise, Reply};
 use crate::error::{BrokerError, QueryError};
 use crate::hub::Node;
-use crate::hub::others::{Answered, Question};
+use crate::letters::{ANSWER_TIMEOUT, Answered, Content, Letter, Question};
 use crate::message::Epoch;
 use crate::patience::Patience;
 
-/// How long others may take to answer.
-const ANSWER_TIMEOUT: Duration = Duration::from_millis(600);
 /// How long it is believed that a hub is there, which it says each second.
 const LEASE_MS: u64 = 10_000;
 /// Questions of others that are being answered at once; more are dropped.
 const MAX_BUSY: usize = 64;
-/// Bytes of a question or an answer that are looked at.
-const MAX_BYTES: usize = 16 << 20;
-
-/// What is said on the topics.
-#[derive(Debug, Serialize, Deserialize)]
-struct Letter {
-    from: Epoch,
-    number: u64,
-    #[serde(flatten)]
-    content: Content,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum Content {
-    Ask(Question),
-    /// `None`: it could not be answered.
-    Answer(Option<Value>),
-}
 
 /// Which hub has answered, and what; `None`: it could not.
 type Told = (u64, Option<Value>);
@@ -148,16 +126,14 @@ impl Cluster {
 
     fn say(&self, topic: String, number: u64, content: Content) {
         let letter = Letter { from: Epoch(self.id()), number, content };
-        match serde_json::to_vec(&letter) {
-            Ok(bytes) if bytes.len() <= MAX_BYTES => self.broker.tell(topic, bytes),
-            Ok(bytes) => tracing::warn!(bytes = bytes.len(), limit = MAX_BYTES, "too long for other hubs"),
-            Err(error) => tracing::warn!(%error, "cannot be said to other hubs"),
+        match letter.written() {
+            Ok(bytes) => self.broker.tell(topic, bytes),
+            Err(error) => tracing::warn!(error, "cannot be said to other hubs"),
         }
     }
 
     fn hear(self: &Arc<Self>, said: &[u8]) {
-        let letter = if said.len() <= MAX_BYTES { serde_json::from_slice::<Letter>(said).ok() } else { None };
-        let Some(letter) = letter else { return self.broker.count_malformed("control", "letter") };
+        let Some(letter) = Letter::read(said) else { return self.broker.count_malformed("control", "letter") };
         let Letter { from: Epoch(from), number, content } = letter;
         match content {
             Content::Ask(_) if from == self.id() || self.stopped.load(Relaxed) => {}
@@ -244,24 +220,5 @@ impl Asking<'_> {
 impl Drop for Asking<'_> {
     fn drop(&mut self) {
         self.cluster.asked.lock().remove(&self.number);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_letter_is_read_as_it_was_written_and_nothing_else_is_one() {
-        let question = Question::DisconnectUser { app: "default".into(), user: "ada".into(), code: 4009, reason: String::new() };
-        let letter = Letter { from: Epoch(7), number: 3, content: Content::Ask(question.clone()) };
-        let text = serde_json::to_string(&letter).expect("valid");
-        let read: Letter = serde_json::from_str(&text).expect("as written");
-        assert!(matches!(read, Letter { from: Epoch(7), number: 3, content: Content::Ask(asked) } if asked == question), "{text}");
-        for hostile in
-            ["", "{}", "[]", "{\"from\":1,\"number\":1}", "{\"from\":1,\"number\":1,\"ask\":{\"op\":\"format\"}}", "{\"from\":-1}"]
-        {
-            assert!(serde_json::from_str::<Letter>(hostile).is_err(), "{hostile}");
-        }
     }
 }

@@ -57,6 +57,7 @@ pub mod error;
 pub mod history;
 pub mod hooks;
 pub mod hub;
+mod letters;
 pub mod message;
 mod outbound;
 mod patience;

@@ -192,7 +192,8 @@ impl From<QueryError> for Failure {
         match error {
             QueryError::InvalidChannel(_) | QueryError::NoHistory { .. } => Failure::invalid_channel(message),
             QueryError::Timeout { .. } => Failure::Realtime(Kind::Timeout, message),
-            QueryError::Stopped => Failure::unavailable(message),
+            QueryError::Broker(_) | QueryError::Presence(_) | QueryError::Stopped => Failure::unavailable(message),
+            QueryError::App(_) => Failure::invalid_message(message),
             QueryError::NoEvents => Failure::Realtime(Kind::Config, message),
             _ => Failure::Value(message),
         }
@@ -206,7 +207,7 @@ impl From<PublisherError> for Failure {
             PublisherError::Query(error) => return error.into(),
             PublisherError::Url { .. } => Kind::Config,
             PublisherError::Conflated { .. } => Kind::InvalidChannel,
-            PublisherError::Timeout { .. } => Kind::Timeout,
+            PublisherError::Timeout { .. } | PublisherError::NoAnswer { .. } => Kind::Timeout,
             _ => Kind::Unavailable,
         };
         Failure::Realtime(kind, error.to_string())

@@ -261,7 +261,7 @@ fn get_channel_users(call: &Call<'_>, result: &mut Zval) -> Result<(), Failure> 
     validate_channel(channel).map_err(message::invalid_channel)?;
     *result = match publishing::lowered() {
         Some(_) => json::array(ZendHashTable::new()),
-        None => match list_users(channel) {
+        None => match list_users("getChannelUsers", channel) {
             Ok(list) => list,
             Err(failure) => {
                 publishing::report("getChannelUsers", failure)?;
@@ -273,8 +273,13 @@ fn get_channel_users(call: &Call<'_>, result: &mut Zval) -> Result<(), Failure> 
 }
 
 /// The users of a channel as PHP's list.
-pub(crate) fn list_users(channel: &str) -> Result<Zval, Failure> {
-    let users = publishing::ask(|hub| hub.channel_users(channel).map(users_of_hub), |client| users_over_bus(client, channel))?;
+pub(crate) fn list_users(function: &str, channel: &str) -> Result<Zval, Failure> {
+    let users = publishing::ask_hubs(
+        function,
+        |hub| hub.channel_users(channel).map(users_of_hub),
+        |client| users_over_bus(client, channel),
+        |publisher| publisher.channel_users(channel).map(|gathered| gathered.map(users_of_hub)),
+    )?;
     let mut list = ZendHashTable::new();
     for user in users.into_iter().flatten() {
         let mut entry = ZendHashTable::new();
@@ -367,7 +372,8 @@ fn disconnect_user(call: &Call<'_>, result: &mut Zval) -> Result<(), Failure> {
             0
         }
         Some(Elsewhere::Off) => 0,
-        None => match publishing::ask(
+        None => match publishing::ask_hubs(
+            "disconnectUser",
             |hub| match ban_ms {
                 0 => hub.disconnect_user(&user_id, code, reason),
                 ban_ms => hub.ban_user(&user_id, Duration::from_millis(ban_ms), code, reason),
@@ -378,6 +384,10 @@ fn disconnect_user(call: &Call<'_>, result: &mut Zval) -> Result<(), Failure> {
                     0 => BusQuery::DisconnectUser { user, code, reason },
                     ban_ms => BusQuery::BanUser { user, ban_ms, code, reason },
                 })
+            },
+            |publisher| match ban_ms {
+                0 => publisher.disconnect_user(&user_id, code, reason),
+                ban_ms => publisher.ban_user(&user_id, Duration::from_millis(ban_ms), code, reason),
             },
         ) {
             Ok(closed) => closed.unwrap_or(0),

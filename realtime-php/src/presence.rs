@@ -75,12 +75,14 @@ fn count(call: &Call<'_>, result: &mut Zval) -> Result<(), Failure> {
     let channel = channel(call);
     let count = match publishing::lowered() {
         Some(_) => None,
-        None => publishing::ask(
+        None => publishing::ask_hubs(
+            "Realtime\\Presence::count",
             |hub| hub.count_users(&channel),
             |client| {
                 let said: Said = client.query(&BusQuery::Presence { channel: channel.clone(), user: None })?;
                 Ok(said.count.unwrap_or(0))
             },
+            |publisher| publisher.count_users(&channel),
         )?,
     };
     result.set_long(functions::saturated(count.unwrap_or(0)));
@@ -92,7 +94,7 @@ fn users(call: &Call<'_>, result: &mut Zval) -> Result<(), Failure> {
     parse!(call, c"")?;
     *result = match publishing::lowered() {
         Some(_) => json::array(ZendHashTable::new()),
-        None => functions::list_users(&channel(call))?,
+        None => functions::list_users("Realtime\\Presence::users", &channel(call))?,
     };
     Ok(())
 }
@@ -104,12 +106,14 @@ fn has(call: &Call<'_>, result: &mut Zval) -> Result<(), Failure> {
     let (user, channel) = (call.string_or_int(0)?, channel(call));
     let has = match publishing::lowered() {
         Some(_) => None,
-        None => publishing::ask(
+        None => publishing::ask_hubs(
+            "Realtime\\Presence::has",
             |hub| hub.channel_user(&channel, &user).map(|found| found.is_some()),
             |client| {
                 let said: Said = client.query(&BusQuery::Presence { channel: channel.clone(), user: Some(user.clone()) })?;
                 Ok(said.has.unwrap_or(false))
             },
+            |publisher| publisher.channel_user(&channel, &user).map(|gathered| gathered.map(|found| found.is_some())),
         )?,
     };
     result.set_bool(has.unwrap_or(false));

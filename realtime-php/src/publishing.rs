@@ -5,7 +5,7 @@ use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use ext_php_rs::types::Zval;
-use realtime_core::broker::redis::publisher::{Publisher, PublisherError};
+use realtime_core::broker::redis::publisher::{Gathered, Publisher, PublisherError};
 use realtime_core::bus::client::{Client, ClientError};
 use realtime_core::bus::frame::{BusPublish, MAX_EXCEPT};
 use realtime_core::history::Keeping;
@@ -87,6 +87,25 @@ pub(crate) fn ask_anywhere<R, E: Into<Failure>>(
             Way::Nowhere => Ok(None),
         },
     }
+}
+
+/// The same where the broker leads to hubs that can answer together; what is missing of that is logged.
+pub(crate) fn ask_hubs<R, E: Into<Failure>>(
+    function: &str,
+    own: impl FnOnce(&Hub) -> Result<R, E>,
+    other: impl FnOnce(&mut Client) -> Result<R, ClientError>,
+    broker: impl FnOnce(&mut Publisher) -> Result<Gathered<R>, PublisherError>,
+) -> Result<Option<R>, Failure> {
+    let (mut hubs, mut missing) = (0, 0);
+    let answer = ask_anywhere(own, other, |publisher| {
+        let gathered = broker(publisher)?;
+        (hubs, missing) = (gathered.hubs, gathered.missing);
+        Ok(gathered.answer)
+    })?;
+    if missing > 0 {
+        log(&format!("realtime: {function}(): {missing} of {hubs} hubs did not answer, and what they have is missing"));
+    }
+    Ok(answer)
 }
 
 /// What became of a publication to one channel.
@@ -305,11 +324,16 @@ pub(crate) fn report(function: &str, failure: Failure) -> Result<(), Failure> {
         return Err(failure);
     }
     FAILED_CALLS.fetch_add(1, Ordering::Relaxed);
+    log(&format!("realtime: {function}() failed: {reason}"));
+    Ok(())
+}
+
+/// A line for PHP's log, at most one a second.
+fn log(line: &str) {
     if let Some(unlogged) = LIMITER.admit() {
         let more = if unlogged == 0 { String::new() } else { format!(" ({unlogged} more failures since the last line)") };
-        crate::zend::log(&format!("realtime: {function}() failed: {reason}{more}"));
+        crate::zend::log(&format!("{line}{more}"));
     }
-    Ok(())
 }
 
 static LIMITER: LazyLock<Limiter> = LazyLock::new(|| Limiter(Mutex::new(Limited { last: None, unlogged: 0 })));

@@ -63,8 +63,8 @@ fn make() -> Result<Remote, Failure> {
 /// What only a hub can answer.
 pub(crate) fn needs_hub() -> Failure {
     Failure::config(
-        "realtime.mode is remote: this process publishes and reads histories over redis, and for anything else it needs a hub on its \
-         host, or one whose bus it can reach (realtime.socket = tcp://host:port)",
+        "realtime.mode is remote: this process publishes, reads histories and asks for users over redis, and for anything else it needs \
+         a hub on its host, or one whose bus it can reach (realtime.socket = tcp://host:port)",
     )
 }
 

@@ -74,11 +74,14 @@ class DoctorCommand extends Command
         } catch (InvalidChannel) {
             // The hubs' rules were read: they keep nothing of it.
         }
-        $this->fine('realtime.mode is remote: messages go to Redis, and hubs of other hosts use it');
-        $this->doubt(
-            'getChannelUsers(), disconnectUser() and realtime:listen need a hub on this host in that mode',
-            'realtime.mode = auto, where there is one',
-        );
+        $this->fine('realtime.mode is remote: messages go to Redis, and hubs of other hosts have been there');
+        try {
+            count(\Realtime\presence('realtime-doctor'));
+            $this->fine('hubs of other hosts answer there');
+        } catch (RealtimeException $e) {
+            $this->bad("nobody delivers what is published, or says who is there: {$e->getMessage()}", 'start a hub with that Redis on some host');
+        }
+        $this->doubt('realtime:listen needs a hub on this host', 'run it where a hub is');
     }
 
     private function fine(string $what): void

@@ -73,9 +73,22 @@ test('realtime:doctor says that messages go to Redis, and fails without it', fun
     [$status, $text] = $doctor($redis->url);
     same(0, $status, $text);
     contains('messages go to Redis', $text);
+    contains('hubs of other hosts answer there', $text);
+    contains('realtime:listen needs a hub', $text);
+    check(!str_contains($text, 'getChannelUsers()') && !str_contains($text, 'bus'), $text);
     [$status, $text] = $doctor('unix://' . socket_path());
     same(1, $status, $text);
     contains('no connection to redis', $text);
+});
+
+test('users are asked for, and disconnected, from there', function () use ($hub, $there) {
+    $client = joined($hub);
+    $said = $there('Tests\app_with(); echo json_encode([array_column(getChannelUsers("private-orders.1"), "id"), count(Realtime\presence("private-orders.1")), disconnectUser("nobody"), disconnectUser(7)]);')->output();
+    [$users, $count, $nobody, $closed] = json_decode($said, true);
+    same([['7'], 1, 0], [$users, $count, $nobody]);
+    // Those of the tests before may still be there.
+    check($closed >= 1, $said);
+    same(4009, $client->closeCode());
 });
 
 test('realtime:serve gives its hub the broker, and nothing where none is named', function () {

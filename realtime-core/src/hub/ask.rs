@@ -1,6 +1,5 @@
 //! What hosts ask of a node; put to the shards, the presence, the broker and the other hubs.
 
-use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::Duration;
@@ -10,16 +9,15 @@ use super::others;
 use super::query::Query;
 use crate::apps::AppId;
 use crate::broker::Reply;
-use crate::close::is_application_code;
+use crate::close::check_disconnect;
 use crate::error::{BrokerError, QueryError};
 use crate::history::{self, History, Page};
+use crate::letters::{Question, merged, sum_of, users_of};
 use crate::message::{ChannelInfo, ChannelUser, SocketId, User, validate_channel};
 use crate::patience::Patience;
 
 /// How long a question to the shards may take.
 pub(super) const QUERY_TIMEOUT: Duration = Duration::from_secs(1);
-/// Longest reason in a close frame (RFC 6455 section 5.5).
-const MAX_REASON_BYTES: usize = 123;
 
 impl Node {
     /// The users who are subscribed to a channel, ordered by id. Waits at most a second.
@@ -28,9 +26,9 @@ impl Node {
         if self.shows(channel) {
             return self.presence_answer(self.attendance.presence.users(&self.apps.scope(app, channel)));
         }
-        let asking = self.ask_others(|| others::Question::ChannelUsers { app: self.app_name(app), channel: channel.to_owned() })?;
+        let asking = self.ask_others(|| Question::ChannelUsers { app: self.app_name(app), channel: channel.to_owned() })?;
         let mut users = self.channel_users_here(app, channel)?;
-        let elsewhere = others::users_of(others::wait(asking));
+        let elsewhere = users_of(others::wait(asking).answers.into_iter().map(|(_, answer)| answer));
         if !elsewhere.is_empty() {
             users = merged(users.into_iter().chain(elsewhere));
         }
@@ -44,7 +42,7 @@ impl Node {
         Ok(merged(parts.into_iter().flat_map(|(_, users)| users)))
     }
 
-    fn shows(&self, channel: &str) -> bool {
+    pub(super) fn shows(&self, channel: &str) -> bool {
         self.config.room(channel).is_some_and(|rules| rules.shows)
     }
 
@@ -77,12 +75,11 @@ impl Node {
     /// Closes all connections of a user with a code of the application's choice; says how many.
     pub(crate) fn disconnect_user(&self, app: AppId, user_id: &str, code: u16, reason: &str) -> Result<usize, QueryError> {
         check_disconnect(user_id, code, reason)?;
-        let question =
-            || others::Question::DisconnectUser { app: self.app_name(app), user: user_id.to_owned(), code, reason: reason.to_owned() };
+        let question = || Question::DisconnectUser { app: self.app_name(app), user: user_id.to_owned(), code, reason: reason.to_owned() };
         let asking = self.ask_others(question);
         // Also where the others cannot be asked.
         let here = self.disconnect_here(app, user_id, code, reason)?;
-        Ok(here.saturating_add(others::sum_of(&others::wait(asking?))))
+        Ok(here.saturating_add(sum_of(&others::wait(asking?).answers)))
     }
 
     pub(super) fn disconnect_here(&self, app: AppId, user_id: &str, code: u16, reason: &str) -> Result<usize, QueryError> {
@@ -97,7 +94,7 @@ impl Node {
     /// See [`Hub::ban_user`].
     pub(crate) fn ban_user(&self, app: AppId, user_id: &str, duration: Duration, code: u16, reason: &str) -> Result<usize, QueryError> {
         check_disconnect(user_id, code, reason)?;
-        let question = || others::Question::BanUser {
+        let question = || Question::BanUser {
             app: self.app_name(app),
             user: user_id.to_owned(),
             ban_ms: u64::try_from(duration.as_millis()).unwrap_or(u64::MAX),
@@ -106,7 +103,7 @@ impl Node {
         };
         let asking = self.ask_others(question);
         let here = self.ban_here(app, user_id, duration, code, reason)?;
-        Ok(here.saturating_add(others::sum_of(&others::wait(asking?))))
+        Ok(here.saturating_add(sum_of(&others::wait(asking?).answers)))
     }
 
     pub(super) fn ban_here(&self, app: AppId, user_id: &str, duration: Duration, code: u16, reason: &str) -> Result<usize, QueryError> {
@@ -190,29 +187,6 @@ impl Node {
         self.shards[shard].inbox.push(question(sender).into());
         receiver
     }
-}
-
-fn check_disconnect(user_id: &str, code: u16, reason: &str) -> Result<(), QueryError> {
-    User::new(user_id, None)?;
-    if !is_application_code(code) {
-        return Err(QueryError::InvalidCloseCode { code });
-    }
-    if reason.len() > MAX_REASON_BYTES {
-        return Err(QueryError::ReasonTooLong { bytes: reason.len(), limit: MAX_REASON_BYTES });
-    }
-    Ok(())
-}
-
-/// A user who is found in several places has the connections of all, and the info of the first. Ordered by id.
-fn merged(found: impl Iterator<Item = ChannelUser>) -> Vec<ChannelUser> {
-    let mut users: HashMap<String, ChannelUser> = HashMap::new();
-    for found in found {
-        let known = users.entry(found.user.id().to_owned());
-        known.and_modify(|known| known.connections = known.connections.saturating_add(found.connections)).or_insert(found);
-    }
-    let mut users: Vec<_> = users.into_values().collect();
-    users.sort_by(|a, b| a.user.id().cmp(b.user.id()));
-    users
 }
 
 fn receive<T>(receiver: &Receiver<T>, patience: &mut Patience) -> Result<T, QueryError> {

@@ -1,54 +1,12 @@
 //! What hubs that share a broker ask of each other, and what each answers for itself.
 
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::Node;
 use crate::apps::AppId;
 use crate::error::QueryError;
-use crate::message::{ChannelInfo, ChannelUser, User};
-
-/// What a hub asks of the others. The app by its name.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "op", rename_all = "snake_case")]
-pub(crate) enum Question {
-    /// Who is subscribed to a channel.
-    ChannelUsers { app: String, channel: String },
-    /// How many subscriptions a channel has.
-    Subscribers { app: String, channel: String },
-    /// Channels with subscribers.
-    Channels { app: String },
-    /// Close a user's connections.
-    DisconnectUser { app: String, user: String, code: u16, reason: String },
-    /// The same, and keep the user out.
-    BanUser { app: String, user: String, ban_ms: u64, code: u16, reason: String },
-    /// Which hub it is, and what it has.
-    Status,
-}
-
-/// What came of a question.
-#[derive(Debug, Default)]
-pub(crate) struct Answered {
-    /// By hub.
-    pub(crate) answers: Vec<(u64, Value)>,
-    /// Those that did not answer in time.
-    pub(crate) missing: Vec<u64>,
-}
-
-/// A user as hubs tell each other; the info is JSON text.
-#[derive(Serialize, Deserialize)]
-struct Told {
-    id: String,
-    info: Option<String>,
-    connections: usize,
-}
-
-/// A channel, likewise.
-#[derive(Serialize, Deserialize)]
-struct ToldChannel {
-    name: String,
-    subscribers: usize,
-}
+use crate::letters::{Answered, Question, ToldChannel, sum_of};
+use crate::message::ChannelInfo;
 
 #[cfg(feature = "redis")]
 pub(crate) use crate::cluster::Asking;
@@ -67,25 +25,6 @@ impl Asking<'_> {
 /// The answers, or none where there is nobody else.
 pub(super) fn wait(asking: Option<Asking<'_>>) -> Answered {
     asking.map(Asking::wait).unwrap_or_default()
-}
-
-/// Users from other hubs, each checked like one of this hub's own.
-pub(super) fn users_of(answered: Answered) -> Vec<ChannelUser> {
-    let told = answered.answers.into_iter().filter_map(|(_, answer)| serde_json::from_value::<Vec<Told>>(answer).ok());
-    let users = told.flatten().filter_map(|Told { id, info, connections }| {
-        let user = User::new(&id, info.as_deref()).ok()?;
-        Some(ChannelUser { user, connections })
-    });
-    users.collect()
-}
-
-/// The sum of what others have counted.
-pub(super) fn sum_of(answered: &Answered) -> usize {
-    answered
-        .answers
-        .iter()
-        .filter_map(|(_, answer)| answer.as_u64())
-        .fold(0, |sum, count| sum.saturating_add(usize::try_from(count).unwrap_or(0)))
 }
 
 impl Node {
@@ -107,7 +46,7 @@ impl Node {
     pub(crate) fn subscribers(&self, app: AppId, channel: &str) -> Result<usize, QueryError> {
         let asking = self.ask_others(|| Question::Subscribers { app: self.app_name(app), channel: channel.to_owned() })?;
         let here = self.subscribers_here(app, channel);
-        Ok(here.saturating_add(sum_of(&wait(asking))))
+        Ok(here.saturating_add(sum_of(&wait(asking).answers)))
     }
 
     /// The channels with subscribers on all hubs, ordered by name.
@@ -169,18 +108,18 @@ impl Node {
     /// Answers another hub for this one. `None`: it cannot, or there is no such app here.
     #[cfg(feature = "redis")]
     pub(crate) fn answer_hub(&self, question: Question) -> Option<Value> {
+        use crate::letters::{Wanted, told};
         let of = |app: &str| self.apps.by_name(app).ok();
         let ban = |ban_ms: u64| std::time::Duration::from_millis(ban_ms);
         Some(match question {
-            Question::ChannelUsers { app, channel } => {
-                let users = self.channel_users_here(of(&app)?, &channel).ok()?;
-                let told = |ChannelUser { user, connections }: &ChannelUser| Told {
-                    id: user.id().to_owned(),
-                    info: user.info().map(str::to_owned),
-                    connections: *connections,
-                };
-                serde_json::to_value(users.iter().map(told).collect::<Vec<_>>()).ok()?
-            }
+            Question::ChannelUsers { app, channel } => told(&self.channel_users_here(of(&app)?, &channel).ok()?)?,
+            Question::Shown { app, channel, wanted } if self.shows(&channel) => match wanted {
+                Wanted::All => told(&self.channel_users(of(&app)?, &channel).ok()?)?,
+                Wanted::Number => self.count_users(of(&app)?, &channel).ok()?.into(),
+                Wanted::One(id) => told(self.channel_user(of(&app)?, &channel, &id).ok()?.as_slice())?,
+            },
+            // For this one there are others to ask.
+            Question::Shown { .. } => return None,
             Question::Subscribers { app, channel } => self.subscribers_here(of(&app)?, &channel).into(),
             Question::Channels { app } => {
                 let told = |ChannelInfo { name, subscribers }: ChannelInfo| ToldChannel { name, subscribers };

@@ -66,14 +66,42 @@ with_hub(function (HubProcess $hub) {
 
     test('what only a hub can answer is refused with a word, and none may be started', function () {
         foreach ([
-            fn () => getChannelUsers('a'), fn () => disconnectUser('a'), fn () => Realtime\channels(), fn () => Realtime\stats(),
-            fn () => count(Realtime\presence('a')), fn () => iterator_to_array(Realtime\events(0)),
+            fn () => Realtime\channels(), fn () => Realtime\stats(), fn () => iterator_to_array(Realtime\events(0)),
             fn () => (new Realtime\Server())->on('message', fn () => null)->poll(0),
         ] as $call) {
             throws(ConfigError::class, 'realtime.mode is remote', $call);
         }
         throws(ConfigError::class, 'this process may not start a hub', fn () => Realtime\start(['listen' => '127.0.0.1:0']));
         throws(ConfigError::class, 'this process may not start a hub', fn () => Realtime\serve(['listen' => '127.0.0.1:0']));
+    });
+
+    test('users of all hubs are listed, counted and disconnected; presence is what Redis knows', function () use ($hub) {
+        $other = new HubProcess(['socket' => socket_path(), 'channels' => [['match' => 'shown', 'presence' => true], ['match' => 'flood', 'conflate_ms' => 50]]]);
+        $here = function (HubProcess $hub, string $id, ?array $info, string $channel): Client {
+            $client = new Client($hub->url);
+            eventually(fn () => $hub->setUser($client->id(), $id, $info), 'the user\'s own channel is heard');
+            // Its connections with Redis may still be on their way.
+            do {
+                $client->send(['action' => 'subscribe', 'channel' => $channel]);
+                do {
+                    $type = json_decode($client->read()[1], true)['type'];
+                } while (!in_array($type, ['subscribed', 'error'], true));
+            } while ($type === 'error');
+            return $client;
+        };
+        eventually(fn () => str_contains(RedisProcess::ask(getenv('REALTIME_BROKER__URL'), 'HGET', 'realtime:rules', 'd'), 'shown'), 'the second hub has said what it goes by');
+        foreach (['everywhere', 'shown'] as $channel) {
+            // Rules are believed for five seconds; until then a channel that is shown is gathered, which is as true.
+            $clients = [$here($hub, 'ada', ['name' => 'Ada'], $channel), $here($other, 'ada', ['name' => 'Ada'], $channel), $here($other, 'bob', null, $channel)];
+            $expected = [['id' => 'ada', 'info' => ['name' => 'Ada'], 'connections' => 2], ['id' => 'bob', 'info' => null, 'connections' => 1]];
+            eventually(fn () => getChannelUsers($channel) === $expected, "all are listed on $channel");
+            $presence = Realtime\presence($channel);
+            same([2, $expected, true, false], [count($presence), $presence->users(), $presence->has('bob'), $presence->has('eve')]);
+            same(2, disconnectUser('ada', 4011, 'away'));
+            same([4011, 4011], [$clients[0]->closeCode(), $clients[1]->closeCode()]);
+            same(0, disconnectUser('ada'));
+        }
+        $other->stop();
     });
 
     test('off() and a fake keep everything from Redis', function () {
@@ -146,7 +174,9 @@ with_hub(function (HubProcess $hub) {
             check(!str_contains($output, 'geheim'), $output);
         }
         // An app is one of the hubs'.
-        contains('InvalidMessage: there is no app `shop`', publisher(getenv('REALTIME_BROKER__URL'), $publish, ['REALTIME_APP' => 'shop'])->output());
+        foreach (["Realtime\\publish('a', 'x')", "getChannelUsers('a')", "disconnectUser('a')"] as $call) {
+            contains('InvalidMessage: there is no app `shop`', publisher(getenv('REALTIME_BROKER__URL'), thrown($call), ['REALTIME_APP' => 'shop'])->output());
+        }
     });
 
     test('workers of php-fpm keep their connection from request to request', function () use ($hub) {
@@ -197,6 +227,50 @@ test('a Redis that was started anew is reached within the next call; without one
     $hub->stop();
 });
 
+test('a hub that does not answer is missing, and the log says so; where none does, or none is, calls say that', function () {
+    ini_set('error_log', $log = getenv('TEST_DIRECTORY') . '/php.log');
+    @unlink($log);
+    [$redis, $hub] = world();
+    $client = new Client($hub->url);
+    eventually(fn () => $hub->setUser($client->id(), 'ada'), 'known');
+    $client->send(['action' => 'subscribe', 'channel' => 'a']);
+    $client->next('subscribed');
+    eventually(fn () => array_column(getChannelUsers('a'), 'id') === ['ada'], 'she is listed');
+    // One that says that it is there, and is not.
+    RedisProcess::ask($redis->url, 'ZADD', 'realtime:hubs', '9000000000000000', '00000000000000ff');
+    eventually(function () use ($log) {
+        // A line a second at most: the one of an earlier failure may have been first.
+        same(true, in_array(array_column(getChannelUsers('a'), 'id'), [['ada'], []], true));
+        return str_contains((string) @file_get_contents($log), 'realtime: getChannelUsers(): 1 of 2 hubs did not answer, and what they have is missing');
+    }, 'the log says what is missing');
+    $hub->stop();
+    throws(Timeout::class, 'none of 1 hubs has answered', fn () => count(Realtime\presence('a')));
+    throws(Timeout::class, 'may or may not be done', fn () => Realtime\presence('a')->has(1));
+    same([[], 0], [getChannelUsers('a'), disconnectUser('ada')]);
+    contains('failed: none of 1 hubs has answered', file_get_contents($log));
+    // Redis is well meanwhile: nobody leaves it alone because of that.
+    check(Realtime\publish('kept', 'x')->accepted, 'published');
+    RedisProcess::ask($redis->url, 'DEL', 'realtime:hubs');
+    $e = throws(Unavailable::class, 'there is nobody to ask', fn () => Realtime\presence('a')->users());
+    check($e->isRetryable(), 'one may be there later');
+    same([[], 0], [getChannelUsers('a'), disconnectUser('ada', options: ['ban_ms' => 1000])]);
+});
+
+test('without Redis a hub cannot say who is on a channel that it shows: that may pass, whether it is asked over the bus or in its own process', function () {
+    [$redis, $hub] = world();
+    $redis->kill();
+    $ask = 'try { count(Realtime\\presence("presence-x")); } catch (Realtime\Exception\RealtimeException $e) { echo $e::class, $e->isRetryable() ? " that may pass" : " for ever"; }';
+    $start = 'Realtime\start(["listen" => "127.0.0.1:0"]);';
+    foreach ([['bus', '', $hub->socket], ['embedded', $start, '']] as [$mode, $before, $socket]) {
+        eventually(function () use ($mode, $before, $socket, $ask, $redis) {
+            $said = php($before . $ask, [], ['REALTIME_MODE' => $mode, 'REALTIME_SOCKET' => $socket, 'REALTIME_BROKER__URL' => $redis->url])->output();
+            contains('that may pass', $said);
+            return str_contains($said, 'Unavailable');
+        }, "Unavailable ($mode)");
+    }
+    $hub->stop();
+});
+
 test('a Redis that stands still costs one deadline; calls after it fail at once', function () {
     [$redis, $hub] = world();
     $redis->signal(SIGSTOP);
@@ -225,7 +299,7 @@ test('auto: where no hub answers on this host calls go to Redis, and back to the
     $code = <<<'PHP'
         while (($line = fgets(STDIN)) !== false) {
             try {
-                $said = Realtime\publish('a', trim($line))->matched;
+                $said = trim($line) === 'users' ? implode(',', array_column(Realtime\presence('a')->users(), 'id')) : Realtime\publish('a', trim($line))->matched;
             } catch (Throwable $e) {
                 $said = $e::class;
             }
@@ -239,6 +313,8 @@ test('auto: where no hub answers on this host calls go to Redis, and back to the
     };
     same('0', $publish('far'));
     same('far', $client->next()['data']);
+    eventually(fn () => $far->setUser($client->id(), 'ada'), 'known');
+    eventually(fn () => $publish('users') === 'ada', 'the hubs of other hosts are asked');
     // A hub without a broker, so that it can be told who has got a message.
     $near = new HubProcess(['socket' => $socket], ['REALTIME_BROKER__URL' => '']);
     $own = Client::subscribed($near->url, 'a');

@@ -114,7 +114,7 @@ function with_hub(callable $body, array $config = []): void
     }
 }
 
-/** Whether calls of this process go straight to Redis, which does not answer what only a hub knows. */
+/** Whether calls of this process go straight to Redis, through which hubs are not asked for everything. */
 function is_remote(): bool
 {
     return getenv('TEST_MODE') === 'remote';

@@ -230,7 +230,7 @@ impl Connection {
             return Err((Vec::new(), broke));
         }
         let mut answers = Vec::with_capacity(pipeline.len());
-        let mut incoming = Incoming { wire: &mut self.wire, received: &mut self.received, deadline, failure: None };
+        let mut incoming = Incoming { wire: &mut self.wire, received: &mut self.received, deadline, room: usize::MAX, failure: None };
         while answers.len() < pipeline.len() {
             match self.parser.parse_value(&mut incoming) {
                 Ok(answer) => answers.push(answer),
@@ -241,6 +241,14 @@ impl Connection {
             }
         }
         Ok(answers)
+    }
+
+    /// What the server says next by itself; more than about so many bytes are an error. After an error the connection is of no use
+    /// any more.
+    pub(super) fn hear(&mut self, limit: usize, deadline: &mut Deadline) -> io::Result<Value> {
+        let mut incoming = Incoming { wire: &mut self.wire, received: &mut self.received, deadline, room: limit, failure: None };
+        let said = self.parser.parse_value(&mut incoming);
+        said.map_err(|error| incoming.failure.take().unwrap_or_else(|| unreadable(error)))
     }
 }
 
@@ -256,6 +264,8 @@ struct Incoming<'a> {
     wire: &'a mut Wire,
     received: &'a mut Vec<u8>,
     deadline: &'a mut Deadline,
+    /// Bytes that may still come.
+    room: usize,
     /// What the parser does not tell of an error.
     failure: Option<io::Error>,
 }
@@ -263,6 +273,9 @@ struct Incoming<'a> {
 impl Incoming<'_> {
     fn fill(&mut self) -> io::Result<()> {
         while self.received.is_empty() {
+            if self.room == 0 {
+                return Err(io::Error::new(io::ErrorKind::InvalidData, "redis says more than can be"));
+            }
             let left = self.deadline.left_or_timeout()?;
             match self.wire.receive(self.received, Some(left)) {
                 Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
@@ -282,6 +295,7 @@ impl Read for Incoming<'_> {
             return Err(kind.into());
         }
         let count = into.len().min(self.received.len());
+        self.room = self.room.saturating_sub(count);
         into[..count].copy_from_slice(&self.received[..count]);
         self.received.drain(..count);
         Ok(count)

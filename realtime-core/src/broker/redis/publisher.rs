@@ -1,10 +1,11 @@
-//! Publishing from a process on a host without a hub: straight to Redis, every hub delivers.
+//! Publishing from a process on a host without a hub: straight to Redis, every hub delivers, and every hub is asked (`asking`).
 //!
 //! A call either succeeds, fails, or fails by its deadline; it never hangs. A connection that the server has ended is replaced
 //! within the call, once, and what was asked over one that breaks is asked again only where nothing of it can have been carried
 //! out, or where that makes no difference (it has an idempotency key, or only reads). The connection belongs to the process that
 //! made it; a forked child makes its own.
 
+mod asking;
 mod known;
 mod masters;
 
@@ -28,16 +29,16 @@ use crate::config::{BrokerConfig, Limits, Secret};
 use crate::deadline::{Deadline, NotNow, Waiting};
 use crate::error::{BrokerError, PublishError, QueryError};
 use crate::history::{History, MAX_LIMIT, Query};
+use crate::letters::ANSWER_TIMEOUT;
 use crate::message::{Channel, Payload, Publish, Receipt, User, channel_hash, validate_channel, validate_json};
 use crate::wire::Resolve;
 use known::Known;
 
+pub use asking::Gathered;
+
 /// Publications in one round trip, and their bytes.
 const MAX_TOGETHER: usize = 256;
 const MAX_TOGETHER_BYTES: usize = 1 << 20;
-/// By the clock of Redis, which is the hubs' too.
-const COUNT_HUBS: &str = "local time = redis.call('TIME') \
-    return redis.call('ZCOUNT', KEYS[1], '(' .. time[1] * 1000 + math.floor(time[2] / 1000), '+inf')";
 /// The scripts that a publisher runs.
 const SCRIPTS: [Script; 2] = [Script::Publish, Script::Read];
 
@@ -58,6 +59,8 @@ pub struct PublisherOptions {
     /// For a whole call: connecting, sending, and the answers. Default 1 s. Each round trip of many publications has it anew, and
     /// what hubs wait for replicas (`broker.wait_timeout_ms`) besides.
     pub answer_timeout: Duration,
+    /// For the answers of hubs that are asked something, within the call's deadline. Default 600 ms.
+    pub hubs_timeout: Duration,
 }
 
 impl PublisherOptions {
@@ -70,6 +73,7 @@ impl PublisherOptions {
             resolve,
             connect_timeout: Duration::from_millis(500),
             answer_timeout: Duration::from_secs(1),
+            hubs_timeout: ANSWER_TIMEOUT,
         }
     }
 }
@@ -136,6 +140,28 @@ pub enum PublisherError {
         /// The prefix.
         prefix: String,
     },
+    /// Hubs have used this Redis, and none is there to answer.
+    #[error("no hub is at redis {address} with broker.prefix `{prefix}` just now: there is nobody to ask")]
+    NoHubNow {
+        /// Where.
+        address: String,
+        /// The prefix.
+        prefix: String,
+    },
+    /// The hubs are there, by their own word, and none has answered.
+    #[error("none of {hubs} hubs has answered within {} ms; what was asked for may or may not be done", waited.as_millis())]
+    NoAnswer {
+        /// How many were asked.
+        hubs: usize,
+        /// How long they were waited for.
+        waited: Duration,
+    },
+    /// The hubs have answered that they cannot answer this now.
+    #[error("none of {hubs} hubs could answer")]
+    Unable {
+        /// How many were asked.
+        hubs: usize,
+    },
     /// What the hubs go by is not what this process knows.
     #[error("redis at {address} does not say what hubs go by: {reason}")]
     Rules {
@@ -161,7 +187,10 @@ pub enum PublisherError {
 impl PublisherError {
     /// Whether it is certain that nothing was sent, and another way may be tried. Of many publications: none of them.
     pub fn is_unsent(&self) -> bool {
-        matches!(self, PublisherError::Connect { .. } | PublisherError::Paused { .. } | PublisherError::NoHub { .. })
+        matches!(
+            self,
+            PublisherError::Connect { .. } | PublisherError::Paused { .. } | PublisherError::NoHub { .. } | PublisherError::NoHubNow { .. }
+        )
     }
 
     /// The same failure after something may have been carried out.
@@ -290,20 +319,6 @@ impl Publisher {
     /// Makes sure of the server, and that hubs use it.
     pub fn reach(&mut self) -> Result<(), PublisherError> {
         self.call(|publisher, deadline| publisher.rules(deadline).map(drop))
-    }
-
-    /// How many hubs have said within the last seconds that they are there.
-    pub fn hubs(&mut self) -> Result<usize, PublisherError> {
-        self.call(|publisher, deadline| {
-            publisher.rules(deadline)?;
-            let key = publisher.keys.hubs();
-            let mut command = cmd("EVAL");
-            command.arg(COUNT_HUBS).arg(1).arg(&key);
-            let question = Question { slot: slot_of(&key), ..Question::reading(command) };
-            let answer = publisher.ask(vec![question], None, deadline)?.pop().ok_or_else(nonsense).flatten();
-            let count = answer.and_then(|count| redis::from_redis_value(count).map_err(|_| nonsense()));
-            count.map_err(|error| publisher.refused(error))
-        })
     }
 
     /// The largest body that the hubs take.

@@ -16,6 +16,7 @@ use crate::config::{Config, retention_where, wildcard_matches};
 use crate::error::BrokerError;
 use crate::history::Retention;
 use crate::message::{APP_SEPARATOR, INTERNAL_PREFIX};
+use crate::protocol::pusher::names;
 
 /// Raised when a publisher that knows only what is here would do something wrong.
 const VERSION: u32 = 1;
@@ -48,6 +49,9 @@ struct ChannelRule {
     pattern: String,
     keeps: Option<Retention>,
     conflates: bool,
+    /// See `presence`.
+    #[serde(default)]
+    shows: bool,
 }
 
 impl Rules {
@@ -57,6 +61,7 @@ impl Rules {
             pattern: policy.pattern.clone(),
             keeps: policy.retention(),
             conflates: policy.conflate_ms > 0,
+            shows: policy.presence,
         };
         Rules {
             version: VERSION,
@@ -98,19 +103,30 @@ impl Rules {
         !channel.starts_with(INTERNAL_PREFIX) && self.rule(channel).is_some_and(|rule| rule.conflates)
     }
 
+    /// Whether the channel shows its users, who are in Redis then.
+    pub(super) fn shows(&self, channel: &str) -> bool {
+        names::is_presence(channel) || self.rule(channel).is_some_and(|rule| rule.shows)
+    }
+
     fn rule(&self, channel: &str) -> Option<&ChannelRule> {
         self.channels.iter().find(|rule| wildcard_matches(&rule.pattern, channel))
     }
 
+    /// An app's name, empty for the default one, if the hubs have it.
+    pub(super) fn app<'a>(&self, app: &'a str) -> Result<&'a str, UnknownApp> {
+        match app {
+            "" | DEFAULT_APP => Ok(DEFAULT_APP),
+            app if self.apps.iter().any(|known| known == app) => Ok(app),
+            app => Err(UnknownApp::among(app, self.apps.iter().map(String::as_str))),
+        }
+    }
+
     /// A channel of an app, as hubs and broker know it.
     pub(super) fn scope(&self, app: &str, channel: &str) -> Result<String, UnknownApp> {
-        if app.is_empty() || app == DEFAULT_APP {
-            return Ok(channel.to_owned());
-        }
-        if !self.apps.iter().any(|known| known == app) {
-            return Err(UnknownApp::among(app, self.apps.iter().map(String::as_str)));
-        }
-        Ok(format!("{app}{APP_SEPARATOR}{channel}"))
+        Ok(match self.app(app)? {
+            DEFAULT_APP => channel.to_owned(),
+            app => format!("{app}{APP_SEPARATOR}{channel}"),
+        })
     }
 }
 
@@ -178,7 +194,7 @@ mod tests {
         Config {
             channels: vec![
                 ChannelPolicy { conflate_ms: 100, ..policy("flood-*") },
-                ChannelPolicy { history: Some(HistoryPolicy { size: 3, ttl_ms: 4, bytes: 5 }), ..policy("h*") },
+                ChannelPolicy { history: Some(HistoryPolicy { size: 3, ttl_ms: 4, bytes: 5 }), presence: true, ..policy("h*") },
                 ChannelPolicy { last_value: true, conflate_ms: 1, ..policy("*") },
             ],
             apps: vec![app("shop", "k")],
@@ -198,6 +214,7 @@ mod tests {
                 }
                 assert_eq!(rules.retention(channel), config.retention(channel), "{channel} {remove}");
                 assert_eq!(rules.conflates(channel), config.conflation(channel).is_some(), "{channel} {remove}");
+                assert_eq!(rules.shows(channel), config.room(channel).is_some_and(|room| room.shows), "{channel} {remove}");
             }
             match remove {
                 0 => drop(config.channels.pop()),

@@ -181,8 +181,7 @@ fn query_code(error: &QueryError) -> FailureCode {
     match error {
         QueryError::InvalidChannel(_) | QueryError::NoHistory { .. } => FailureCode::InvalidChannel,
         QueryError::Timeout { .. } => FailureCode::Timeout,
-        QueryError::Broker(_) => FailureCode::Unavailable,
-        QueryError::Stopped => FailureCode::Unavailable,
+        QueryError::Broker(_) | QueryError::Presence(_) | QueryError::Stopped => FailureCode::Unavailable,
         _ => FailureCode::InvalidMessage,
     }
 }
