@@ -109,7 +109,7 @@ test: ## Run every test; ONLY="rust php" runs some (fmt lint docs rust build php
 	@$(with_php) MAKE='$(MAKE)' scripts/test $(ONLY)
 
 test-deep: ## Tests that take long or need a quiet machine: presence, floods and every fault of docs/reliability.md at full size, whether the time of a signature's check tells anything
-	@REALTIME_TEST_FULL=1 cargo test $(locked) --release -p realtime-core --test presence --test callbacks --test chaos --test delivery --test storm --test redis --test redis_sentinel --test redis_links --test redis_cluster --test cluster --test resume --test history_store
+	@REALTIME_TEST_FULL=1 cargo test $(locked) --release -p realtime-core --test presence --test callbacks --test http --test panics --test chaos --test delivery --test storm --test redis --test redis_sentinel --test redis_links --test redis_cluster --test cluster --test resume --test history_store
 	@REALTIME_TEST_FULL=1 cargo test $(locked) --release -p realtime-server --test cluster --test killed
 	@REALTIME_TEST_FULL=1 cargo test $(locked) --release -p realtime-interleavings
 	@cargo run $(locked) --release --quiet -p realtime-testkit --example signature_timing

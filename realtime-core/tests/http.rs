@@ -159,6 +159,7 @@ fn a_slow_handshake_ends_at_its_deadline() {
 
 #[test]
 fn who_does_not_read_its_answers_loses_its_place() {
+    // Case R51.
     let hub = start(|config| {
         (config.limits.max_handshakes, config.limits.handshake_timeout_ms) = (2, 2_000);
         config.monitoring.listen = "127.0.0.1:0".into();

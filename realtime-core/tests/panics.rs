@@ -176,6 +176,7 @@ fn events(hub: &Hub, count: usize) -> Vec<String> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_counted_after_a_shard_has_failed_is_what_the_others_have() {
+    // Case R52.
     let broker = Arc::new(Asked { memory: Memory::new(1_000, 1_000, 1 << 20).unwrap(), channels: Mutex::default() });
     let config = config(|config| {
         config.apps = vec![AppConfig { max_connections: 7, ..app() }];
