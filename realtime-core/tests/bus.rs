@@ -221,6 +221,8 @@ fn a_hub_that_stands_still_costs_one_deadline() {
     let mut client = Client::new(ClientOptions { answer_timeout: Duration::from_millis(50), ..ClientOptions::new(&place.socket()) });
     assert!(matches!(client.publish_with_receipt(&publish("c", Payload::Text("x"))), Err(ClientError::Timeout { .. })));
     assert!(matches!(client.publish_with_receipt(&publish("c", Payload::Text("x"))), Err(ClientError::Paused { .. })));
+    // Who has another way takes that meanwhile.
+    assert!(matches!(client.reach(), Err(ClientError::Paused { .. })));
     // What waits for nobody costs nothing.
     client.publish(&publish("c", Payload::Text("x"))).unwrap();
     // Nor what would have to wait, once the socket is full.

@@ -494,16 +494,15 @@ impl Client {
         self.waiting.waited()
     }
 
-    /// Connects if there is no connection, or the hub has ended it.
+    /// Connects if there is no connection, or the hub has ended it. Fails while calls that would wait fail at once, because the hub
+    /// has just let one run into its deadline.
     pub fn reach(&mut self) -> Result<(), ClientError> {
+        self.waiting.check_pause()?;
         if self.link.as_ref().is_some_and(|link| !link.has_ended()) {
             return Ok(());
         }
         self.forget_link();
-        self.call(|client| {
-            client.waiting.check_pause()?;
-            client.connect().or_else(|error| client.connect_after_rescue(error))
-        })
+        self.call(|client| client.connect().or_else(|error| client.connect_after_rescue(error)))
     }
 
     /// Whether somebody serves the socket. Connects if there is no connection.
