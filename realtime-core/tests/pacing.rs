@@ -92,6 +92,40 @@ async fn the_newest_value_of_every_channel_comes_however_many_are_asked_for_at_o
 }
 
 #[tokio::test]
+async fn newest_values_that_a_broker_gives_all_at_once_are_not_lost_behind_a_full_outbox() {
+    let broker = Arc::new(Delayed::new(Duration::from_millis(1)));
+    let settings = config(|config| {
+        small(config);
+        config.shards = 1;
+    });
+    let hub = HubBuilder::new(settings).broker(broker.clone()).start().unwrap();
+    // More than the sockets hold, whatever they have grown to.
+    let channels: BTreeSet<String> = (0..700).map(|number| format!("value-{number}")).collect();
+    let body = "x".repeat(15 << 10);
+    // Somebody hears them all, so that only the values have to be asked for.
+    let mut other = Client::connect(&hub).await;
+    for channel in &channels {
+        other.subscribe(channel).await;
+        hub.publish(&Publish::new(channel, "e", Payload::Text(&body))).unwrap();
+        other.expect("message").await;
+    }
+    broker.pause();
+    let ping = json!({"action": "ping"}).to_string();
+    let mut client = ask_all(&hub, channels.iter().map(|channel| subscribe(channel)).chain([ping]));
+    assert_eq!(client.next_frame().json()["type"], "pong", "all has been looked at");
+    broker.resume();
+    eventually("the broker has answered what it was asked", || broker.backlog() == 0);
+    let mut values = BTreeSet::new();
+    while values.len() < channels.len() {
+        let frame = client.next_frame().json();
+        if frame["type"] == "message" {
+            assert!(values.insert(frame["channel"].as_str().unwrap().to_owned()), "{frame}");
+        }
+    }
+    assert_eq!((values, hub.stats().closed), (channels, 0));
+}
+
+#[tokio::test]
 async fn who_asks_for_many_long_lists_of_users_gets_them_all() {
     for hub in hubs() {
         let _member = crowded(&hub).await;
